@@ -1,0 +1,151 @@
+"""Typed actions: what an agent can do to a screen, independent of any model or device.
+
+Coordinates are normalised to 0-1000 in both directions, the convention of the Qwen-VL models, so that an
+action means the same on every screen size. A location is either a `Point` or a `Target`, the visible name
+of an element; targets are turned into points by the environment's `locate` before the action is executed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+COORDINATE_MAX = 1000
+"""Largest normalised coordinate; (0, 0) is the top left corner, (1000, 1000) the bottom right one."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A position on the screen, normalised: `x` and `y` in 0..1000."""
+
+    x: int
+    y: int
+
+    def __post_init__(self) -> None:
+        for name, value in (("x", self.x), ("y", self.y)):
+            if not 0 <= value <= COORDINATE_MAX:
+                raise ValueError(f"{name}={value} is outside 0..{COORDINATE_MAX}")
+
+    def to_pixels(self, width: int, height: int) -> tuple[int, int]:
+        """The pixel (column, row) of this point on a screen of `width` x `height` pixels."""
+        last = COORDINATE_MAX + 1
+        return self.x * width // last, self.y * height // last
+
+
+@dataclass(frozen=True)
+class Target:
+    """An element named by what a person would call it, for example ``Wi-Fi`` or ``OK``."""
+
+    name: str
+
+
+Location = Point | Target
+
+
+class Direction(StrEnum):
+    """Where the finger (swipe) or the view (scroll) moves; scrolling `DOWN` reveals what is further down."""
+
+    UP = "up"
+    DOWN = "down"
+    LEFT = "left"
+    RIGHT = "right"
+
+
+class Button(StrEnum):
+    """Hardware and navigation buttons of a phone."""
+
+    BACK = "back"
+    HOME = "home"
+    MENU = "menu"
+    APP_SWITCH = "app_switch"
+    POWER = "power"
+    VOLUME_UP = "volume_up"
+    VOLUME_DOWN = "volume_down"
+
+
+@dataclass(frozen=True)
+class Tap:
+    at: Location
+
+
+@dataclass(frozen=True)
+class DoubleTap:
+    at: Location
+
+
+@dataclass(frozen=True)
+class LongPress:
+    at: Location
+    seconds: float = 1.0
+
+
+@dataclass(frozen=True)
+class TypeText:
+    """Type `text` into the focused field, after tapping `at` when given; replaces the field's content."""
+
+    text: str
+    at: Location | None = None
+    press_enter: bool = False
+
+
+@dataclass(frozen=True)
+class Swipe:
+    """A quick finger movement from `start` to `end`."""
+
+    start: Location
+    end: Location
+
+
+@dataclass(frozen=True)
+class Scroll:
+    """Move the view at `at` (the screen's centre when None) by about half a screen."""
+
+    direction: Direction
+    at: Location | None = None
+
+
+@dataclass(frozen=True)
+class Drag:
+    """Press at `start`, move slowly to `end`, release."""
+
+    start: Location
+    end: Location
+
+
+@dataclass(frozen=True)
+class PressKey:
+    """Press a keyboard key or combination; names are lower case (``enter``, ``control+a``)."""
+
+    key: str
+
+
+@dataclass(frozen=True)
+class PressButton:
+    button: Button
+
+
+@dataclass(frozen=True)
+class Wait:
+    seconds: float
+
+
+@dataclass(frozen=True)
+class ReportTaskComplete:
+    """The agent's claim that the task is done; ends the episode."""
+
+    message: str = ""
+
+
+Action = (
+    Tap
+    | DoubleTap
+    | LongPress
+    | TypeText
+    | Swipe
+    | Scroll
+    | Drag
+    | PressKey
+    | PressButton
+    | Wait
+    | ReportTaskComplete
+)

@@ -1,0 +1,61 @@
+"""The environment protocol: one screen that an agent looks at and acts on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from PIL import Image
+
+from cua_agent.actions import Action, Point
+from cua_agent.tasks import CUATask
+
+
+class EnvironmentFailure(Exception):
+    """The world broke (dead box, crashed browser, network): the episode is lost, not failed.
+
+    An episode that ends with this is an `infra_error`: it is replaced and counted, never scored 0.
+    """
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What the agent sees after an action: an RGB screenshot and a short text (empty when all is well)."""
+
+    screenshot: Image.Image
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Outcome of one action.
+
+    `done` is True when the world itself ended the episode (MiniWoB++ does, a phone does not). `error` says why
+    the action had no effect (None when it was executed); the same text is in `observation.text`.
+    """
+
+    observation: Observation
+    done: bool = False
+    error: str | None = None
+
+
+class Environment(Protocol):
+    """One device or page. Not safe for concurrent episodes; every method may raise `EnvironmentFailure`."""
+
+    async def reset(self, task: CUATask, seed: int) -> Observation:
+        """Start `task` in the state that `seed` determines; the same pair always gives the same start."""
+        ...
+
+    async def step(self, action: Action) -> StepResult:
+        """Execute an action whose locations are all `Point`s."""
+        ...
+
+    async def locate(self, target: str) -> Point | None:
+        """The centre of the visible element called `target`, or None when there is none (grounding)."""
+        ...
+
+    async def compute_reward(self) -> float:
+        """How well the task's goal holds in the present state, 0..1, read from the state, not from pixels."""
+        ...
+
+    async def close(self) -> None: ...

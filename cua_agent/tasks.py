@@ -1,0 +1,87 @@
+"""Tasks: what the agent is asked to do, and how the environment's state tells whether it was done."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+Probe = Callable[[str], Awaitable[str]]
+"""Runs one command in the environment and returns its output: an Android shell command on phones (real or
+simulated), a JavaScript expression in web pages."""
+
+Difficulty = Literal["easy", "medium", "hard"]
+EnvName = Literal["pocket", "miniwob"]
+EvalSplit = Literal["seeds", "templates"]
+SeedUse = Literal["clone", "train", "eval"]
+
+_SEEDS_PER_USE = 1_000_000_000
+_SEED_USES: tuple[SeedUse, ...] = ("clone", "train", "eval")
+
+
+class Validator(Protocol):
+    """Reads the environment's state through a probe; never looks at pixels or at the model's words."""
+
+    async def snapshot(self, probe: Probe) -> Mapping[str, str]:
+        """State right after reset that `score` compares with (empty when the goal is absolute)."""
+        ...
+
+    async def score(self, probe: Probe, before: Mapping[str, str]) -> float:
+        """How well the goal holds now, 0..1."""
+        ...
+
+
+@dataclass(frozen=True)
+class CUATask:
+    """One task. `category` is its family; `description` is the goal as the user states it.
+
+    `max_steps` bounds the turns of an episode, the final report included. Raises `ValueError` when the validator is
+    missing or a field is empty, because such a task could only ever score 0.
+    """
+
+    id: str
+    name: str
+    description: str
+    difficulty: Difficulty
+    category: str
+    max_steps: int
+    validation: Validator
+
+    def __post_init__(self) -> None:
+        if not all(callable(getattr(self.validation, method, None)) for method in ("snapshot", "score")):
+            raise ValueError(f"task {self.id!r} has no validator (an object with snapshot and score)")
+        if not (self.id and self.name and self.description and self.category):
+            raise ValueError(f"task {self.id!r}: id, name, description and category must not be empty")
+        if self.max_steps < 1:
+            raise ValueError(f"task {self.id!r}: max_steps={self.max_steps} must be at least 1")
+
+
+def seed_for(use: SeedUse, index: int) -> int:
+    """The `index`-th seed reserved for a use; no seed belongs to two uses."""
+    if not 0 <= index < _SEEDS_PER_USE:
+        raise ValueError(f"seed index {index} is outside 0..{_SEEDS_PER_USE - 1}")
+    return _SEED_USES.index(use) * _SEEDS_PER_USE + index
+
+
+def get_training_tasks(env: EnvName = "pocket") -> list[CUATask]:
+    """The tasks that training draws from."""
+    if env == "miniwob":
+        from cua_agent.envs.miniwob.tasks import training_tasks as miniwob_tasks
+
+        return miniwob_tasks()
+    from cua_agent.envs.pocket.tasks import training_tasks
+
+    return training_tasks()
+
+
+def get_eval_tasks(env: EnvName = "pocket", split: EvalSplit = "seeds") -> list[CUATask]:
+    """Held-out tasks: `seeds` are the training goals (to be run on seeds of use "eval"), `templates` are wordings and
+    combinations that training never shows. MiniWoB++ has no templates of its own: its held-out tasks stand for them.
+    """
+    if env == "miniwob":
+        from cua_agent.envs.miniwob.tasks import eval_tasks as miniwob_eval_tasks
+
+        return miniwob_eval_tasks(split)
+    from cua_agent.envs.pocket.tasks import eval_tasks
+
+    return eval_tasks(split)

@@ -1,0 +1,79 @@
+"""What one episode leaves behind: the token rows to train on and the record of its turns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+NO_VERSION = -1
+"""Policy version of tokens that no policy sampled (prompts, observations)."""
+
+
+class Outcome(StrEnum):
+    """How an episode ended."""
+
+    SUCCESS = "success"
+    FAILURE = "failure"  # the world ended the episode, goal not reached
+    FALSE_CLAIM = "false_claim"  # reported complete, but the goal does not hold
+    OUT_OF_TURNS = "out_of_turns"
+    INFRA_ERROR = "infra_error"  # never reaches advantages: replaced, and counted
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Record of one turn: what the model said, what it meant, what came back, and how long it took.
+
+    `action` is the parsed action as text (None when the call was malformed), `result` the observation's text,
+    `screenshot` what the model looked at when it acted (None once dropped to save memory), `point` the normalised
+    position acted on (None when the action has none).
+    """
+
+    text: str
+    action: str | None
+    result: str
+    generate_s: float
+    env_s: float
+    point: tuple[int, int] | None = None
+    screenshot: Image.Image | None = field(default=None, repr=False, compare=False)
+
+
+@dataclass
+class Trajectory:
+    """One token row of an episode (`context=full`: the only one; `context=last_k`: one of several).
+
+    Arrays have length L: `input_ids` int64, `loss_mask` int32 (1 on sampled tokens only), `logprobs` float32
+    (of the sampled tokens at the sampling temperature, 0 elsewhere), `versions` int32 (weight version that served
+    the token, -1 elsewhere). `images` are uint8 arrays [H, W, 3] in the order of their placeholders in `input_ids`.
+    `weight` is 1 / (rows of the episode), so that every episode counts once. `turns` are those of this row.
+    """
+
+    input_ids: npt.NDArray[np.int64]
+    loss_mask: npt.NDArray[np.int32]
+    logprobs: npt.NDArray[np.float32]
+    versions: npt.NDArray[np.int32]
+    images: list[npt.NDArray[np.uint8]]
+    reward: float
+    outcome: Outcome
+    task_id: str
+    group_id: str
+    episode_id: str
+    seed: int
+    turns: tuple[Turn, ...] = ()
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        n = len(self.input_ids)
+        for name in ("loss_mask", "logprobs", "versions"):
+            if len(getattr(self, name)) != n:
+                raise ValueError(f"{name} has {len(getattr(self, name))} entries, input_ids has {n}")
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def success(self) -> bool:
+        return self.outcome is Outcome.SUCCESS
