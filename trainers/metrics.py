@@ -1,0 +1,193 @@
+"""What a run reports: the metrics row of a step, the files and trackers it goes to, and the progress display's seam."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Protocol
+
+from trainers.config import ConfigError, LoggingConfig
+from trainers.protocol import EvalRecord, TrainResult
+
+NAN = float("nan")
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """One row of `metrics.jsonl`: one training step, the same keys on every backend.
+
+    Times are seconds of wall time. `reward_*` and `success_rate` are over all scored episodes of the step, those of
+    filtered groups included; `episodes` counts these, `episodes_infra_error` the lost ones beside them, and `outcomes`
+    both by kind. `staleness_*` is the policy's version minus the version that served a token, over sampled tokens.
+    `logprob_gap` is mean exp|training log-prob - rollout log-prob| over sampled tokens. `tokens` are the sampled and
+    prompt tokens that were trained on; `tokens_per_s` divides them by `step_s`. `env_utilisation`: environment-seconds
+    lent to an episode during the rollouts, divided by (pool size x `rollout_s`). Loss figures are NaN (null in the
+    file) in a step that trained on nothing; `updates_skipped` counts updates whose loss or gradient was not finite.
+    """
+
+    step: int
+    policy_version: int
+    loss: float = NAN
+    policy_loss: float = NAN
+    kl: float = NAN
+    entropy: float = NAN
+    grad_norm: float = NAN
+    clip_fraction: float = NAN
+    lr: float = NAN
+    reward_mean: float = NAN
+    reward_std: float = NAN
+    success_rate: float = NAN
+    turns_mean: float = NAN
+    groups_kept: int = 0
+    groups_filtered: int = 0
+    episodes: int = 0
+    episodes_infra_error: int = 0
+    updates_skipped: int = 0
+    staleness_mean: float = 0.0
+    staleness_max: int = 0
+    logprob_gap: float = NAN
+    rollout_s: float = 0.0
+    train_s: float = 0.0
+    sync_s: float = 0.0
+    step_s: float = 0.0
+    env_utilisation: float = 0.0
+    tokens: int = 0
+    tokens_per_s: float = 0.0
+    outcomes: Mapping[str, int] = field(default_factory=dict)
+
+    def row(self) -> dict[str, float | int | None]:
+        """Flat and JSON-safe: `outcomes` becomes `outcome/<kind>`, a number that is not finite becomes None."""
+        flat = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "outcomes"}
+        flat |= {f"outcome/{kind}": count for kind, count in self.outcomes.items()}
+        return {key: json_safe(value) for key, value in flat.items()}
+
+
+class ProgressReporter(Protocol):
+    """What a person sees while a run goes on. Called from the training loop; must not raise and must be quick."""
+
+    def phase(self, name: str, done: int, total: int) -> None:
+        """`done` of `total` units (episodes, micro-batches) of the phase called `name` are finished."""
+        ...
+
+    def step(self, metrics: StepMetrics, max_steps: int) -> None:
+        """A training step ended."""
+        ...
+
+    def evaluation(self, record: EvalRecord, split: str) -> None:
+        """An evaluation ended; `split` is "seeds" or "templates"."""
+        ...
+
+    def message(self, text: str) -> None:
+        """One line worth knowing."""
+        ...
+
+    def close(self) -> None:
+        """The run is over; safe to call twice."""
+        ...
+
+
+class Tracker(Protocol):
+    """A service that draws curves."""
+
+    def log(self, values: Mapping[str, float], step: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class MetricsWriter:
+    """Appends `metrics.jsonl` and `eval.jsonl` in `directory`, writes `summary.json`, and feeds the trackers.
+
+    Each row is on disk when the call returns, so an interrupted run keeps all it had.
+    """
+
+    def __init__(self, directory: Path, trackers: list[Tracker]) -> None:
+        self._directory = directory
+        self._trackers = trackers
+        directory.mkdir(parents=True, exist_ok=True)
+
+    def step(self, metrics: StepMetrics) -> None:
+        row = metrics.row()
+        self._append("metrics.jsonl", row)
+        self._track({f"train/{key}": value for key, value in row.items() if key != "step"}, metrics.step)
+
+    def evaluation(self, record: EvalRecord, split: str) -> None:
+        row: dict[str, Any] = {key: json_safe(value) for key, value in asdict(record).items()}
+        self._append("eval.jsonl", {"split": split, **row})
+        values = {f"eval_{split}/{key}": row[key] for key in ("success_rate", "reward_mean", "turns_mean")}
+        for category, (successes, episodes) in record.by_category.items():
+            values[f"eval_{split}/{category}"] = successes / max(episodes, 1)
+        self._track(values, record.step)
+
+    def summary(self, result: TrainResult, **identity: Any) -> None:
+        """`summary.json`: the result and what the run was (`backend`, `phase`, `seed`, ...)."""
+        content = {**identity, **{key: json_safe(value) for key, value in asdict(result).items()}}
+        target = self._directory / "summary.json"
+        partial = target.with_suffix(".json.part")
+        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        partial.replace(target)
+
+    def close(self) -> None:
+        """Flush and end the trackers; safe to call twice."""
+        while self._trackers:
+            self._trackers.pop().close()
+
+    def _append(self, name: str, row: Mapping[str, Any]) -> None:
+        with (self._directory / name).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def _track(self, values: Mapping[str, float | int | None], step: int) -> None:
+        numbers = {key: float(value) for key, value in values.items() if value is not None}
+        for tracker in self._trackers:
+            tracker.log(numbers, step)
+
+
+def open_trackers(config: LoggingConfig, directory: Path, settings: Mapping[str, Any]) -> list[Tracker]:
+    """The trackers that `config` asks for; `settings` is shown beside the curves. Raises `ConfigError`."""
+    trackers: list[Tracker] = []
+    if config.tensorboard:
+        trackers.append(_TensorBoard(directory / "tensorboard"))
+    for name, wanted in (("wandb", config.wandb), ("trackio", config.trackio)):
+        if wanted:
+            trackers.append(_HostedRun(name, config.project, directory, settings))
+    return trackers
+
+
+class _TensorBoard:
+    def __init__(self, directory: Path) -> None:
+        from tensorboardX import SummaryWriter
+
+        self._writer = SummaryWriter(str(directory))
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        for key, value in values.items():
+            self._writer.add_scalar(key, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _HostedRun:
+    """wandb or trackio, which share wandb's interface."""
+
+    def __init__(self, module: str, project: str, directory: Path, settings: Mapping[str, Any]) -> None:
+        import importlib
+
+        try:
+            self._module = importlib.import_module(module)
+        except ImportError as error:
+            raise ConfigError(f"logging.{module}=true needs the package: pip install {module}") from error
+        self._module.init(project=project, name=directory.name, config=dict(settings))
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        self._module.log(dict(values), step=step)
+
+    def close(self) -> None:
+        self._module.finish()
+
+
+def json_safe(value: Any) -> Any:
+    """`value` itself, or None for a float that JSON cannot hold."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
