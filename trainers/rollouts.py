@@ -51,10 +51,6 @@ class Group:
     episodes: list[Episode]
 
     @property
-    def rewards(self) -> list[float]:
-        return [episode[0].reward for episode in self.episodes]
-
-    @property
     def rows(self) -> list[Trajectory]:
         return [row for episode in self.episodes for row in episode]
 
@@ -162,7 +158,7 @@ class Round(Protocol):
 async def collect(
     play_round: Round,
     draw: Callable[[int], Sequence[GroupSpec]],
-    has_signal: Callable[[Sequence[float]], bool],
+    has_signal: Callable[[Group], bool],
     wanted: int,
     max_refills: int,
 ) -> Collected:
@@ -173,7 +169,7 @@ async def collect(
         groups, lost = await play_round(draw(wanted - len(collected.kept)))
         collected.lost += lost
         for group in groups:
-            (collected.kept if has_signal(group.rewards) else collected.filtered).append(group)
+            (collected.kept if has_signal(group) else collected.filtered).append(group)
         if len(collected.kept) == wanted:
             break
     return collected

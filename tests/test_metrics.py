@@ -1,0 +1,151 @@
+import json
+import sys
+import types
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from trainers.config import ConfigError, LoggingConfig
+from trainers.metrics import MetricsWriter, StepMetrics, open_trackers
+from trainers.protocol import EvalRecord, TrainResult
+
+DESIGN_KEYS = [
+    "step",
+    "policy_version",
+    "loss",
+    "policy_loss",
+    "kl",
+    "entropy",
+    "grad_norm",
+    "lr",
+    "reward_mean",
+    "reward_std",
+    "success_rate",
+    "groups_kept",
+    "groups_filtered",
+    "episodes",
+    "episodes_infra_error",
+    "staleness_mean",
+    "staleness_max",
+    "logprob_gap",
+    "rollout_s",
+    "train_s",
+    "sync_s",
+    "step_s",
+    "env_utilisation",
+    "tokens",
+    "tokens_per_s",
+]
+
+RESULT = TrainResult(3, "max_steps", 0.5, 0.9, 0.9, 10.0, 4.0, 5.0, 0.7, 0)
+
+
+class Recorder:
+    def __init__(self) -> None:
+        self.logged: list[tuple[int, dict[str, float]]] = []
+        self.closed = 0
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        self.logged.append((step, dict(values)))
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def test_a_row_has_every_key_of_the_contract() -> None:
+    row = StepMetrics(step=1, policy_version=1, outcomes={"success": 3}).row()
+    assert set(DESIGN_KEYS) <= set(row)
+    assert row["outcome/success"] == 3
+
+
+def test_not_a_number_becomes_null() -> None:
+    row = StepMetrics(step=1, policy_version=1, loss=float("inf")).row()
+    assert row["loss"] is None
+    assert row["kl"] is None
+    assert json.loads(json.dumps(row, allow_nan=False)) == row
+
+
+def test_rows_are_on_disk_at_once(tmp_path: Path) -> None:
+    writer = MetricsWriter(tmp_path / "run", [])
+    for step in (1, 2):
+        writer.step(StepMetrics(step=step, policy_version=step, loss=0.25))
+        lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+        assert [json.loads(line)["step"] for line in lines] == list(range(1, step + 1))
+
+
+def test_evaluations_name_their_split(tmp_path: Path) -> None:
+    recorder = Recorder()
+    writer = MetricsWriter(tmp_path, [recorder])
+    writer.evaluation(EvalRecord(4, 10, 0.6, 0.6, 2.5, {"open": (3, 5)}, 1), "templates")
+    row = json.loads((tmp_path / "eval.jsonl").read_text())
+    assert (row["split"], row["step"], row["success_rate"], row["infra_errors"]) == ("templates", 4, 0.6, 1)
+    assert row["by_category"] == {"open": [3, 5]}
+    assert recorder.logged == [
+        (
+            4,
+            {
+                "eval_templates/success_rate": 0.6,
+                "eval_templates/reward_mean": 0.6,
+                "eval_templates/turns_mean": 2.5,
+                "eval_templates/open": 0.6,
+            },
+        )
+    ]
+
+
+def test_summary_holds_result_and_identity(tmp_path: Path) -> None:
+    MetricsWriter(tmp_path, []).summary(replace(RESULT, eval_success_start=float("nan")), backend="legacy", seed=3)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["backend"], summary["seed"], summary["steps"]) == ("legacy", 3, 3)
+    assert summary["eval_success_start"] is None
+    assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]
+
+
+def test_trackers_get_finite_numbers_and_close_once(tmp_path: Path) -> None:
+    recorder = Recorder()
+    writer = MetricsWriter(tmp_path, [recorder])
+    writer.step(StepMetrics(step=5, policy_version=2, loss=0.5))
+    step, values = recorder.logged[0]
+    assert step == 5
+    assert values["train/loss"] == 0.5
+    assert "train/kl" not in values
+    writer.close()
+    writer.close()
+    assert recorder.closed == 1
+
+
+def test_tensorboard_writes_an_event_file(tmp_path: Path) -> None:
+    writer = MetricsWriter(tmp_path, open_trackers(LoggingConfig(), tmp_path, {}))
+    writer.step(StepMetrics(step=1, policy_version=1, loss=0.5))
+    writer.close()
+    assert list((tmp_path / "tensorboard").glob("events*"))
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_a_missing_tracker_says_what_to_install(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, name, None)
+    config = replace(LoggingConfig(tensorboard=False), **{name: True})
+    with pytest.raises(ConfigError, match=f"logging.{name}=true needs the package: pip install {name}"):
+        open_trackers(config, tmp_path, {})
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_a_hosted_tracker_gets_project_run_and_values(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[str, object]] = []
+    module = types.ModuleType(name)
+    module.init = lambda **kwargs: calls.append(("init", kwargs))  # type: ignore[attr-defined]
+    module.log = lambda values, step: calls.append(("log", (step, values["train/loss"])))  # type: ignore[attr-defined]
+    module.finish = lambda: calls.append(("finish", None))  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, name, module)
+    config = replace(LoggingConfig(tensorboard=False, project="p"), **{name: True})
+    writer = MetricsWriter(tmp_path, open_trackers(config, tmp_path, {"seed": 1}))
+    writer.step(StepMetrics(step=2, policy_version=1, loss=0.5))
+    writer.close()
+    assert calls == [
+        ("init", {"project": "p", "name": tmp_path.name, "config": {"seed": 1}}),
+        ("log", (2, 0.5)),
+        ("finish", None),
+    ]
