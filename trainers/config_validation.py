@@ -1,0 +1,117 @@
+"""Strict building of the configuration's dataclasses, with errors of one line."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+STRICT = ConfigDict(extra="forbid", strict=True, coerce_numbers_to_str=True, allow_inf_nan=False)
+"""No conversion of types (`true` is no integer), no unknown field, no NaN; a number is fine where a name is wanted."""
+
+_VALUE_WIDTH = 60
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+T = TypeVar("T")
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run; the message is one line naming key, value and what is allowed."""
+
+
+def build(kind: type[T], tree: Mapping[str, Any]) -> T:
+    """An instance of the dataclass `kind` from a nested mapping of JSON types. Raises `ConfigError`."""
+    for key, value in leaves(tree):
+        check_key(kind, key, value)
+    try:
+        # JSON's strict mode reads lists as tuples and mappings as dataclasses, which Python's strict mode refuses.
+        return TypeAdapter(kind).validate_json(json.dumps(tree))
+    except ValidationError as error:
+        raise ConfigError(_one_line(error)) from None
+    except TypeError as error:  # a YAML date or the like
+        raise ConfigError(f"configuration holds a value that is not plain data: {error}") from None
+
+
+def check_key(kind: type, key: str, value: Any) -> None:
+    """Raise `ConfigError` when the dotted `key` names no field of the dataclass tree `kind`."""
+    names = dict(fields_of(kind))
+    if key in names:
+        return
+    parent = key.rpartition(".")[0]
+    if parent in names and not dataclasses.is_dataclass(names[parent]):
+        parent = parent.rpartition(".")[0]
+    siblings = sorted(name.rpartition(".")[2] for name in names if name.rpartition(".")[0] == parent)
+    near = _nearest(key, list(names))
+    hint = (
+        f"did you mean {' or '.join(near)}?" if near else f"keys of {parent or 'the top level'}: {', '.join(siblings)}"
+    )
+    raise ConfigError(f"{key}={shown(value)}: unknown key; {hint}")
+
+
+def fields_of(kind: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted name and annotation of every field below the dataclass `kind`, sections included."""
+    for name, info in kind.__pydantic_fields__.items():  # type: ignore[attr-defined]
+        yield prefix + name, info.annotation
+        if dataclasses.is_dataclass(info.annotation):
+            yield from fields_of(info.annotation, f"{prefix}{name}.")  # type: ignore[arg-type]
+
+
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key and value of everything in `tree` that is not a non-empty mapping."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def check_model_path(path: str) -> None:
+    """Raise `ConfigError` when `path` can only be a local directory and there is none."""
+    if not _HUB_ID.fullmatch(path) and not Path(path).expanduser().is_dir():
+        raise ConfigError(f"model.path={shown(path)}: no such directory; allowed: tiny, a model directory, or a hub id")
+
+
+def check_resume_path(path: str | None) -> None:
+    """Raise `ConfigError` when there is nothing at `path` to resume from."""
+    if path is not None and not Path(path).expanduser().exists():
+        raise ConfigError(f"resume={shown(path)}: no such directory; allowed: a checkpoint or a run directory")
+
+
+def shown(value: Any) -> str:
+    """`value` as it reads on the command line, on one line and shortened."""
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    text = " ".join(text.split())
+    return text if len(text) <= _VALUE_WIDTH else f"{text[:_VALUE_WIDTH]}..."
+
+
+def _nearest(key: str, names: list[str]) -> list[str]:
+    """Keys whose last part is that of `key` or close to it, those of the same section first."""
+    parent, _, leaf = key.rpartition(".")
+    by_leaf: dict[str, list[str]] = {}
+    for name in sorted(names, key=lambda name: name.rpartition(".")[0] != parent):
+        by_leaf.setdefault(name.rpartition(".")[2], []).append(name)
+    return [by_leaf[match][0] for match in difflib.get_close_matches(leaf, by_leaf, n=2, cutoff=0.75)]
+
+
+_WORDING = {
+    "Value error, ": "",
+    "Input should be an object": "must be a section with keys of its own",
+    "Input should be": "must be",
+    "String should match": "must match",
+    "Field required": "has too few entries",
+}
+
+
+def _one_line(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    key = ".".join(part for part in first["loc"] if isinstance(part, str))
+    message = first["msg"]
+    for theirs, ours in _WORDING.items():
+        message = message.replace(theirs, ours)
+    return f"{key}={shown(first['input'])}: {message}"
