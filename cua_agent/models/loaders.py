@@ -1,0 +1,132 @@
+"""Loading a policy from the built-in tiny model, a local directory or the Hugging Face hub."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cua_agent.models.lora import LoraSpec, attach_lora
+from cua_agent.models.policy import PolicyModel, SpecialTokens
+
+TINY = "tiny"
+TINY_WEIGHTS = Path(__file__).parent / "tiny_weights"
+SUPPORTED_MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
+END_OF_TURN = "<|im_end|>"
+NEVER_SAMPLED = (
+    "<|im_start|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_TIMEOUT_S = 10.0
+
+
+class ModelNotFound(ValueError):  # noqa: N818 (a state of the world, not a fault of the program)
+    """`model.path` leads to no model; the message is one line naming key, value and what is allowed."""
+
+    def __init__(self, path: str, why: str) -> None:
+        super().__init__(
+            f"model.path={path!r}: {why}; allowed: '{TINY}', a local directory with config.json, or a hub id such as "
+            "'Qwen/Qwen3-VL-2B-Instruct'"
+        )
+
+
+def load_policy(
+    path: str,
+    *,
+    dtype: str = "float32",
+    device: str = "cpu",
+    device_map: str | None = None,
+    attn_implementation: str = "sdpa",
+    lora: LoraSpec | None = None,
+    keep_reference: bool = False,
+) -> PolicyModel:
+    """Load a Qwen2-VL, Qwen2.5-VL or Qwen3-VL checkpoint.
+
+    With `lora` a fresh adapter is trained and the rest is frozen; without it all weights are trained, and
+    `keep_reference` keeps a frozen copy of them for `PolicyModel.reference`. `device_map` (accelerate) replaces
+    `device`. Raises `ModelNotFound`, and `ValueError` for a model of another architecture or an unknown dtype.
+    """
+    from transformers import AutoModelForImageTextToText, AutoTokenizer
+    from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
+
+    if dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"model.dtype={dtype!r}; allowed: float32, bfloat16")
+    source = _resolve(path)
+    _check_architecture(path, source)
+    model = AutoModelForImageTextToText.from_pretrained(
+        source, dtype=getattr(torch, dtype), attn_implementation=attn_implementation, device_map=device_map
+    )
+    if device_map is None:
+        model = model.to(device)
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    special = special_tokens(tokenizer, model.config)
+    image_processor = Qwen2VLImageProcessor.from_pretrained(source)
+
+    adapted = attach_lora(model, lora) if lora else model
+    policy = PolicyModel(adapted, tokenizer, image_processor, special)
+    if keep_reference and lora is None:
+        policy.reference_weights = {name: p.detach().clone() for name, p in policy.trainable_parameters()}
+    return policy
+
+
+def special_tokens(tokenizer: Any, config: Any) -> SpecialTokens:
+    """The ids that the agent and the sampler need; raises `ValueError` when the tokenizer has no end-of-turn token."""
+    vocabulary: dict[str, int] = tokenizer.get_vocab()
+    if END_OF_TURN not in vocabulary:
+        raise ValueError(f"the tokenizer has no {END_OF_TURN} token: not a chat model of the Qwen family")
+    unused = set(range(config.text_config.vocab_size)) - set(vocabulary.values())
+    placeholders = {config.image_token_id, config.video_token_id}
+    never = {vocabulary[token] for token in NEVER_SAMPLED if token in vocabulary}
+    end_of_turn = vocabulary[END_OF_TURN]
+    return SpecialTokens(
+        image_token_id=config.image_token_id,
+        end_of_turn_id=end_of_turn,
+        pad_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end_of_turn,
+        banned=tuple(sorted(unused | placeholders | never)),
+    )
+
+
+def _resolve(path: str) -> str:
+    """The directory or hub id to load from, checked before anything heavy happens."""
+    if path == TINY:
+        if not (TINY_WEIGHTS / "config.json").is_file():
+            raise ModelNotFound(path, f"the built-in weights are missing from {TINY_WEIGHTS}")
+        return str(TINY_WEIGHTS)
+    directory = Path(path).expanduser()
+    if directory.is_dir():
+        if not (directory / "config.json").is_file():
+            raise ModelNotFound(path, "the directory has no config.json")
+        return str(directory)
+    if not _HUB_ID.fullmatch(path) or path.startswith("."):
+        raise ModelNotFound(path, "no such directory")
+    _check_hub(path)
+    return path
+
+
+def _check_hub(repository: str) -> None:
+    """One quick question to the hub, because loading a missing model retries for half a minute before it fails."""
+    import httpx
+    from huggingface_hub import HfApi, try_to_load_from_cache
+
+    if isinstance(try_to_load_from_cache(repository, "config.json"), str):
+        return
+    try:
+        HfApi().model_info(repository, timeout=_HUB_TIMEOUT_S)
+    except (httpx.HTTPError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelNotFound(path=repository, why=f"no such directory, and the hub answered: {reason}") from None
+
+
+def _check_architecture(path: str, source: str) -> None:
+    from transformers import AutoConfig
+
+    model_type = AutoConfig.from_pretrained(source).model_type
+    if model_type not in SUPPORTED_MODEL_TYPES:
+        raise ValueError(f"model.path={path!r} is a {model_type!r} model; allowed: {', '.join(SUPPORTED_MODEL_TYPES)}")

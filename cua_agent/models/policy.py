@@ -1,0 +1,122 @@
+"""The policy: a vision-language model with its tokenizer, image processor and positions, in one object."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from cua_agent.models.mrope import mrope_positions
+from cua_agent.models.pixels import patchify, resized_shape
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """Token ids with a meaning of their own.
+
+    `banned` ids are never sampled and get probability 0 in training as well: image and video placeholders, vision
+    start and end, `<|im_start|>`, and rows of the embedding that belong to no token.
+    """
+
+    image_token_id: int
+    end_of_turn_id: int
+    pad_id: int
+    banned: tuple[int, ...] = field(repr=False)
+
+
+@dataclass
+class PolicyModel:
+    """A Qwen2-VL, Qwen2.5-VL or Qwen3-VL model, possibly wrapped in a `PeftModel`, and what is needed to feed it.
+
+    `reference_weights` are the frozen weights that `reference` swaps in (full-weight training only).
+    """
+
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    image_processor: Any
+    special: SpecialTokens
+    reference_weights: dict[str, Tensor] | None = field(default=None, repr=False)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def base_model(self) -> Any:
+        """The transformers model itself, adapter layers in place: `.model` is its backbone, `.lm_head` its head."""
+        return self.model.get_base_model() if self.has_adapter else self.model  # type: ignore[operator]
+
+    @property
+    def has_adapter(self) -> bool:
+        return hasattr(self.model, "disable_adapter")
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`; special tokens written out in it map to their ids, none are added."""
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids`, special tokens included."""
+        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return text
+
+    def image_grid(self, height: int, width: int) -> tuple[int, int]:
+        """(rows, columns) of tokens that a [height, width] screenshot becomes after the processor's resizing."""
+        resized = resized_shape(self.image_processor, height, width)
+        token_side = self.image_processor.patch_size * self.image_processor.merge_size
+        return resized[0] // token_side, resized[1] // token_side
+
+    def image_tokens(self, height: int, width: int) -> int:
+        """How many placeholders a [height, width] screenshot needs."""
+        rows, columns = self.image_grid(height, width)
+        return rows * columns
+
+    def pixels(self, images: Sequence[npt.NDArray[np.uint8]]) -> tuple[Tensor, Tensor]:
+        """The model's `pixel_values` (float32 [patches, features]) and `image_grid_thw` (int64 [n, 3]) on its device,
+        of at least one uint8 image [H, W, 3]."""
+        values, grids = patchify(self.image_processor, images)
+        return torch.from_numpy(values).to(self.device), torch.from_numpy(grids).to(self.device)
+
+    def positions(
+        self, input_ids: Sequence[int] | npt.NDArray[np.int64], images: Sequence[npt.NDArray[np.uint8]]
+    ) -> npt.NDArray[np.int64]:
+        """M-RoPE ids [3, L] of a row. Raises `ValueError` when placeholders and images do not match."""
+        is_image = np.asarray(input_ids) == self.special.image_token_id
+        return mrope_positions(is_image, [self.image_grid(image.shape[0], image.shape[1]) for image in images])
+
+    def trainable_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        return [(name, parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad]
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """Inside, `model` is the frozen reference policy: without its adapter, or with the weights it was loaded with.
+
+        Raises `RuntimeError` when full weights are trained and the model was loaded without `keep_reference=True`.
+        """
+        if self.has_adapter:
+            with self.model.disable_adapter():  # type: ignore[operator]
+                yield
+            return
+        if self.reference_weights is None:
+            raise RuntimeError("no reference policy: load the model with keep_reference=True, or train a LoRA adapter")
+        self._swap_reference(self.reference_weights)
+        try:
+            yield
+        finally:
+            self._swap_reference(self.reference_weights)
+
+    @torch.no_grad()
+    def _swap_reference(self, weights: dict[str, Tensor]) -> None:
+        """Exchange the storage of parameters and reference; the parameter objects (and the optimiser's view) stay."""
+        parameters = dict(self.model.named_parameters())
+        for name, weight in weights.items():
+            parameters[name].data, weights[name] = weight, parameters[name].data
