@@ -1,0 +1,192 @@
+"""One episode as token rows: token in, token out.
+
+What the model sampled is kept as it was sampled and never re-tokenised; every prompt is the former prompt and answer
+plus new tokens. `context=full` keeps all screenshots, so an episode is one row. `context=last_k` shows the last k
+screenshots only: the text of older turns stays, their screenshots go. Turns whose prompt still begins with the former
+row continue that row; as soon as a screenshot has to go, a new row begins. Turns 1..k are therefore one row and every
+later turn is a row of its own, whose loss mask holds that turn's tokens only: each sampled token is trained once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from cua_agent.inference.base import GenerateResponse
+from cua_agent.prompts import first_prompt, next_prompt
+from cua_agent.trajectory import NO_VERSION, Outcome, Trajectory, Turn
+
+Context = Literal["full", "last_k"]
+Screenshot = npt.NDArray[np.uint8]
+
+
+class SpecialIds(Protocol):
+    """Token ids that a conversation has to know."""
+
+    @property
+    def image_token_id(self) -> int: ...
+    @property
+    def end_of_turn_id(self) -> int: ...
+
+
+class Codec(Protocol):
+    """The part of a policy model that turns text into tokens and back."""
+
+    @property
+    def special(self) -> SpecialIds: ...
+
+    def encode(self, text: str) -> list[int]: ...
+    def decode(self, ids: Sequence[int]) -> str: ...
+    def image_tokens(self, height: int, width: int) -> int: ...
+
+
+@dataclass(frozen=True)
+class EpisodeInfo:
+    """What all rows of an episode have in common."""
+
+    reward: float
+    outcome: Outcome
+    task_id: str
+    group_id: str
+    episode_id: str
+    seed: int
+
+
+@dataclass
+class _Exchange:
+    """A prompt in both forms, with its screenshot and without, and the model's answer to it."""
+
+    prompt: list[int]
+    prompt_without_image: list[int]
+    image: Screenshot = field(repr=False)
+    response: GenerateResponse | None = None
+
+
+class Conversation:
+    """The growing token row (or rows) of one episode.
+
+    Call `start`, then for every turn: `prompt`, `add_response` and, when the episode goes on, `observe`.
+    """
+
+    def __init__(self, codec: Codec, system: str, context: Context = "full", last_k: int = 3) -> None:
+        if context == "last_k" and last_k < 1:
+            raise ValueError(f"last_k={last_k} must be at least 1")
+        self._codec = codec
+        self._system = system
+        self._last_k = last_k if context == "last_k" else None
+        self._exchanges: list[_Exchange] = []
+        self._former: list[int] = []  # the present row up to and including the last answer
+
+    def start(self, goal: str, screenshot: Screenshot) -> None:
+        """Open with the goal and the first screenshot (uint8 [H, W, 3])."""
+        if self._exchanges:
+            raise ValueError("the conversation has started already")
+        n = self._image_tokens(screenshot)
+        self._append(first_prompt(self._system, goal, n), first_prompt(self._system, goal, 0), screenshot)
+
+    def observe(self, result: str, screenshot: Screenshot) -> None:
+        """Answer the model's last turn with a result text (empty: "ok") and a new screenshot."""
+        response = self._exchanges[-1].response if self._exchanges else None
+        if response is None:
+            raise ValueError("there is no model turn to answer")
+        ended = response.output_ids[-1:] == [self._codec.special.end_of_turn_id]
+        n = self._image_tokens(screenshot)
+        self._append(next_prompt(result, n, ended=ended), next_prompt(result, 0, ended=ended), screenshot)
+
+    def _append(self, text: str, text_without_image: str, screenshot: Screenshot) -> None:
+        encode = self._codec.encode
+        self._exchanges.append(_Exchange(encode(text), encode(text_without_image), screenshot))
+        if self._first_shown(self.turns) != self._first_shown(self.turns - 1):
+            self._former = []
+
+    @property
+    def turns(self) -> int:
+        """Model turns so far."""
+        return sum(exchange.response is not None for exchange in self._exchanges)
+
+    @property
+    def row(self) -> int:
+        """Index of the row that the next turn belongs to."""
+        return self._first_shown(len(self._exchanges) - 1)
+
+    def prompt(self) -> tuple[list[int], list[Screenshot]]:
+        """Token ids and screenshots to sample the next turn from; extends the former turn exactly within a row."""
+        turn = len(self._exchanges) - 1
+        ids, _ = self._tokens(turn)
+        if ids[: len(self._former)] != self._former:
+            raise AssertionError(f"turn {turn}: the prompt does not begin with the former prompt and answer")
+        return ids, self._images(turn)
+
+    def add_response(self, response: GenerateResponse) -> None:
+        """Append what the model sampled. Raises `ValueError` when the engine's answer cannot be trained on."""
+        n = len(response.output_ids)
+        if not (n == len(response.logprobs) == len(response.versions)):
+            raise ValueError(
+                f"{n} sampled tokens, {len(response.logprobs)} logprobs, {len(response.versions)} versions"
+            )
+        if self._codec.special.image_token_id in response.output_ids:
+            raise ValueError("the engine sampled an image placeholder, which must be banned")
+        self._former = [*self.prompt()[0], *response.output_ids]
+        self._exchanges[-1].response = response
+
+    def to_trajectories(self, info: EpisodeInfo, turns: Sequence[Turn] = ()) -> list[Trajectory]:
+        """The rows of the episode, at least one; a prompt that was never answered is left out.
+
+        An episode that broke before the model's first token is a single row of length 0. `turns[i]` is the record of
+        turn i and goes to the row that trains it.
+        """
+        answered = self.turns
+        rows = [[t for t in range(answered) if self._first_shown(t) == row] for row in range(self._rows(answered))]
+        return [self._trajectory(trained, info, turns, weight=1 / len(rows)) for trained in rows]
+
+    def _trajectory(self, trained: list[int], info: EpisodeInfo, turns: Sequence[Turn], weight: float) -> Trajectory:
+        ids, spans = self._tokens(trained[-1], answered=True) if trained else ([], [])
+        mask = np.zeros(len(ids), np.int32)
+        logprobs = np.zeros(len(ids), np.float32)
+        versions = np.full(len(ids), NO_VERSION, np.int32)
+        for turn in trained:
+            response = self._exchanges[turn].response
+            assert response is not None
+            mask[spans[turn]] = 1
+            logprobs[spans[turn]] = response.logprobs
+            versions[spans[turn]] = response.versions
+        return Trajectory(
+            input_ids=np.array(ids, np.int64),
+            loss_mask=mask,
+            logprobs=logprobs,
+            versions=versions,
+            images=self._images(trained[-1]) if trained else [],
+            turns=tuple(turns[t] for t in trained if t < len(turns)),
+            weight=weight,
+            **vars(info),
+        )
+
+    def _tokens(self, turn: int, answered: bool = False) -> tuple[list[int], list[slice]]:
+        """Ids of the row at `turn`, up to its prompt or its answer, and the span of each answer in it."""
+        first = self._first_shown(turn)
+        ids: list[int] = []
+        spans: list[slice] = []
+        for index, exchange in enumerate(self._exchanges[: turn + 1]):
+            ids += exchange.prompt if index >= first else exchange.prompt_without_image
+            if exchange.response is not None and (index < turn or answered):
+                spans.append(slice(len(ids), len(ids) + len(exchange.response.output_ids)))
+                ids += exchange.response.output_ids
+        return ids, spans
+
+    def _images(self, turn: int) -> list[Screenshot]:
+        return [exchange.image for exchange in self._exchanges[self._first_shown(turn) : turn + 1]]
+
+    def _image_tokens(self, screenshot: Screenshot) -> int:
+        height, width, _ = screenshot.shape
+        return self._codec.image_tokens(height, width)
+
+    def _first_shown(self, turn: int) -> int:
+        """The oldest turn whose screenshot is shown at `turn`; it is also the index of the row."""
+        return max(0, turn - self._last_k + 1) if self._last_k else 0
+
+    def _rows(self, turns: int) -> int:
+        return self._first_shown(turns - 1) + 1
