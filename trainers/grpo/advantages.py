@@ -1,0 +1,96 @@
+"""Group-relative advantages: each episode is compared with the other attempts at the same task and seed."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cua_agent.trajectory import Outcome, Trajectory
+from trainers.config import AdvantageConfig
+from trainers.protocol import Batch
+
+MIN_GROUP_EPISODES = 2
+"""An episode alone has nothing to be compared with."""
+
+
+@dataclass(frozen=True)
+class GroupAdvantages:
+    """The trainable batch and what was left out of it.
+
+    `reward_mean` and `reward_std` (population) are over every valid episode, those of filtered groups included;
+    0 when there is none.
+    """
+
+    batch: Batch
+    groups_kept: int
+    groups_filtered: int
+    episodes: int
+    episodes_infra_error: int
+    reward_mean: float
+    reward_std: float
+
+
+def group_advantages(trajectories: Sequence[Trajectory], config: AdvantageConfig) -> GroupAdvantages:
+    """One advantage per episode, relative to the episodes of its `group_id`; all rows of an episode share it.
+
+    With rewards r of a group's valid episodes: A_i = (r_i - mean(r)) / std(r), DeepSeekMath (arXiv 2402.03300)
+    section 4.1.2, with the population standard deviation; without `normalise_by_std` A_i = r_i - mean(r), Dr. GRPO
+    (arXiv 2503.20783). Needs no epsilon: groups whose deviation is below `min_group_std` carry no signal and are
+    filtered, as are groups of fewer than two valid episodes. An `infra_error` episode is neither trained on nor part
+    of the baseline. Kept trajectories stay in their order.
+
+    Raises `ValueError` when an episode's rows disagree about its reward, group or outcome, or a reward is not finite.
+    """
+    episodes = _episodes(trajectories)
+    valid = {key: row for key, row in episodes.items() if row.outcome is not Outcome.INFRA_ERROR}
+    groups: dict[str, dict[str, float]] = {row.group_id: {} for row in episodes.values()}
+    for episode_id, row in valid.items():
+        groups[row.group_id][episode_id] = row.reward
+
+    advantages: dict[str, float] = {}
+    kept = 0
+    for rewards in groups.values():
+        group = _advantages_of_group(rewards, config)
+        kept += bool(group)
+        advantages |= group
+
+    rows = [row for row in trajectories if row.episode_id in advantages]
+    all_rewards = [row.reward for row in valid.values()]
+    return GroupAdvantages(
+        batch=Batch(rows, [advantages[row.episode_id] for row in rows]),
+        groups_kept=kept,
+        groups_filtered=len(groups) - kept,
+        episodes=len(valid),
+        episodes_infra_error=len(episodes) - len(valid),
+        reward_mean=statistics.fmean(all_rewards) if all_rewards else 0.0,
+        reward_std=statistics.pstdev(all_rewards) if all_rewards else 0.0,
+    )
+
+
+def _advantages_of_group(rewards: dict[str, float], config: AdvantageConfig) -> dict[str, float]:
+    """Advantages by episode id; empty when the group carries no signal."""
+    if len(rewards) < MIN_GROUP_EPISODES:
+        return {}
+    mean, std = statistics.fmean(rewards.values()), statistics.pstdev(rewards.values())
+    if std == 0 or std < config.min_group_std:
+        return {}
+    scale = std if config.normalise_by_std else 1.0
+    return {episode_id: (reward - mean) / scale for episode_id, reward in rewards.items()}
+
+
+def _episodes(trajectories: Sequence[Trajectory]) -> dict[str, Trajectory]:
+    """The first row of each episode, by episode id, after checking that its other rows agree with it."""
+    episodes: dict[str, Trajectory] = {}
+    for row in trajectories:
+        first = episodes.setdefault(row.episode_id, row)
+        for name in ("reward", "group_id", "outcome"):
+            if getattr(row, name) != getattr(first, name):
+                raise ValueError(
+                    f"rows of episode {row.episode_id!r} disagree about {name}: "
+                    f"{getattr(first, name)!r} and {getattr(row, name)!r}"
+                )
+        if not math.isfinite(row.reward):
+            raise ValueError(f"episode {row.episode_id!r}: reward {row.reward} is not finite")
+    return episodes

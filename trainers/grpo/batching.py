@@ -1,0 +1,130 @@
+"""From trajectories to padded micro-batches. Deterministic, every row exactly once, no image ever dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from cua_agent.models.policy import PolicyModel
+from cua_agent.trajectory import Trajectory
+from trainers.config import LossConfig
+from trainers.grpo.loss import token_coefficients
+from trainers.protocol import Batch
+
+
+@dataclass(frozen=True)
+class Row:
+    """One trajectory, its advantage, and the loss coefficient of each of its trained tokens."""
+
+    trajectory: Trajectory
+    advantage: float
+    coefficient: float
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """B rows, padded on the right to the length L of the longest.
+
+    `input_ids`, `attention_mask` int64 [B, L]; `position_ids` int64 [3, B, L] (M-RoPE: time, height, width);
+    `loss_mask` bool [B, L], True on trained tokens; `old_logprobs` float32 [B, L], of the sampling policy;
+    `advantages` float32 [B]; `coefficients` float64 [B]; `pixel_values`, `image_grid_thw` as the model takes them,
+    the images of all rows in order (None without images).
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    position_ids: Tensor
+    loss_mask: Tensor
+    old_logprobs: Tensor
+    advantages: Tensor
+    coefficients: Tensor
+    pixel_values: Tensor | None
+    image_grid_thw: Tensor | None
+
+    def to(self, device: torch.device | str) -> MicroBatch:
+        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: t.to(device) for name, t in tensors.items() if t is not None})
+
+
+def weigh_rows(batch: Batch, config: LossConfig) -> list[Row]:
+    """Attach to every trajectory the coefficient that `config.normalisation` gives its tokens in this batch."""
+    trajectories = batch.trajectories
+    counts = [int(row.loss_mask.sum()) for row in trajectories]
+    coefficients = token_coefficients(counts, [row.weight for row in trajectories], config)
+    return [Row(*row) for row in zip(trajectories, batch.advantages, coefficients, strict=True)]
+
+
+def split_by_tokens(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Indices of `lengths` in groups whose padded size, rows * longest, is at most `budget`.
+
+    Longest first, so that rows of like length share a group; a row longer than `budget` goes alone.
+    """
+    groups: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if groups and (len(groups[-1]) + 1) * lengths[groups[-1][0]] <= budget:
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+    return groups
+
+
+def micro_batches(policy: PolicyModel, batch: Batch, config: LossConfig, budget: int) -> Iterator[MicroBatch]:
+    """The batch in micro-batches of at most `budget` padded tokens, collated one at a time."""
+    rows = weigh_rows(batch, config)
+    for indices in split_by_tokens([len(row.trajectory) for row in rows], budget):
+        yield collate(policy, [rows[i] for i in indices])
+
+
+def collate(policy: PolicyModel, rows: Sequence[Row]) -> MicroBatch:
+    """Pad and stack `rows`, on the CPU.
+
+    Raises `ValueError` when the placeholders of a row do not match its images, or its loss mask covers the first
+    token (which nothing predicts) or a token that the policy cannot sample.
+    """
+    trajectories = [row.trajectory for row in rows]
+    for trajectory in trajectories:
+        _check(policy, trajectory)
+    length = max(len(t) for t in trajectories)
+
+    def padded(arrays: Sequence[npt.NDArray[Any]], fill: float, dtype: torch.dtype) -> Tensor:
+        out = torch.full((len(arrays), length), fill, dtype=dtype)
+        for row, array in zip(out, arrays, strict=True):
+            row[: len(array)] = torch.as_tensor(array).to(dtype)
+        return out
+
+    positions = [policy.positions(t.input_ids.tolist(), t.images) for t in trajectories]
+    images = [image for t in trajectories for image in t.images]
+    pixel_values, image_grid_thw = policy.pixels(images) if images else (None, None)
+    return MicroBatch(
+        input_ids=padded([t.input_ids for t in trajectories], policy.special.pad_id, torch.int64),
+        attention_mask=padded([np.ones(len(t)) for t in trajectories], 0, torch.int64),
+        position_ids=torch.stack([padded([p[axis] for p in positions], 0, torch.int64) for axis in range(3)]),
+        loss_mask=padded([t.loss_mask for t in trajectories], 0, torch.bool),
+        old_logprobs=padded([t.logprobs for t in trajectories], 0, torch.float32),
+        advantages=torch.tensor([row.advantage for row in rows], dtype=torch.float32),
+        coefficients=torch.tensor([row.coefficient for row in rows], dtype=torch.float64),
+        pixel_values=pixel_values,
+        image_grid_thw=image_grid_thw,
+    )
+
+
+def _check(policy: PolicyModel, trajectory: Trajectory) -> None:
+    name = f"episode {trajectory.episode_id!r}"
+    placeholders = int((trajectory.input_ids == policy.special.image_token_id).sum())
+    features = sum(policy.image_tokens(*image.shape[:2]) for image in trajectory.images)
+    if placeholders != features:
+        raise ValueError(
+            f"{name}: {placeholders} image placeholders, but its {len(trajectory.images)} images give {features}"
+        )
+    trained = trajectory.loss_mask.astype(bool)
+    if trained[:1].any():
+        raise ValueError(f"{name}: the loss mask covers the first token, which nothing predicts")
+    impossible = np.intersect1d(trajectory.input_ids[trained], policy.special.banned)
+    if impossible.size:
+        raise ValueError(f"{name}: trains on token {impossible[0]}, which the policy never samples")

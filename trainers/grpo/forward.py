@@ -1,0 +1,77 @@
+"""Log-probabilities of the sampled tokens of a micro-batch, the way the engine that sampled them computes them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cua_agent.models.policy import PolicyModel
+from trainers.grpo.batching import MicroBatch
+from trainers.grpo.loss import LossInputs
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """Of the N trained tokens of a micro-batch, in row-major order: `logprobs` and the `entropy` of the distribution
+    each was drawn from, both float32 [N]."""
+
+    logprobs: Tensor
+    entropy: Tensor
+
+
+def score_tokens(
+    policy: PolicyModel, micro: MicroBatch, temperature: float, *, entropy_gradient: bool = False
+) -> TokenScores:
+    """Score the trained tokens under the policy's sampling distribution: softmax(logits / temperature) over the
+    tokens that may be sampled.
+
+    The language-model head runs on the N positions that predict a trained token only, and the softmax in float32.
+    `micro` must be on the policy's device. Without `entropy_gradient` the entropy is a metric and keeps no graph.
+    """
+    logits = _predicting_logits(policy, micro).float() / temperature
+    banned = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
+    banned[list(policy.special.banned)] = True
+    distribution = logits.masked_fill(banned, -torch.inf).log_softmax(-1)
+    tokens = micro.input_ids[micro.loss_mask]
+    logprobs = distribution.gather(-1, tokens[:, None]).squeeze(-1)
+    with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
+        entropy = -(distribution.exp() * distribution.masked_fill(banned, 0)).sum(-1)
+    return TokenScores(logprobs, entropy)
+
+
+@torch.no_grad()
+def reference_logprobs(policy: PolicyModel, micro: MicroBatch, temperature: float) -> Tensor:
+    """float32 [N]: log-probs of the trained tokens under the frozen reference policy."""
+    with policy.reference():
+        return score_tokens(policy, micro, temperature).logprobs
+
+
+def loss_inputs(micro: MicroBatch, scores: TokenScores, reference: Tensor | None = None) -> LossInputs:
+    """Line up what the rollout recorded with what the training forward computed, token by token."""
+    counts = micro.loss_mask.sum(-1)
+    return LossInputs(
+        logprobs=scores.logprobs,
+        old_logprobs=micro.old_logprobs[micro.loss_mask],
+        advantages=micro.advantages.repeat_interleave(counts),
+        coefficients=micro.coefficients.repeat_interleave(counts),
+        entropy=scores.entropy,
+        reference_logprobs=reference,
+    )
+
+
+def _predicting_logits(policy: PolicyModel, micro: MicroBatch) -> Tensor:
+    """[N, vocabulary], of the positions one before each trained token."""
+    model = policy.base_model
+    hidden = model.model(
+        input_ids=micro.input_ids,
+        attention_mask=micro.attention_mask,
+        position_ids=micro.position_ids,
+        pixel_values=micro.pixel_values,
+        image_grid_thw=micro.image_grid_thw,
+        use_cache=False,
+    ).last_hidden_state
+    predicts_trained = micro.loss_mask.roll(-1, dims=1)  # column 0 is never trained, so nothing wraps around
+    logits: Tensor = model.lm_head(hidden[predicts_trained])
+    return logits

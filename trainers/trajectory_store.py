@@ -1,0 +1,138 @@
+"""Recorded batches: one safetensors file per step, read back exactly, so that any update can be replayed.
+
+A file holds each trajectory's arrays (`<i>/input_ids` ...), each distinct screenshot once (`image/<sha256>`, PNG
+bytes: lossless) and, as JSON in the header, everything else. No pickle, no code. `Turn.screenshot` is not kept; the
+screenshots that the model saw are in `Trajectory.images`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from cua_agent.trajectory import Outcome, Trajectory, Turn
+from trainers.protocol import Batch
+
+FORMAT = "cua-grpo-batch-1"
+ARRAYS = {"input_ids": np.int64, "loss_mask": np.int32, "logprobs": np.float32, "versions": np.int32}
+SCALARS = ("reward", "task_id", "group_id", "episode_id", "seed", "weight")
+TURN_FIELDS = ("text", "action", "result", "generate_s", "env_s", "point")
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+class TrajectoryFileError(ValueError):
+    """A file that is not a complete recorded batch; the message is one line naming it."""
+
+
+@dataclass(frozen=True)
+class TrajectoryStore:
+    """The recorded batches of a run: `<directory>/step_000012.safetensors`, the newest `keep` of them (0: none)."""
+
+    directory: Path
+    keep: int
+
+    def path(self, step: int) -> Path:
+        return self.directory / f"step_{step:06d}.safetensors"
+
+    def record(self, step: int, batch: Batch) -> None:
+        if self.keep == 0:
+            return
+        self.directory.mkdir(parents=True, exist_ok=True)
+        save_batch(self.path(step), batch)
+        for old in self.steps()[: -self.keep]:
+            self.path(old).unlink()
+
+    def read(self, step: int) -> Batch:
+        return load_batch(self.path(step))
+
+    def steps(self) -> list[int]:
+        """Recorded steps, oldest first."""
+        return sorted(int(path.stem.removeprefix("step_")) for path in self.directory.glob("step_*.safetensors"))
+
+
+def save_batch(path: Path, batch: Batch) -> None:
+    """Write `batch` to `path`, atomically."""
+    arrays: Arrays = {}
+    rows = []
+    for index, trajectory in enumerate(batch.trajectories):
+        for name, dtype in ARRAYS.items():
+            arrays[f"{index}/{name}"] = np.ascontiguousarray(getattr(trajectory, name), dtype=dtype)
+        rows.append(_describe(trajectory, [_store_image(arrays, image) for image in trajectory.images]))
+    header = {
+        "format": FORMAT,
+        "batch": json.dumps({"advantages": list(batch.advantages), "trajectories": rows}, default=float),
+    }
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_bytes(save(arrays, metadata=header))
+    temporary.replace(path)
+
+
+def load_batch(path: Path) -> Batch:
+    """Read what `save_batch` wrote. Raises `TrajectoryFileError`."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            header = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if header.get("format") != FORMAT:
+            raise ValueError(f"format {header.get('format')!r}, expected {FORMAT!r}")
+        content = json.loads(header["batch"])
+        images = {name: _decode(array) for name, array in arrays.items() if name.startswith("image/")}
+        rows = [_restore(row, i, arrays, images) for i, row in enumerate(content["trajectories"])]
+        return Batch(rows, content["advantages"])
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise TrajectoryFileError(f"{path}: not a recorded batch: {error}") from error
+
+
+def _store_image(arrays: Arrays, image: npt.NDArray[np.uint8]) -> str:
+    """Add a screenshot to the file's arrays, unless it is there, and return its name."""
+    digest = hashlib.sha256(repr(image.shape).encode() + np.ascontiguousarray(image).tobytes()).hexdigest()
+    name = f"image/{digest}"
+    if name not in arrays:
+        png = io.BytesIO()
+        Image.fromarray(image).save(png, format="PNG", compress_level=1)
+        arrays[name] = np.frombuffer(png.getvalue(), dtype=np.uint8)
+    return name
+
+
+def _decode(png: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    return np.array(Image.open(io.BytesIO(png.tobytes())))
+
+
+def _describe(trajectory: Trajectory, images: list[str]) -> dict[str, Any]:
+    return {
+        **{name: getattr(trajectory, name) for name in SCALARS},
+        "outcome": trajectory.outcome.value,
+        "turns": [{name: getattr(turn, name) for name in TURN_FIELDS} for turn in trajectory.turns],
+        "images": images,
+    }
+
+
+def _restore(
+    row: Mapping[str, Any], index: int, arrays: Arrays, images: Mapping[str, npt.NDArray[np.uint8]]
+) -> Trajectory:
+    values: dict[str, Any] = {name: arrays[f"{index}/{name}"] for name in ARRAYS}
+    return Trajectory(
+        **values,
+        **{name: row[name] for name in SCALARS},
+        outcome=Outcome(row["outcome"]),
+        images=[images[name] for name in row["images"]],
+        turns=tuple(_turn(turn) for turn in row["turns"]),
+    )
+
+
+def _turn(values: Mapping[str, Any]) -> Turn:
+    point = values["point"]
+    return Turn(**{**values, "point": None if point is None else (point[0], point[1])})
