@@ -1,0 +1,1 @@
+"""`pocket`: a simulated Android phone, in process, deterministic by seed, drawn with Pillow."""

@@ -1,0 +1,80 @@
+"""`PocketEnvironment`: the simulated phone behind the environment protocol."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+from cua_agent.actions import COORDINATE_MAX, Action, Point, Wait
+from cua_agent.envs.base import Observation, StepResult
+from cua_agent.envs.pocket.draw import draw
+from cua_agent.envs.pocket.gestures import apply_action
+from cua_agent.envs.pocket.latency import Latency
+from cua_agent.envs.pocket.screens import HEIGHT, WIDTH, find_element
+from cua_agent.envs.pocket.shell import run_command
+from cua_agent.envs.pocket.state import Layout, PhoneState, make_state
+from cua_agent.tasks import CUATask
+
+MAX_WAIT_S = 0.05  # a simulated phone has nothing to wait for
+
+
+class PocketEnvironment:
+    """One phone. `layout` is how freely the seed may place icons and rows, `scale` the screenshot's size
+    (128 x 224 pixels times `scale`), `latency` the delay of every action."""
+
+    def __init__(self, layout: Layout = "shuffled", scale: int = 1, latency: Latency | None = None) -> None:
+        self.layout = layout
+        self.scale = scale
+        self.latency = latency or Latency()
+        self._state: PhoneState | None = None
+        self._task: CUATask | None = None
+        self._before: Mapping[str, str] = {}
+
+    @property
+    def state(self) -> PhoneState:
+        """The phone's state; for tests and for the oracle, never for the agent."""
+        if self._state is None:
+            raise RuntimeError("reset the environment first")
+        return self._state
+
+    async def reset(self, task: CUATask, seed: int) -> Observation:
+        self._task, self._state = task, make_state(seed, self.layout)
+        self._before = await task.validation.snapshot(self.shell)
+        await self._delay()
+        return Observation(draw(self.state, self.scale))
+
+    async def step(self, action: Action) -> StepResult:
+        if isinstance(action, Wait):
+            await asyncio.sleep(min(action.seconds, MAX_WAIT_S))
+        error = apply_action(self.state, action)
+        await self._delay()
+        return StepResult(Observation(draw(self.state, self.scale), error or ""), error=error)
+
+    async def locate(self, target: str) -> Point | None:
+        element = find_element(self.state, target)
+        if element is None:
+            return None
+        x, y = element.centre
+        return Point(_normalise(x, WIDTH), _normalise(y, HEIGHT))
+
+    async def compute_reward(self) -> float:
+        if self._task is None:
+            raise RuntimeError("reset the environment first")
+        return await self._task.validation.score(self.shell, self._before)
+
+    async def shell(self, command: str) -> str:
+        """Run an Android shell command; the probe of this environment's validators."""
+        return run_command(self.state, command)
+
+    async def close(self) -> None:
+        self._state = self._task = None
+
+    async def _delay(self) -> None:
+        seconds = self.latency.sample()
+        if seconds > 0:
+            await asyncio.sleep(seconds)
+
+
+def _normalise(pixel: int, size: int) -> int:
+    """The normalised coordinate of a pixel's middle, which converts back to the same pixel."""
+    return (2 * pixel + 1) * (COORDINATE_MAX + 1) // (2 * size)
