@@ -1,0 +1,280 @@
+"""The agent loop: one episode of any environment with any inference engine."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import time
+from dataclasses import dataclass, field, fields, replace
+
+import numpy as np
+from PIL import Image
+
+from cua_agent.actions import Action, Point, ReportTaskComplete, Target
+from cua_agent.conversation import Codec, Context, Conversation, EpisodeInfo, Screenshot
+from cua_agent.envs.base import Environment, EnvironmentFailure, Observation
+from cua_agent.inference.base import GenerateRequest, InferenceEngine, InferenceFailure
+from cua_agent.parsing import Malformed, describe, parse_tool_call
+from cua_agent.prompts import END_OF_TURN, Grounding, PromptStyle, system_prompt
+from cua_agent.rewards import RewardValues, SuccessOnly, outcome_of, reward_of
+from cua_agent.tasks import CUATask
+from cua_agent.trajectory import Outcome, Trajectory, Turn
+
+logger = logging.getLogger(__name__)
+
+_SHOWN_NAME = 60
+"""How much of an unknown element's name an error repeats, in characters."""
+
+
+@dataclass(frozen=True)
+class AgentConfig:
+    """How the agent looks, speaks and stops.
+
+    `max_turns` bounds every task's own `max_steps`; `max_length` bounds a token row: the episode is out of turns when
+    its next turn might not fit. `timeout_s` bounds the whole episode, so that a hanging world cannot stall a run.
+    """
+
+    grounding: Grounding = "target"
+    prompt: PromptStyle = "brief"
+    context: Context = "full"
+    last_k: int = 3
+    max_turns: int = 12
+    max_new_tokens: int = 48
+    temperature: float = 1.0
+    greedy: bool = False
+    max_length: int = 2048
+    keep_screenshots: bool = False
+    timeout_s: float = 600.0
+
+
+@dataclass
+class Episode:
+    """A finished episode; `trajectories` are its token rows (at least one).
+
+    `score` is how well the goal held at the end (0..1), `failure` why infrastructure lost the episode (outcome
+    infra_error only), `final_screenshot` the last screen (with `keep_screenshots` only).
+    """
+
+    task: CUATask
+    seed: int
+    goal: str
+    outcome: Outcome
+    score: float
+    reward: float
+    turns: list[Turn]
+    trajectories: list[Trajectory] = field(repr=False)
+    reset_s: float
+    failure: Exception | None = None
+    final_screenshot: Image.Image | None = field(default=None, repr=False)
+
+
+@dataclass
+class _Progress:
+    """What an episode has come to; readable at any time, also after a failure."""
+
+    conversation: Conversation
+    goal: str
+    turns: list[Turn] = field(default_factory=list)
+    screen: Image.Image | None = None
+    claimed: bool = False
+    world_done: bool = False
+    score: float = 0.0
+    reset_s: float = 0.0
+
+    @property
+    def over(self) -> bool:
+        return self.claimed or self.world_done
+
+
+@dataclass(frozen=True)
+class _Effect:
+    """What a model's turn did: the action as the environment executed it, and what is seen now."""
+
+    observation: Observation
+    action: Action | None = None
+    executed: Action | None = None
+    claimed: bool = False
+    world_done: bool = False
+
+
+class StandaloneGBoxCUAAgent:
+    """Plays episodes: look at the screen, sample a tool call, act, look again.
+
+    One agent plays one episode at a time, because an environment holds one world. Malformed calls and unknown targets
+    cost the turn and are answered with a short error; only programming errors are raised.
+    """
+
+    def __init__(
+        self,
+        policy: Codec,
+        engine: InferenceEngine,
+        environment: Environment,
+        config: AgentConfig | None = None,
+        reward: RewardValues | None = None,
+    ) -> None:
+        self._policy = policy
+        self._engine = engine
+        self._environment = environment
+        self._config = config or AgentConfig()
+        self._reward = reward or SuccessOnly()
+        self._system = system_prompt(self._config.prompt, self._config.grounding)
+
+    async def run_episode(self, task: CUATask, seed: int, *, group_id: str, episode_id: str) -> list[Trajectory]:
+        """The token rows of one episode; see `play`."""
+        return (await self.play(task, seed, group_id=group_id, episode_id=episode_id)).trajectories
+
+    async def play(self, task: CUATask, seed: int, *, group_id: str, episode_id: str) -> Episode:
+        """Play `task` in the world that `seed` determines.
+
+        `episode_id` must be unique among running episodes; with `seed` it determines the sampling, too. An episode
+        that the environment, the engine or the clock breaks off ends as `infra_error`. Raises `ValueError` when
+        `max_length` cannot hold a single turn.
+        """
+        config = self._config
+        progress = _Progress(Conversation(self._policy, self._system, config.context, config.last_k), task.description)
+        failure: Exception | None = None
+        try:
+            async with asyncio.timeout(config.timeout_s):
+                await self._play(task, seed, episode_id, progress)
+            outcome = outcome_of(progress.score, claimed=progress.claimed, world_done=progress.world_done)
+        except (EnvironmentFailure, InferenceFailure, TimeoutError) as error:
+            failure, outcome = error, Outcome.INFRA_ERROR
+            logger.warning("episode %s (%s) is lost: %s", episode_id, task.id, str(error) or "it took too long")
+        finally:
+            self._engine.release(_conversation_id(episode_id, progress.conversation.row))
+        reward = reward_of(outcome, progress.score, self._reward)
+        info = EpisodeInfo(reward, outcome, task.id, group_id, episode_id, seed)
+        return Episode(
+            task=task,
+            seed=seed,
+            goal=progress.goal,
+            outcome=outcome,
+            score=progress.score,
+            reward=reward,
+            turns=progress.turns,
+            trajectories=progress.conversation.to_trajectories(info, progress.turns),
+            reset_s=progress.reset_s,
+            failure=failure,
+            final_screenshot=progress.screen if config.keep_screenshots else None,
+        )
+
+    async def _play(self, task: CUATask, seed: int, episode_id: str, progress: _Progress) -> None:
+        conversation = progress.conversation
+        started = time.monotonic()
+        observation = await self._environment.reset(task, seed)
+        progress.reset_s = time.monotonic() - started
+        progress.screen = observation.screenshot
+        progress.goal = observation.text or task.description
+        conversation.start(progress.goal, _pixels(progress.screen))
+        turn_limit = min(task.max_steps, self._config.max_turns)
+        while self._has_room(conversation):
+            result = await self._take_turn(seed, episode_id, progress, progress.screen)
+            if progress.over or len(progress.turns) == turn_limit:
+                break
+            row = conversation.row
+            conversation.observe(result.text, _pixels(result.screenshot))
+            if conversation.row != row:
+                self._engine.release(_conversation_id(episode_id, row))
+        progress.score = await self._environment.compute_reward()
+
+    def _has_room(self, conversation: Conversation) -> bool:
+        needed = len(conversation.prompt()[0]) + self._config.max_new_tokens
+        if needed > self._config.max_length and conversation.turns == 0:
+            raise ValueError(
+                f"max_length={self._config.max_length} cannot hold one turn, which may take {needed} tokens"
+            )
+        return needed <= self._config.max_length
+
+    async def _take_turn(self, seed: int, episode_id: str, progress: _Progress, screen: Image.Image) -> Observation:
+        """Sample one turn, act on it, record it; returns what is seen afterwards."""
+        started = time.monotonic()
+        text = await self._generate(seed, episode_id, progress.conversation)
+        generated = time.monotonic()
+        effect = await self._act(text, screen)
+        progress.claimed, progress.world_done = effect.claimed, effect.world_done
+        progress.screen = effect.observation.screenshot
+        progress.turns.append(
+            Turn(
+                text=text,
+                action=None if effect.action is None else describe(effect.action),
+                result=effect.observation.text,
+                generate_s=generated - started,
+                env_s=time.monotonic() - generated,
+                point=_point_of(effect.executed),
+                screenshot=screen if self._config.keep_screenshots else None,
+            )
+        )
+        return effect.observation
+
+    async def _generate(self, seed: int, episode_id: str, conversation: Conversation) -> str:
+        input_ids, images = conversation.prompt()
+        request = GenerateRequest(
+            conversation_id=_conversation_id(episode_id, conversation.row),
+            input_ids=input_ids,
+            images=images,
+            max_new_tokens=self._config.max_new_tokens,
+            temperature=self._config.temperature,
+            greedy=self._config.greedy,
+            seed=sampling_seed(seed, episode_id, conversation.turns),
+        )
+        response = await self._engine.generate(request)
+        conversation.add_response(response)
+        return self._policy.decode(response.output_ids).removesuffix(END_OF_TURN)
+
+    async def _act(self, text: str, screen: Image.Image) -> _Effect:
+        """Do what the model said; a turn that means nothing leaves the screen as it is."""
+        action = parse_tool_call(text)
+        if isinstance(action, Malformed):
+            return _Effect(Observation(screen, f"error: {action.error}"))
+        if isinstance(action, ReportTaskComplete):
+            return _Effect(Observation(screen), action, action, claimed=True)
+        try:
+            executed = await self._ground(action)
+        except _Ungrounded as error:
+            return _Effect(Observation(screen, f"error: {error}"), action)
+        result = await self._environment.step(executed)
+        return _Effect(result.observation, action, executed, world_done=result.done)
+
+    async def _ground(self, action: Action) -> Action:
+        """`action` with the point of every element that it names."""
+        named = {f.name: getattr(action, f.name) for f in fields(action)}
+        points: dict[str, Point] = {}
+        for name, target in named.items():
+            if not isinstance(target, Target):
+                continue
+            if self._config.grounding == "coordinates":
+                raise _Ungrounded('give "coordinate"; elements cannot be named here')
+            point = await self._environment.locate(target.name)
+            if point is None:
+                raise _Ungrounded(f'no element called "{target.name[:_SHOWN_NAME]}"')
+            points[name] = point
+        return replace(action, **points)  # type: ignore[arg-type]
+
+
+class _Ungrounded(Exception):  # noqa: N818 (a normal event of an episode)
+    """A named element has no place on the screen."""
+
+
+def sampling_seed(seed: int, episode_id: str, turn: int) -> int:
+    """Seed of one turn's sampling, the same in every process: 63 bits of a hash of its arguments."""
+    digest = hashlib.blake2b(f"{seed}/{episode_id}/{turn}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest) >> 1
+
+
+def _conversation_id(episode_id: str, row: int) -> str:
+    # A new row does not continue the former one, so no cache of it may be reused.
+    return f"{episode_id}/{row}"
+
+
+def _pixels(screenshot: Image.Image) -> Screenshot:
+    return np.array(screenshot.convert("RGB"), dtype=np.uint8)
+
+
+def _point_of(action: Action | None) -> tuple[int, int] | None:
+    """Where `action` acts, or starts."""
+    for name in ("at", "start"):
+        point = getattr(action, name, None)
+        if isinstance(point, Point):
+            return point.x, point.y
+    return None
