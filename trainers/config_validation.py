@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,8 +15,9 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 STRICT = ConfigDict(extra="forbid", strict=True, coerce_numbers_to_str=True, allow_inf_nan=False)
 """No conversion of types (`true` is no integer), no unknown field, no NaN; a number is fine where a name is wanted."""
 
+BUILT_IN_MODEL = "tiny"
 _VALUE_WIDTH = 60
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_HUB_ID = re.compile(r"(?!\.)[\w.-]+/[\w.-]+")
 
 T = TypeVar("T")
 
@@ -33,7 +34,7 @@ def build(kind: type[T], tree: Mapping[str, Any]) -> T:
         # JSON's strict mode reads lists as tuples and mappings as dataclasses, which Python's strict mode refuses.
         return TypeAdapter(kind).validate_json(json.dumps(tree))
     except ValidationError as error:
-        raise ConfigError(_one_line(error)) from None
+        raise ConfigError(_one_line(error, kind)) from None
     except TypeError as error:  # a YAML date or the like
         raise ConfigError(f"configuration holds a value that is not plain data: {error}") from None
 
@@ -44,7 +45,7 @@ def check_key(kind: type, key: str, value: Any) -> None:
     if key in names:
         return
     parent = key.rpartition(".")[0]
-    if parent in names and not dataclasses.is_dataclass(names[parent]):
+    while parent and not dataclasses.is_dataclass(names.get(parent)):
         parent = parent.rpartition(".")[0]
     siblings = sorted(name.rpartition(".")[2] for name in names if name.rpartition(".")[0] == parent)
     near = _nearest(key, list(names))
@@ -73,7 +74,7 @@ def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 def check_model_path(path: str) -> None:
     """Raise `ConfigError` when `path` can only be a local directory and there is none."""
-    if not _HUB_ID.fullmatch(path) and not Path(path).expanduser().is_dir():
+    if path != BUILT_IN_MODEL and not _HUB_ID.fullmatch(path) and not Path(path).expanduser().is_dir():
         raise ConfigError(f"model.path={shown(path)}: no such directory; allowed: tiny, a model directory, or a hub id")
 
 
@@ -90,6 +91,10 @@ def shown(value: Any) -> str:
     return text if len(text) <= _VALUE_WIDTH else f"{text[:_VALUE_WIDTH]}..."
 
 
+def _children(names: Iterable[str], parent: str) -> list[str]:
+    return [name.rpartition(".")[2] for name in names if name.rpartition(".")[0] == parent]
+
+
 def _nearest(key: str, names: list[str]) -> list[str]:
     """Keys whose last part is that of `key` or close to it, those of the same section first."""
     parent, _, leaf = key.rpartition(".")
@@ -101,17 +106,18 @@ def _nearest(key: str, names: list[str]) -> list[str]:
 
 _WORDING = {
     "Value error, ": "",
-    "Input should be an object": "must be a section with keys of its own",
     "Input should be": "must be",
     "String should match": "must match",
     "Field required": "has too few entries",
 }
 
 
-def _one_line(error: ValidationError) -> str:
+def _one_line(error: ValidationError, kind: type) -> str:
     first = error.errors(include_url=False)[0]
     key = ".".join(part for part in first["loc"] if isinstance(part, str))
     message = first["msg"]
+    if first["type"] == "dataclass_type":
+        message = f"is a section; its keys: {', '.join(_children(dict(fields_of(kind)), key))}"
     for theirs, ours in _WORDING.items():
         message = message.replace(theirs, ours)
     return f"{key}={shown(first['input'])}: {message}"

@@ -1,0 +1,42 @@
+# Every target that needs the environment makes it first; a second call finds it ready.
+PYTHON := .venv/bin/python
+SETUP := .venv/.ready
+# A browser at another place: make test BROWSER=/path/to/chromium
+BROWSER ?= /usr/bin/chromium-headless-shell
+# Libraries that use every core they see slow each other down when the tests run next to other work.
+TEST_ENV := OMP_NUM_THREADS=2 TOKENIZERS_PARALLELISM=false
+
+.PHONY: help setup browser run test test-fast lint docs clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: $(SETUP) ## .venv with exact versions and this package (Python 3.11 or 3.12)
+
+$(SETUP): requirements/cpu.txt pyproject.toml scripts/setup.sh
+	@sh scripts/setup.sh
+	@touch $@
+
+browser: ## headless Chromium for env=miniwob (Debian and Ubuntu, as root)
+	@sh scripts/install_browser.sh $(BROWSER)
+
+run: $(SETUP) ## train on the built-in defaults and say where the results are
+	@$(PYTHON) train.py
+
+test: $(SETUP) browser lint ## all checks
+	$(TEST_ENV) $(PYTHON) -m pytest
+
+test-fast: $(SETUP) lint ## the checks that need no browser and no training
+	$(TEST_ENV) $(PYTHON) -m pytest -m "not slow"
+
+lint: $(SETUP) ## ruff and mypy
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
+
+docs: $(SETUP) ## rewrite docs/configuration.md from trainers/config.py
+	$(PYTHON) scripts/make_config_docs.py
+
+clean: ## remove caches and build output; .venv and outputs/ stay
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

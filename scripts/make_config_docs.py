@@ -1,0 +1,45 @@
+"""Rewrites docs/configuration.md from the configuration's dataclasses and `conf/`."""
+
+from __future__ import annotations
+
+from trainers.compose import CONF, GROUPS, choices
+from trainers.config_reference import markdown
+
+TARGET = CONF.parent / "docs" / "configuration.md"
+INTRODUCTION = """\
+# Configuration
+
+<!-- Made by scripts/make_config_docs.py (make docs); edit trainers/config.py instead. -->
+
+A run is configured with `key=value` on the command line:
+
+    python train.py experiment=pocket rollout.group_size=16 seed=1
+    python train.py model=/models/my-checkpoint max_steps=100
+    python train.py 'env.latency={kind:lognormal,mean_s:0.5}'
+
+The grammar is [Hydra's](https://hydra.cc/docs/advanced/override_grammar/basic/). A list is written `[a,b]`, nothing is
+`null`, and a value with special characters is quoted: `"lora.target_modules='.*q_proj'"`. Keys are strict: an unknown
+key or an illegal value ends the command with one line on standard error and exit status 2, before a model is loaded.
+`python train.py --config key=value ...` prints the whole configuration of a run without running it; a run keeps it in
+its `config.yaml`, secrets masked.
+
+## Presets
+
+A preset is a file of `conf/<group>/` that sets several keys at once. Presets apply in the order of this table, so an
+experiment may set any key, and the command line has the last word.
+
+| group | presets |
+| --- | --- |
+"""
+
+
+def render() -> str:
+    """The whole document."""
+    rows = "".join(f"| `{group}` | {', '.join(f'`{name}`' for name in choices(group))} |\n" for group in GROUPS)
+    custom = "\n`model=` also takes a directory or a hub id: `model=Qwen/Qwen3-VL-4B-Instruct` sets `model.path`.\n\n"
+    return INTRODUCTION + rows + custom + markdown()
+
+
+if __name__ == "__main__":
+    TARGET.write_text(render(), encoding="utf-8")
+    print(f"wrote {TARGET}")

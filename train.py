@@ -1,0 +1,143 @@
+"""Train a computer-use agent: python train.py [key=value ...]; --help lists the keys."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trainers.compose import load_config
+from trainers.config import ConfigError, TrainConfig
+
+if TYPE_CHECKING:
+    from trainers.metrics import ProgressReporter
+    from trainers.protocol import Trainer, TrainResult
+
+DONE, FAILED, BAD_CONFIGURATION, INTERRUPTED = 0, 1, 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns the exit status."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if {"--help", "-h"} & set(arguments):
+        from trainers.config_reference import help_text
+
+        print(help_text())
+        return DONE
+    try:
+        options = [argument for argument in arguments if argument.startswith("-")]
+        if set(options) - {"--config"}:
+            raise ConfigError(f"{options[0]}: unknown option; allowed: --help, --config, key=value")
+        config = load_config([argument for argument in arguments if argument not in options])
+        if options:
+            return _show(config)
+        _prepare_process(config)
+        return _run(config)
+    except ConfigError as error:
+        return _refuse(error)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _show(config: TrainConfig) -> int:
+    from trainers.run_directory import masked_config, to_yaml
+
+    print(to_yaml(masked_config(config)), end="")
+    return DONE
+
+
+def _refuse(error: ConfigError) -> int:
+    if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        traceback.print_exception(error)
+    print(f"error: {error}", file=sys.stderr)
+    return BAD_CONFIGURATION
+
+
+def _prepare_process(config: TrainConfig) -> None:
+    """Quiet libraries, bounded threads, and SIGTERM treated as Ctrl-C; before torch is imported."""
+    settings = {
+        "TORCHDYNAMO_DISABLE": "1",  # nothing here is compiled, and importing the compiler costs seconds
+        "TOKENIZERS_PARALLELISM": "false",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "OMP_NUM_THREADS": str(config.threads),
+    }
+    if config.model.path == "tiny":
+        settings["HF_HUB_OFFLINE"] = "1"
+    for name, value in settings.items():
+        os.environ.setdefault(name, value)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell starts us with SIGINT ignored
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+
+
+def _run(config: TrainConfig) -> int:
+    from trainers.run_directory import create_run_directory
+
+    directory = create_run_directory(config)
+    try:
+        result = _train(config, directory)
+    except ConfigError:
+        if not any(directory.glob("*.jsonl")):  # refused before anything was measured: nothing in it to keep
+            shutil.rmtree(directory)
+        raise
+    except KeyboardInterrupt:
+        saved = (directory / "checkpoints").is_dir()
+        hint = f"go on with: python train.py resume={directory}" if saved else "nothing was trained yet"
+        print(f"interrupted; {hint}", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        return _report_failure(error, directory)
+    from trainers.report import closing_words
+
+    print(closing_words(result, directory))
+    return DONE
+
+
+def _train(config: TrainConfig, directory: Path) -> TrainResult:
+    from trainers.progress import open_progress
+
+    progress = open_progress(config.max_steps)
+    try:
+        trainer = _build_trainer(config, directory, progress)
+        try:
+            return trainer.train()
+        finally:
+            trainer.close()
+    finally:
+        progress.close()
+
+
+def _build_trainer(config: TrainConfig, directory: Path, progress: ProgressReporter) -> Trainer:
+    """The backend's trainer; what the user got wrong about model, checkpoint or browser becomes a `ConfigError`."""
+    import torch
+
+    from cua_agent.envs.miniwob.browser import BrowserMissing
+    from cua_agent.models.loaders import ModelNotFound
+    from trainers.checkpoint import CheckpointError
+    from trainers.legacy.trainer import CUAGRPOTrainer
+
+    torch.set_num_threads(config.threads)
+    try:
+        return CUAGRPOTrainer(config, directory, progress)
+    except (BrowserMissing, CheckpointError, ModelNotFound) as error:
+        raise ConfigError(str(error)) from error
+
+
+def _report_failure(error: Exception, directory: Path) -> int:
+    log = directory / "error.log"
+    log.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+    if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        traceback.print_exception(error)
+    first_line = next(iter(str(error).splitlines()), "")
+    print(f"error: {type(error).__name__}: {first_line} (traceback: {log})", file=sys.stderr)
+    return FAILED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

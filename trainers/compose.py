@@ -1,0 +1,88 @@
+"""From command-line overrides to a `TrainConfig`: the only place that knows Hydra."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from trainers.config import ConfigError, TrainConfig, from_mapping
+from trainers.config_validation import check_key, shown
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+GROUPS = ("backend", "env", "model", "loader", "inference", "experiment")
+
+
+def choices(group: str) -> list[str]:
+    """The presets of a config group."""
+    return sorted(file.stem for file in (CONF / group).glob("*.yaml"))
+
+
+def load_config(overrides: Sequence[str]) -> TrainConfig:
+    """Compose `conf/` with Hydra overrides and validate the result. Raises `ConfigError`."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.config_store import ConfigStore
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    ConfigStore.instance().store("schema", asdict(TrainConfig()))
+    expanded = [_expand_model(override) for override in overrides]
+    for override in expanded:
+        _check(_parse(override))
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            tree = OmegaConf.to_container(compose("config", expanded), resolve=True, throw_on_missing=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_first_line(error)) from error
+    return from_mapping(cast(dict[str, object], tree))
+
+
+def _parse(override: str) -> Override:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    if "=" not in override and not override.startswith("~"):
+        raise ConfigError(f"{shown(override)}: not an override; write key=value, or --help for the keys")
+    try:
+        return OverridesParser.create().parse_override(override)
+    except HydraException as error:
+        raise ConfigError(f"{shown(override)}: {_first_line(error)}; quote special characters: key='...'") from error
+
+
+def _expand_model(override: str) -> str:
+    """`model=<directory or hub id>` as `model.path=<it>`; anything else as it is."""
+    key, _, value = override.partition("=")
+    if key != "model" or value in choices("model"):
+        return override
+    if "/" not in value and not Path(value).is_dir():
+        raise _no_such("model", value, "a directory, a hub id")
+    quoted = value.replace("\\", "\\\\").replace("'", "\\'")
+    return f"model.path='{quoted}'"
+
+
+def _check(override: Override) -> None:
+    """Refuse unknown presets, unknown keys and sweeps before Hydra does, in words that name what is allowed."""
+    key, line = override.key_or_group, shown(override.input_line)
+    if override.is_sweep_override():
+        raise ConfigError(f"{line}: one value only; a list is written {key}=[a,b]")
+    value = override.value()
+    if key not in GROUPS:
+        check_key(TrainConfig, key, value)
+    elif isinstance(value, str) and value not in choices(key):
+        raise _no_such(key, value)
+    elif not isinstance(value, str | list | dict) and not override.is_delete():
+        raise _no_such(key, shown(value))
+
+
+def _no_such(group: str, value: str, *others: str) -> ConfigError:
+    return ConfigError(f"{group}={shown(value)}: no such {group}; allowed: {', '.join([*choices(group), *others])}")
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,160 @@
+"""The configuration's reference: what `train.py --help` and `docs/configuration.md` say about each key."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+from trainers.compose import GROUPS, choices
+from trainers.config import TrainConfig
+
+COMMON_KEYS = (
+    "max_steps",
+    "max_minutes",
+    "seed",
+    "output_dir",
+    "run_name",
+    "resume",
+    "rollout.group_size",
+    "rollout.groups_per_step",
+    "rollout.max_turns",
+    "rollout.concurrency",
+    "rollout.max_staleness",
+    "rollout.temperature",
+    "optim.learning_rate",
+    "loss.kl_coefficient",
+    "loss.clip_epsilon",
+    "lora.enabled",
+    "lora.r",
+    "lora.alpha",
+    "model.path",
+    "env.latency.kind",
+    "env.latency.mean_s",
+    "env.tasks",
+    "eval.every_steps",
+    "eval.episodes",
+    "eval.target_success",
+    "checkpoint.every_steps",
+    "logging.wandb",
+)
+"""What users type most; the full list is in the docs."""
+
+_BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+_TYPE_NAMES = {bool: "true, false", int: "integer", float: "number", str: "text"}
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key: dotted name, allowed values and default in words, one line of help."""
+
+    name: str
+    allowed: str
+    default: str
+    help: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """A dataclass of the tree: dotted name ("" for the top level), what it is, its own keys."""
+
+    name: str
+    help: str
+    keys: tuple[Key, ...]
+
+
+def sections(kind: type = TrainConfig, name: str = "") -> Iterator[Section]:
+    """The sections of the configuration, depth first, top level first."""
+    infos: dict[str, FieldInfo] = kind.__pydantic_fields__  # type: ignore[attr-defined]
+    prefix = f"{name}." if name else ""
+    own = [
+        Key(prefix + field, _describe(info.annotation, info.metadata), _value(info.default), info.description or "")
+        for field, info in infos.items()
+        if not dataclasses.is_dataclass(info.annotation)
+    ]
+    yield Section(name, (kind.__doc__ or "").strip(), tuple(own))
+    for field, info in infos.items():
+        if isinstance(info.annotation, type) and dataclasses.is_dataclass(info.annotation):
+            yield from sections(info.annotation, prefix + field)
+
+
+def help_text() -> str:
+    """What `--help` prints."""
+    keys = {key.name: key for section in sections() for key in section.keys}
+    lines = [
+        "Train a computer-use agent with multi-turn GRPO.",
+        "",
+        "  python train.py [key=value ...]",
+        "  python train.py experiment=quick              a look in a minute or two",
+        "  python train.py experiment=pocket seed=1      the simulated phone",
+        "  python train.py env=miniwob max_steps=20      real web pages in Chromium",
+        "  python train.py resume=outputs/<run>          go on where a run stopped",
+        "",
+        "Presets:",
+        *(f"  {group:<12} {' | '.join(choices(group))}" for group in GROUPS),
+        "  model        also any directory or hub id: model=Qwen/Qwen3-VL-4B-Instruct",
+        "",
+        "Keys typed most (default in brackets; all of them: docs/configuration.md):",
+        *(f"  {name:<25} {keys[name].help} [{keys[name].default}]" for name in COMMON_KEYS),
+        "",
+        "Options: --help, --config (print the composed configuration and stop)",
+        "Exit status: 0 done, 2 bad configuration, 130 interrupted, 1 anything else",
+    ]
+    return "\n".join(lines)
+
+
+def markdown() -> str:
+    """The content of `docs/configuration.md` below its introduction."""
+    parts = []
+    for section in sections():
+        title = f"`{section.name}`" if section.name else "Top level"
+        rows = [
+            f"| `{key.name}` | `{_cell(key.default)}` | {_cell(key.allowed)} | {_cell(key.help)} |"
+            for key in section.keys
+        ]
+        parts.append(
+            f"## {title}\n\n{section.help}\n\n| key | default | allowed | meaning |\n| --- | --- | --- | --- |\n"
+            + "\n".join(rows)
+            + "\n"
+        )
+    return "\n".join(parts)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def _value(default: object) -> str:
+    return default if isinstance(default, str) else json.dumps(default)
+
+
+def _describe(annotation: Any, metadata: list[Any] | tuple[Any, ...] = ()) -> str:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        fields = [item for item in arguments[1:] if isinstance(item, FieldInfo)]
+        return _describe(arguments[0], [*metadata, *(bound for field in fields for bound in field.metadata)])
+    if origin is Literal:
+        return ", ".join(str(value) for value in arguments)
+    if origin in (Union, types.UnionType):
+        return " or ".join("null" if part is type(None) else _describe(part, metadata) for part in arguments)
+    if origin is tuple:
+        if arguments[-1] is Ellipsis:
+            return f"list of {_describe(arguments[0])}"
+        return f"[{', '.join(_describe(part) for part in arguments)}]"
+    return ", ".join([_TYPE_NAMES[annotation], *_constraints(metadata)])
+
+
+def _constraints(metadata: list[Any] | tuple[Any, ...]) -> Iterator[str]:
+    for item in metadata:
+        for name, sign in _BOUNDS.items():
+            bound = getattr(item, name, None)
+            if bound is not None:
+                yield f"{sign} {bound}"
+        pattern = getattr(item, "pattern", None)
+        if pattern is not None:
+            yield f"matching `{pattern}`"

@@ -1,0 +1,134 @@
+"""The directory of one run: never shared with an earlier run, and holding how it was made, without secrets."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from trainers.config import ConfigError, TrainConfig
+
+MASK = "***"
+_PACKAGES = ("torch", "transformers", "peft", "hydra-core", "numpy", "pillow", "playwright", "areal")
+_SECRET_NAME = re.compile(
+    r"(^|_)(api_?keys?|keys?|tokens?|secrets?|passwords?|passwd|credentials?|auth)$", re.IGNORECASE
+)
+_SECRET_VALUE = re.compile(
+    r"\b(sk|pk|hf|ghp|gho|github_pat|glpat|xox[abp]|wandb_v1|gbox)[-_][A-Za-z0-9_-]{12,}"  # tokens with known prefixes
+    r"|\b(AKIA|AIza)[A-Za-z0-9_-]{12,}"
+    r"|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"  # user:password in a URL
+    r"|(?<=[Bb]earer )\S+"
+)
+_SHORTEST_SECRET = 8
+
+
+def create_run_directory(config: TrainConfig, now: datetime | None = None) -> Path:
+    """Make a new directory for a run and write `config.yaml` and `run.json` into it.
+
+    Its name is `run_name`, or time, backend, experiment and seed; a number is appended when that exists already.
+    Raises `ConfigError` when the directory cannot be made.
+    """
+    now = now or datetime.now()
+    name = config.run_name or f"{now:%Y%m%d-%H%M%S}-{config.backend}-{config.experiment}-seed{config.seed}"
+    directory = _make_new(Path(config.output_dir).expanduser(), name)
+    (directory / "config.yaml").write_text(to_yaml(masked_config(config)), encoding="utf-8")
+    about = {"started": now.isoformat(timespec="seconds"), "resumed_from": config.resume, **environment_information()}
+    masked_about = mask_secrets(about, os.environ)
+    (directory / "run.json").write_text(json.dumps(masked_about, indent=2) + "\n", encoding="utf-8")
+    return directory
+
+
+def masked_config(config: TrainConfig) -> dict[str, Any]:
+    """The configuration as a plain tree without secrets."""
+    tree: dict[str, Any] = mask_secrets(asdict(config), os.environ)
+    return tree
+
+
+def to_yaml(tree: Mapping[str, Any]) -> str:
+    """`tree` as YAML, in its own order."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(OmegaConf.create(dict(tree)))
+
+
+def environment_information() -> dict[str, Any]:
+    """Python, machine, package versions (None when not installed) and the git commit of this checkout."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "packages": {package: _version(package) for package in _PACKAGES},
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "command": sys.argv,
+    }
+
+
+def mask_secrets(value: Any, environment: Mapping[str, str]) -> Any:
+    """A copy of a plain tree in which everything that looks like a secret reads `***`.
+
+    Secret are texts below a key named like one (`api_key`, `password`, ...), texts shaped like a known kind of token,
+    and the values of environment variables named like a secret, wherever they appear.
+    """
+    known = sorted(
+        (text for name, text in environment.items() if _SECRET_NAME.search(name) and len(text) >= _SHORTEST_SECRET),
+        key=len,
+        reverse=True,
+    )
+    return _mask(value, known, secret=False)
+
+
+def _mask(value: Any, known: list[str], secret: bool) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _mask(item, known, secret or bool(_SECRET_NAME.search(str(key)))) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_mask(item, known, secret) for item in value]
+    if not isinstance(value, str) or not value:
+        return value
+    if secret:
+        return MASK
+    for text in known:
+        value = value.replace(text, MASK)
+    return _SECRET_VALUE.sub(MASK, value)
+
+
+def _make_new(parent: Path, name: str) -> Path:
+    number = 1
+    while True:
+        directory = parent / (name if number == 1 else f"{name}-{number}")
+        try:
+            directory.mkdir(parents=True)
+        except FileExistsError:
+            if not directory.is_dir():
+                raise ConfigError(f"output_dir={parent}: {directory} is in the way; allowed: a directory") from None
+            number += 1
+        except OSError as error:
+            raise ConfigError(f"output_dir={parent}: cannot make {directory}: {error.strerror}") from None
+        else:
+            return directory
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), *arguments], capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
