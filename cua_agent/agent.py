@@ -27,6 +27,10 @@ _SHOWN_NAME = 60
 """How much of an unknown element's name an error repeats, in characters."""
 
 
+class ContextTooShort(ValueError):  # noqa: N818 (a state of the configuration, not a fault of the program)
+    """`max_length` cannot hold a single turn; the message is one line."""
+
+
 @dataclass(frozen=True)
 class AgentConfig:
     """How the agent looks, speaks and stops.
@@ -128,8 +132,8 @@ class StandaloneGBoxCUAAgent:
         """Play `task` in the world that `seed` determines.
 
         `episode_id` must be unique among running episodes; with `seed` it determines the sampling, too. An episode
-        that the environment, the engine or the clock breaks off ends as `infra_error`. Raises `ValueError` when
-        `max_length` cannot hold a single turn.
+        that the environment, the engine or the clock breaks off ends as `infra_error`. Raises
+        `ContextTooShort`.
         """
         config = self._config
         progress = _Progress(Conversation(self._policy, self._system, config.context, config.last_k), task.description)

@@ -1,0 +1,64 @@
+"""Worlds that an agent can act in, behind one protocol (`cua_agent.envs.base.Environment`)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Literal, Protocol
+
+from cua_agent.envs.base import Environment
+from cua_agent.envs.pool import EnvironmentFactory
+from cua_agent.tasks import EnvName
+
+
+class LatencySettings(Protocol):
+    """Delay of every action; see `cua_agent.envs.pocket.latency.Latency`."""
+
+    @property
+    def kind(self) -> Literal["none", "constant", "lognormal"]: ...
+    @property
+    def mean_s(self) -> float: ...
+    @property
+    def sigma(self) -> float: ...
+
+
+class EnvironmentSettings(Protocol):
+    """Which world, and how it looks: `layout`, `scale` and `latency` are pocket's, `browser_path` is miniwob's."""
+
+    @property
+    def name(self) -> EnvName: ...
+    @property
+    def layout(self) -> Literal["fixed", "themed", "shuffled"]: ...
+    @property
+    def scale(self) -> int: ...
+    @property
+    def latency(self) -> LatencySettings: ...
+    @property
+    def browser_path(self) -> str: ...
+
+
+@asynccontextmanager
+async def environment_factory(settings: EnvironmentSettings) -> AsyncIterator[EnvironmentFactory]:
+    """A function that starts one environment after the other; what they share (a browser) lives as long as this.
+
+    Raises `BrowserMissing` when miniwob cannot run on this machine.
+    """
+    if settings.name == "miniwob":
+        from cua_agent.envs.miniwob.browser import MiniWobBrowser
+
+        async with MiniWobBrowser(settings.browser_path) as browser:
+            yield browser.new_environment
+        return
+
+    from cua_agent.envs.pocket.environment import PocketEnvironment
+    from cua_agent.envs.pocket.latency import Latency
+
+    delay, seeds = settings.latency, itertools.count()
+
+    async def new_phone() -> Environment:
+        # Every phone draws its own delays, the same in every run.
+        latency = Latency(delay.kind, delay.mean_s, delay.sigma, seed=next(seeds))
+        return PocketEnvironment(settings.layout, settings.scale, latency)
+
+    yield new_phone

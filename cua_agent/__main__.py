@@ -1,0 +1,225 @@
+"""``python -m cua_agent task=... env=...``: play one episode and write it down as an HTML page."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import difflib
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, ValidationError
+from pydantic.dataclasses import dataclass as pydantic_dataclass
+from pydantic.fields import FieldInfo
+
+from cua_agent.tasks import CUATask, EnvName, get_eval_tasks, get_training_tasks, seed_for
+
+if TYPE_CHECKING:
+    from cua_agent.agent import AgentConfig, Episode
+
+DONE, FAILED, BAD_CONFIGURATION, INTERRUPTED = 0, 1, 2, 130
+logger = logging.getLogger("cua_agent")
+
+
+class OptionError(ValueError):
+    """Options that cannot be run; the message is one line naming key, value and what is allowed."""
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Actions take no extra time in a single episode."""
+
+    kind: Literal["none"] = "none"
+    mean_s: float = 0.0
+    sigma: float = 1.0
+
+
+@pydantic_dataclass(frozen=True)
+class Options:
+    """Everything that can be set on the command line as key=value."""
+
+    task: str = Field("", description="id of the task (see --list)")
+    env: EnvName = Field("pocket", description="pocket or miniwob")
+    model: str = Field("tiny", description="tiny, a local directory, or a hub id")
+    seed: int = Field(seed_for("eval", 0), ge=0, description="start state of the world, and sampling")
+    out: str = Field("outputs/trace.html", min_length=1, description="file to write")
+    layout: Literal["fixed", "themed", "shuffled"] = Field("shuffled", description="pocket's home screen")
+    scale: int = Field(1, ge=1, le=8, description="pocket's screenshot pixels per logical pixel")
+    browser_path: str = Field("/usr/bin/chromium-headless-shell", description="miniwob's browser")
+    grounding: Literal["target", "coordinates"] | None = Field(
+        None, description="how places are given; default: target for tiny, else coordinates"
+    )
+    prompt: Literal["brief", "full"] | None = Field(
+        None, description="tools in the prompt; default: brief for tiny, else full"
+    )
+    context: Literal["full", "last_k"] = Field("full", description="screenshots shown: all, or the last_k newest")
+    last_k: int = Field(3, ge=1, description="screenshots shown with context=last_k")
+    max_turns: int = Field(30, ge=1, description="upper bound over the task's own")
+    max_new_tokens: int | None = Field(None, ge=1, description="of one turn; default: 48 for tiny, else 512")
+    max_length: int | None = Field(None, ge=1, description="tokens of an episode; default: 2048 for tiny, else 32768")
+    temperature: float = Field(1.0, gt=0, allow_inf_nan=False, description="of sampling")
+    greedy: bool = Field(False, description="take the most likely token instead of sampling")
+    device: str = Field("cpu", description="torch device of the model")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the model's weights")
+
+    # What `environment_factory` asks for.
+    @property
+    def name(self) -> EnvName:
+        return self.env
+
+    @property
+    def latency(self) -> Latency:
+        return Latency()
+
+
+_DEFAULTS: dict[str, FieldInfo] = Options.__pydantic_fields__  # type: ignore[attr-defined]
+
+
+def parse_options(overrides: Sequence[str]) -> Options:
+    """Options from key=value overrides. Raises `OptionError`."""
+    values: dict[str, Any] = {}
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals or key not in _DEFAULTS:
+            raise OptionError(f"{override[:80]!r} is not key=value with one of the keys {', '.join(_DEFAULTS)}")
+        values[key] = value
+    try:
+        return Options(**values)
+    except ValidationError as errors:
+        error = errors.errors()[0]
+        raise OptionError(f"{error['loc'][0]}={str(error['input'])[:80]}: {error['msg']}") from None
+
+
+def all_tasks(env: EnvName) -> dict[str, CUATask]:
+    """Every task of an environment by id, held-out ones included."""
+    tasks = [*get_training_tasks(env), *get_eval_tasks(env, "seeds"), *get_eval_tasks(env, "templates")]
+    return {task.id: task for task in tasks}
+
+
+def find_task(env: EnvName, task_id: str) -> CUATask:
+    """The task called `task_id`. Raises `OptionError` naming the nearest ones."""
+    tasks = all_tasks(env)
+    if task_id in tasks:
+        return tasks[task_id]
+    near = difflib.get_close_matches(task_id, tasks, n=3, cutoff=0.3) or list(tasks)[:3]
+    raise OptionError(
+        f"task={task_id!r} is not a task of env={env}; for example {', '.join(near)}; "
+        f"all of them: python -m cua_agent --list env={env}"
+    )
+
+
+def agent_config(options: Options) -> AgentConfig:
+    """How the agent plays; what is not set depends on whether the model is the built-in one."""
+    from cua_agent.agent import AgentConfig
+
+    tiny = options.model == "tiny"
+    return AgentConfig(
+        grounding=options.grounding or ("target" if tiny else "coordinates"),
+        prompt=options.prompt or ("brief" if tiny else "full"),
+        context=options.context,
+        last_k=options.last_k,
+        max_turns=options.max_turns,
+        max_new_tokens=options.max_new_tokens or (48 if tiny else 512),
+        temperature=options.temperature,
+        greedy=options.greedy,
+        max_length=options.max_length or (2048 if tiny else 32768),
+        keep_screenshots=True,
+    )
+
+
+async def play(options: Options, task: CUATask) -> Episode:
+    """Load the model, open the world and play one episode. Raises `OptionError`."""
+    from cua_agent.agent import ContextTooShort, StandaloneGBoxCUAAgent
+    from cua_agent.envs import environment_factory
+    from cua_agent.envs.miniwob.browser import BrowserMissing
+    from cua_agent.inference.local import LocalEngine
+    from cua_agent.models.loaders import load_policy
+
+    try:
+        policy = load_policy(options.model, dtype=options.dtype, device=options.device)
+    except ValueError as error:
+        raise OptionError(str(error).splitlines()[0]) from error
+    engine = LocalEngine(policy, max_batch=1)
+    try:
+        async with environment_factory(options) as new_environment:
+            environment = await new_environment()
+            try:
+                agent = StandaloneGBoxCUAAgent(policy, engine, environment, agent_config(options))
+                return await agent.play(task, options.seed, group_id="trace", episode_id="trace")
+            finally:
+                await environment.close()
+    except (BrowserMissing, ContextTooShort) as error:
+        raise OptionError(str(error)) from error
+    finally:
+        await engine.close()
+
+
+def _check_writable(out: Path) -> None:
+    """Before the episode is played, so that it is not lost. Raises `OptionError`."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with out.open("a"):
+            pass
+    except OSError as error:
+        raise OptionError(f"out={out}: cannot be written ({error.strerror}); name a file") from None
+
+
+def run(options: Options) -> int:
+    """Play the episode that `options` describe, write its page and say where it is; returns the exit status."""
+    from cua_agent.trace import write_trace
+
+    task = find_task(options.env, options.task)
+    out = Path(options.out)
+    _check_writable(out)
+    episode = asyncio.run(play(options, task))
+    write_trace(out, episode, {"env": options.env, "model": options.model})
+    print(f"{episode.outcome}, reward {episode.reward:g}, {len(episode.turns)} turns: {episode.goal}")
+    print(f"trace: {out}")
+    return FAILED if episode.failure else DONE
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status: 0 done, 1 failed, 2 bad configuration, 130 interrupted."""
+    parsed = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        options = parse_options(parsed.overrides)
+        if parsed.list:
+            for task in all_tasks(options.env).values():
+                print(f"{task.id:40} {task.description}")
+            return DONE
+        return run(options)
+    except OptionError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_CONFIGURATION
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except Exception:
+        logger.exception("the episode could not be played")
+        return FAILED
+
+
+def _parser() -> argparse.ArgumentParser:
+    keys = "\n".join(f"  {f'{key}={_shown(f.default)}':46} {f.description}" for key, f in _DEFAULTS.items())
+    parser = argparse.ArgumentParser(
+        prog="python -m cua_agent",
+        description="Play one episode and write it down as an HTML page.",
+        epilog=f"keys and their defaults:\n{keys}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example task=<id> env=miniwob")
+    parser.add_argument("--list", action="store_true", help="list the tasks of env and stop")
+    return parser
+
+
+def _shown(default: object) -> str:
+    return "" if default in (None, "") else str(default).lower() if isinstance(default, bool) else str(default)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
