@@ -18,6 +18,12 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 UINT8_LEVELS = 256
 
 
+def check_screenshot(image: npt.NDArray[np.uint8]) -> None:
+    """Raises `ValueError` unless `image` is uint8 [H, W, 3]."""
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"a screenshot must be uint8 [height, width, 3], got {image.dtype} {list(image.shape)}")
+
+
 def resized_shape(processor: Any, height: int, width: int) -> tuple[int, int]:
     """(height, width) in pixels that the processor resizes a screenshot to."""
     factor = processor.patch_size * processor.merge_size
@@ -43,8 +49,7 @@ def patchify(
 
 
 def _resize(processor: Any, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise ValueError(f"a screenshot must be uint8 [height, width, 3], got {image.dtype} {list(image.shape)}")
+    check_screenshot(image)
     shape = resized_shape(processor, image.shape[0], image.shape[1])
     if shape == image.shape[:2]:
         return image
