@@ -71,7 +71,7 @@ def save_checkpoint(
     """Write the checkpoint directory `path`, atomically; a checkpoint already there is replaced."""
     path = Path(path).absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.new-{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.new")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
@@ -270,8 +270,9 @@ def _seal(directory: Path) -> None:
 
 def _move_into_place(temporary: Path, path: Path) -> None:
     """Rename; a former `path` steps aside first, so that at every moment one complete checkpoint exists."""
-    former = path.with_name(f".{path.name}.former-{os.getpid()}")
+    former = path.with_name(f".{path.name}.former")
     if path.exists():
+        shutil.rmtree(former, ignore_errors=True)
         path.rename(former)
     temporary.rename(path)
     _flush(path.parent)

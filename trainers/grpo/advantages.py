@@ -84,6 +84,8 @@ def _episodes(trajectories: Sequence[Trajectory]) -> dict[str, Trajectory]:
     """The first row of each episode, by episode id, after checking that its other rows agree with it."""
     episodes: dict[str, Trajectory] = {}
     for row in trajectories:
+        if not math.isfinite(row.reward):
+            raise ValueError(f"episode {row.episode_id!r}: reward {row.reward} is not finite")
         first = episodes.setdefault(row.episode_id, row)
         for name in ("reward", "group_id", "outcome"):
             if getattr(row, name) != getattr(first, name):
@@ -91,6 +93,4 @@ def _episodes(trajectories: Sequence[Trajectory]) -> dict[str, Trajectory]:
                     f"rows of episode {row.episode_id!r} disagree about {name}: "
                     f"{getattr(first, name)!r} and {getattr(row, name)!r}"
                 )
-        if not math.isfinite(row.reward):
-            raise ValueError(f"episode {row.episode_id!r}: reward {row.reward} is not finite")
     return episodes
