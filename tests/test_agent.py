@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from agent_fakes import ByteCodec, ScriptedEngine, ScriptedEnvironment, screenshot, task
 from PIL import Image
 
 from cua_agent.actions import Action, Point, ReportTaskComplete, Swipe, Tap, Target, TypeText, Wait
@@ -17,6 +16,7 @@ from cua_agent.envs.base import EnvironmentFailure, Observation, StepResult
 from cua_agent.inference.base import GenerateRequest, GenerateResponse, InferenceFailure
 from cua_agent.parsing import Malformed, parse_tool_call, render_tool_call
 from cua_agent.trajectory import Outcome
+from tests.agent_fakes import ByteCodec, ScriptedEngine, ScriptedEnvironment, screenshot, task
 
 CODEC = ByteCodec()
 CONFIG = AgentConfig(max_length=20_000, keep_screenshots=True)

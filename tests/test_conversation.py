@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-from agent_fakes import IMAGE_TOKENS, ByteCodec, pixels, response
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cua_agent.conversation import Context, Conversation, EpisodeInfo
 from cua_agent.inference.base import GenerateResponse
 from cua_agent.trajectory import Outcome, Trajectory, Turn
+from tests.agent_fakes import IMAGE_TOKENS, ByteCodec, pixels, response
 
 CODEC = ByteCodec()
 INFO = EpisodeInfo(1.0, Outcome.SUCCESS, "task", "group", "episode", 3)
