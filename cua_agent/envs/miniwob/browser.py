@@ -1,0 +1,160 @@
+"""One Chromium process that serves any number of MiniWoB++ pages, each in its own browser context."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from cua_agent.envs.base import EnvironmentFailure
+
+if TYPE_CHECKING:
+    from cua_agent.envs.miniwob.environment import MiniWobEnvironment
+
+WIDTH, HEIGHT = 160, 210
+"""Size of a MiniWoB++ page in CSS pixels."""
+
+DEFAULT_BROWSER = "/usr/bin/chromium-headless-shell"
+CLOSE_TIMEOUT_S = 5.0
+_FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+    "--hide-scrollbars",
+    "--disable-smooth-scrolling",  # a wheel event takes effect at once, not over several frames
+    "--force-color-profile=srgb",
+)
+
+
+class BrowserMissing(ValueError):  # noqa: N818 (a state of the machine)
+    """The browser, or the Python package that drives it, is not installed; the message is one line."""
+
+
+@dataclass
+class MiniWobPage:
+    """A page in its own context: Playwright's page, its DevTools session and the context to close."""
+
+    context: Any
+    page: Any
+    devtools: Any
+
+    async def close(self) -> None:
+        """Close the context; a page that no longer answers is abandoned after `CLOSE_TIMEOUT_S`."""
+        with contextlib.suppress(Exception):
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await self.context.close()
+
+
+class MiniWobBrowser:
+    """Owns the browser process; relaunches it for the next page when it died.
+
+    Args:
+        executable: path or name of a Chromium binary (headless shell or full browser).
+        scale: screenshot pixels per CSS pixel; 1 gives 160x210 screenshots.
+        timeout_s: bound on every single exchange with the browser.
+
+    Use as an async context manager inside one event loop. Raises `BrowserMissing` before anything is started.
+    """
+
+    def __init__(self, executable: str = DEFAULT_BROWSER, scale: int = 1, timeout_s: float = 15.0) -> None:
+        self.scale = scale
+        self.timeout_s = timeout_s
+        self._executable = _find_browser(executable)
+        self._html = _find_html()
+        self._script = Path(__file__).with_name("page.js").read_text(encoding="utf-8")
+        self._launching = asyncio.Lock()
+        self._playwright: Any = None
+        self._browser: Any = None
+
+    async def __aenter__(self) -> Self:
+        await self._ensure_running()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def new_environment(self) -> MiniWobEnvironment:
+        """A fresh environment on this browser; launches the browser again when it died."""
+        from cua_agent.envs.miniwob.environment import MiniWobEnvironment
+
+        return MiniWobEnvironment(self, await self.new_page())
+
+    async def new_page(self) -> MiniWobPage:
+        """A blank page in a new context. Raises `EnvironmentFailure` when the browser does not give one."""
+        try:
+            async with asyncio.timeout(2 * self.timeout_s):
+                browser = await self._ensure_running()
+                context = await browser.new_context(
+                    viewport={"width": WIDTH, "height": HEIGHT}, device_scale_factor=self.scale, offline=True
+                )
+                await context.add_init_script(self._script)
+                page = await context.new_page()
+                return MiniWobPage(context, page, await context.new_cdp_session(page))
+        except Exception as error:  # also what Playwright raises when its driver process is dead
+            await self._stop()  # the next page starts from a fresh browser
+            raise EnvironmentFailure(f"no new page: {first_line(error)}") from error
+
+    def url(self, page_name: str) -> str:
+        """The file URL of a MiniWoB++ page, for example ``click-test``."""
+        return (self._html / f"{page_name}.html").as_uri()
+
+    async def close(self) -> None:
+        async with self._launching:
+            await self._stop()
+
+    async def _ensure_running(self) -> Any:
+        async with self._launching:
+            if self._browser is None or not self._browser.is_connected():
+                await self._stop()
+                self._browser = await self._launch()
+            return self._browser
+
+    async def _launch(self) -> Any:
+        from playwright.async_api import async_playwright
+
+        self._playwright = await async_playwright().start()
+        return await self._playwright.chromium.launch(
+            executable_path=self._executable, args=list(_FLAGS), timeout=1000 * self.timeout_s
+        )
+
+    async def _stop(self) -> None:
+        browser, playwright = self._browser, self._playwright
+        self._browser = self._playwright = None
+        for stop in (browser and browser.close, playwright and playwright.stop):
+            if stop:
+                with contextlib.suppress(Exception):  # a dead process cannot be closed twice
+                    async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                        await stop()
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type's name when it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _find_browser(executable: str) -> str:
+    found = shutil.which(executable)
+    if found is None:
+        raise BrowserMissing(
+            f"env.browser_path={executable!r} is not an executable: run `make browser`, or give the path of a Chromium"
+        )
+    return found
+
+
+def _find_html() -> Path:
+    """The pages' directory. `miniwob` is located, not imported: importing it needs gymnasium and selenium."""
+    spec = importlib.util.find_spec("miniwob")
+    if spec is None or spec.origin is None or importlib.util.find_spec("playwright") is None:
+        raise BrowserMissing("env=miniwob needs the packages miniwob and playwright: pip install 'cua-grpo[miniwob]'")
+    return Path(spec.origin).parent / "html" / "miniwob"
