@@ -103,7 +103,9 @@ async def record(tasks: list[CUATask], episodes: int, browser_path: str, pages: 
 def save(demonstrations: list[Demonstration], path: Path) -> None:
     """Write the layout that the module's docstring describes."""
     pngs = [png for d in demonstrations for png in d.pngs]
-    steps = [(i, text, action) for i, d in enumerate(demonstrations) for text, action in zip(d.texts, d.actions)]
+    steps = [
+        (i, text, action) for i, d in enumerate(demonstrations) for text, action in zip(d.texts, d.actions, strict=True)
+    ]
     np.savez(
         path,
         episode_task=np.array([d.task for d in demonstrations]),

@@ -28,7 +28,7 @@ if ! { .venv/bin/python -c "$usable" && .venv/bin/python -m pip --version; } >/d
 fi
 
 # --no-deps: the list is complete and exact, so no resolver runs.
-install() { .venv/bin/python -m pip install --disable-pip-version-check --quiet --no-deps "$@"; }
+install() { .venv/bin/python -m pip install --disable-pip-version-check --quiet --quiet --no-deps "$@"; }
 
 torch=$(grep '^torch==' requirements/cpu.txt)
 if ! .venv/bin/python -m pip freeze 2>/dev/null | grep -q "^$torch"; then

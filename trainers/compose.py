@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from trainers.config import ConfigError, TrainConfig, from_mapping
-from trainers.config_validation import check_key, shown
+from trainers.config_validation import check_keys, shown
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -71,11 +71,11 @@ def _check(override: Override) -> None:
     if override.is_sweep_override():
         raise ConfigError(f"{line}: one value only; a list is written {key}=[a,b]")
     value = override.value()
-    if key not in GROUPS:
-        check_key(TrainConfig, key, value)
+    if isinstance(value, dict) or key not in GROUPS:
+        check_keys(TrainConfig, {key: value})
     elif isinstance(value, str) and value not in choices(key):
         raise _no_such(key, value)
-    elif not isinstance(value, str | list | dict) and not override.is_delete():
+    elif not isinstance(value, str | list) and not override.is_delete():
         raise _no_such(key, shown(value))
 
 

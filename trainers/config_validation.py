@@ -16,7 +16,8 @@ STRICT = ConfigDict(extra="forbid", strict=True, coerce_numbers_to_str=True, all
 """No conversion of types (`true` is no integer), no unknown field, no NaN; a number is fine where a name is wanted."""
 
 BUILT_IN_MODEL = "tiny"
-_VALUE_WIDTH = 60
+_VALUE_WIDTH = 40
+_PATH_WIDTH = 120
 _HUB_ID = re.compile(r"(?!\.)[\w.-]+/[\w.-]+")
 
 T = TypeVar("T")
@@ -28,8 +29,7 @@ class ConfigError(ValueError):
 
 def build(kind: type[T], tree: Mapping[str, Any]) -> T:
     """An instance of the dataclass `kind` from a nested mapping of JSON types. Raises `ConfigError`."""
-    for key, value in leaves(tree):
-        check_key(kind, key, value)
+    check_keys(kind, tree)
     try:
         # JSON's strict mode reads lists as tuples and mappings as dataclasses, which Python's strict mode refuses.
         return TypeAdapter(kind).validate_json(json.dumps(tree))
@@ -39,9 +39,15 @@ def build(kind: type[T], tree: Mapping[str, Any]) -> T:
         raise ConfigError(f"configuration holds a value that is not plain data: {error}") from None
 
 
-def check_key(kind: type, key: str, value: Any) -> None:
-    """Raise `ConfigError` when the dotted `key` names no field of the dataclass tree `kind`."""
+def check_keys(kind: type, tree: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` when a key of the nested mapping `tree` is no field of the dataclass tree `kind`; its own
+    keys may be dotted."""
     names = dict(fields_of(kind))
+    for key, value in leaves(tree):
+        _check_key(names, key, value)
+
+
+def _check_key(names: Mapping[str, Any], key: str, value: Any) -> None:
     if key in names:
         return
     parent = key.rpartition(".")[0]
@@ -52,7 +58,7 @@ def check_key(kind: type, key: str, value: Any) -> None:
     hint = (
         f"did you mean {' or '.join(near)}?" if near else f"keys of {parent or 'the top level'}: {', '.join(siblings)}"
     )
-    raise ConfigError(f"{key}={shown(value)}: unknown key; {hint}")
+    raise ConfigError(f"{shown(key)}={shown(value, 20)}: unknown key; {hint}")
 
 
 def fields_of(kind: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -75,20 +81,24 @@ def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 def check_model_path(path: str) -> None:
     """Raise `ConfigError` when `path` can only be a local directory and there is none."""
     if path != BUILT_IN_MODEL and not _HUB_ID.fullmatch(path) and not Path(path).expanduser().is_dir():
-        raise ConfigError(f"model.path={shown(path)}: no such directory; allowed: tiny, a model directory, or a hub id")
+        raise ConfigError(
+            f"model.path={shown(path, _PATH_WIDTH)}: no such directory; allowed: tiny, a model directory, or a hub id"
+        )
 
 
 def check_resume_path(path: str | None) -> None:
     """Raise `ConfigError` when there is nothing at `path` to resume from."""
     if path is not None and not Path(path).expanduser().exists():
-        raise ConfigError(f"resume={shown(path)}: no such directory; allowed: a checkpoint or a run directory")
+        raise ConfigError(
+            f"resume={shown(path, _PATH_WIDTH)}: no such directory; allowed: a checkpoint or a run directory"
+        )
 
 
-def shown(value: Any) -> str:
-    """`value` as it reads on the command line, on one line and shortened."""
+def shown(value: Any, width: int = _VALUE_WIDTH) -> str:
+    """`value` as it reads on the command line, on one line and cut to `width` characters."""
     text = value if isinstance(value, str) else json.dumps(value, default=str)
     text = " ".join(text.split())
-    return text if len(text) <= _VALUE_WIDTH else f"{text[:_VALUE_WIDTH]}..."
+    return text if len(text) <= width else f"{text[:width]}..."
 
 
 def _children(names: Iterable[str], parent: str) -> list[str]:
