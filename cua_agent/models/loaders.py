@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from cua_agent.models.lora import LoraSpec, attach_lora
+from cua_agent.models.lora import LoraSpec, adapter_base, attach_lora, load_adapter
 from cua_agent.models.policy import PolicyModel, SpecialTokens
 
 TINY = "tiny"
@@ -47,17 +48,23 @@ def load_policy(
     lora: LoraSpec | None = None,
     keep_reference: bool = False,
 ) -> PolicyModel:
-    """Load a Qwen2-VL, Qwen2.5-VL or Qwen3-VL checkpoint.
+    """Load a Qwen2-VL, Qwen2.5-VL or Qwen3-VL checkpoint, or an adapter directory with the base model it names.
 
     With `lora` a fresh adapter is trained and the rest is frozen; without it all weights are trained, and
-    `keep_reference` keeps a frozen copy of them for `PolicyModel.reference`. `device_map` (accelerate) replaces
-    `device`. Raises `ModelNotFound`, and `ValueError` for a model of another architecture or an unknown dtype.
+    `keep_reference` keeps a frozen copy of them for `PolicyModel.reference`. A saved adapter is itself what is trained
+    further: its own rank and targets hold, not those of `lora`. `device_map` (accelerate) replaces `device`.
+    Raises `ModelNotFound`, and `ValueError` for a model of another architecture or an unknown dtype.
     """
     from transformers import AutoModelForImageTextToText, AutoTokenizer
     from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
 
     if dtype not in ("float32", "bfloat16"):
         raise ValueError(f"model.dtype={dtype!r}; allowed: float32, bfloat16")
+    if base := adapter_base(Path(path).expanduser()):
+        policy = load_policy(
+            base, dtype=dtype, device=device, device_map=device_map, attn_implementation=attn_implementation
+        )
+        return replace(policy, model=load_adapter(policy.model, Path(path).expanduser()))
     source = _resolve(path)
     _check_architecture(path, source)
     model = AutoModelForImageTextToText.from_pretrained(

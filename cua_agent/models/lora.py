@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -38,4 +40,21 @@ def attach_lora(model: nn.Module, spec: LoraSpec) -> nn.Module:
             adapted: nn.Module = get_peft_model(model, config)
         except ValueError as error:
             raise ValueError(f"lora.target_modules={spec.target_modules!r} cannot be adapted: {error}") from None
+    return adapted
+
+
+def adapter_base(directory: Path) -> str | None:
+    """The base model that the adapter saved in `directory` belongs to; None when there is no adapter."""
+    config = directory / "adapter_config.json"
+    if not config.is_file():
+        return None
+    base: str = json.loads(config.read_text())["base_model_name_or_path"]
+    return base
+
+
+def load_adapter(model: nn.Module, directory: Path) -> nn.Module:
+    """Wrap `model` in a `PeftModel` with the trainable adapter saved in `directory`; everything else is frozen."""
+    from peft import PeftModel
+
+    adapted: nn.Module = PeftModel.from_pretrained(model, str(directory), is_trainable=True)
     return adapted
