@@ -10,33 +10,11 @@ from trainers.config import ConfigError, LoggingConfig
 from trainers.metrics import MetricsWriter, StepMetrics, open_trackers
 from trainers.protocol import EvalRecord, TrainResult
 
-DESIGN_KEYS = [
-    "step",
-    "policy_version",
-    "loss",
-    "policy_loss",
-    "kl",
-    "entropy",
-    "grad_norm",
-    "lr",
-    "reward_mean",
-    "reward_std",
-    "success_rate",
-    "groups_kept",
-    "groups_filtered",
-    "episodes",
-    "episodes_infra_error",
-    "staleness_mean",
-    "staleness_max",
-    "logprob_gap",
-    "rollout_s",
-    "train_s",
-    "sync_s",
-    "step_s",
-    "env_utilisation",
-    "tokens",
-    "tokens_per_s",
-]
+DESIGN_KEYS = (
+    "step policy_version loss policy_loss kl entropy grad_norm lr reward_mean reward_std success_rate groups_kept "
+    "groups_filtered episodes episodes_infra_error staleness_mean staleness_max logprob_gap rollout_s train_s sync_s "
+    "step_s env_utilisation tokens tokens_per_s"
+)
 
 RESULT = TrainResult(3, "max_steps", 0.5, 0.9, 0.9, 10.0, 4.0, 5.0, 0.7, 0)
 
@@ -55,7 +33,7 @@ class Recorder:
 
 def test_a_row_has_every_key_of_the_contract() -> None:
     row = StepMetrics(step=1, policy_version=1, outcomes={"success": 3}).row()
-    assert set(DESIGN_KEYS) <= set(row)
+    assert set(DESIGN_KEYS.split()) <= set(row)
     assert row["outcome/success"] == 3
 
 

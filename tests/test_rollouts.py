@@ -10,7 +10,7 @@ from cua_agent.envs.base import Environment, EnvironmentFailure
 from cua_agent.envs.pool import EnvironmentPool
 from cua_agent.inference.base import InferenceFailure
 from cua_agent.tasks import seed_for
-from cua_agent.trajectory import Outcome, Trajectory
+from cua_agent.trajectory import Trajectory
 from tests.toy_world import SquareEnvironment, toy_task, trajectory
 from trainers.config import ConfigError
 from trainers.rollouts import Collected, EpisodeSpec, Group, GroupSpec, Played, collect, play_all, play_groups
@@ -21,7 +21,7 @@ from trainers.task_sampler import TaskSampler, select_categories
 class ScriptedRunner:
     """Rewards by (group, member); raises or loses the episodes named in `troubles` once each."""
 
-    troubles: dict[str, Exception | Outcome] = field(default_factory=dict)
+    troubles: dict[str, Exception] = field(default_factory=dict)
     played: list[EpisodeSpec] = field(default_factory=list)
 
     async def __call__(self, environment: Environment, spec: EpisodeSpec) -> list[Trajectory]:
@@ -29,13 +29,12 @@ class ScriptedRunner:
         await environment.reset(spec.task, spec.seed)
         await asyncio.sleep(0)
         trouble = self.troubles.pop(spec.episode_id, None)
-        if isinstance(trouble, Exception):
+        if trouble is not None:
             raise trouble
         member = int(spec.episode_id.split("-")[1].split(".")[0])
         return [
             trajectory(
                 float(member % 2),
-                outcome=trouble,
                 group_id=spec.group_id,
                 episode_id=spec.episode_id,
                 seed=spec.seed,
@@ -81,8 +80,8 @@ def test_concurrency_one_is_one_after_the_other() -> None:
     assert [spec.episode_id for spec in runner.played] == [f"g{g}-{m}" for g in range(3) for m in range(4)]
 
 
-@pytest.mark.parametrize("trouble", [EnvironmentFailure("dead"), InferenceFailure("timeout"), Outcome.INFRA_ERROR])
-def test_a_lost_episode_is_replaced_and_counted(trouble: Exception | Outcome) -> None:
+@pytest.mark.parametrize("trouble", [EnvironmentFailure("dead"), InferenceFailure("timeout")])
+def test_a_lost_episode_is_replaced_and_counted(trouble: Exception) -> None:
     runner = ScriptedRunner({"g1-2": trouble})
     groups, lost = play(runner, size=4)
     assert len(lost) == 1
@@ -97,7 +96,6 @@ def test_an_episode_that_cannot_be_saved_leaves_its_group() -> None:
     groups, lost = play(ScriptedRunner({name: EnvironmentFailure("dead") for name in names}), size=4)
     assert len(lost) == 3
     assert [len(group.episodes) for group in groups] == [3, 4, 4]
-    assert all(row.outcome is not Outcome.INFRA_ERROR for group in groups for row in group.rows)
 
 
 def test_an_unexpected_error_is_raised_as_it_is() -> None:

@@ -11,7 +11,7 @@ from cua_agent.envs.base import Environment, EnvironmentFailure
 from cua_agent.envs.pool import EnvironmentPool
 from cua_agent.inference.base import InferenceFailure
 from cua_agent.tasks import CUATask
-from cua_agent.trajectory import Outcome, Trajectory
+from cua_agent.trajectory import Trajectory
 
 Episode = list[Trajectory]
 """The token rows of one episode (one with context=full)."""
@@ -37,8 +37,7 @@ class EpisodeSpec:
 
 
 class EpisodeRunner(Protocol):
-    """Plays one episode. An episode lost to infrastructure ends with outcome `infra_error`, or raises
-    `EnvironmentFailure` or `InferenceFailure`."""
+    """Plays one episode to a scored end, or raises `EnvironmentFailure` or `InferenceFailure`: it is lost."""
 
     async def __call__(self, environment: Environment, spec: EpisodeSpec) -> Episode: ...
 
@@ -88,8 +87,6 @@ async def play_episode(pool: EnvironmentPool, run: EpisodeRunner, spec: EpisodeS
         try:
             async with pool.lend() as environment:
                 rows = await run(environment, replace(spec, episode_id=name))
-                if rows[0].outcome is Outcome.INFRA_ERROR:
-                    raise EnvironmentFailure(f"episode {name} was lost")
         except (EnvironmentFailure, InferenceFailure) as error:
             lost.append(f"{name} ({spec.task.id}): {error}")
             continue

@@ -1,0 +1,557 @@
+"""The synchronous trainer's mechanics, on a random model that looks at coloured squares and says one token."""
+
+import json
+import os
+import signal
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, closing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cua_agent.envs.base import Environment, EnvironmentFailure
+from cua_agent.envs.pool import EnvironmentFactory
+from cua_agent.inference.base import GenerateRequest
+from cua_agent.inference.local import LocalEngine
+from cua_agent.models.loaders import load_policy
+from cua_agent.models.lora import LoraSpec
+from cua_agent.models.policy import PolicyModel
+from cua_agent.tasks import seed_for
+from cua_agent.trajectory import Outcome, Trajectory, Turn
+from tests.tiny_random import build
+from tests.toy_world import SquareEnvironment, toy_task
+from trainers.checkpoint import CheckpointError, TrainerState, verify_checkpoint
+from trainers.config import (
+    CheckpointConfig,
+    EvalConfig,
+    LoggingConfig,
+    LoraConfig,
+    LossConfig,
+    OptimConfig,
+    RolloutConfig,
+    TrainConfig,
+)
+from trainers.legacy.interrupts import interrupts_held
+from trainers.legacy.learner import PolicyLearner, warmup_factor
+from trainers.legacy.setup import Parts, find_checkpoint
+from trainers.legacy.step_metrics import staleness
+from trainers.legacy.stopping import observe, out_of_budget, stop_after_evaluation
+from trainers.legacy.trainer import CUAGRPOTrainer
+from trainers.metrics import StepMetrics
+from trainers.protocol import Batch, EvalRecord
+from trainers.rollouts import EpisodeSpec
+from trainers.trajectory_store import load_batch
+
+CONFIG = TrainConfig(
+    max_steps=2,
+    rollout=RolloutConfig(group_size=4, groups_per_step=2, max_refills=1, concurrency=8),
+    optim=OptimConfig(learning_rate=3e-3, warmup_steps=0),
+    eval=EvalConfig(every_steps=0, episodes=4),
+    logging=LoggingConfig(tensorboard=False),
+)
+TASKS = [toy_task("left", "a"), toy_task("right", "b")]
+
+
+@dataclass
+class Watcher:
+    """A `ProgressReporter` that remembers."""
+
+    steps: list[StepMetrics] = field(default_factory=list)
+    evaluations: list[tuple[str, EvalRecord]] = field(default_factory=list)
+    messages: list[str] = field(default_factory=list)
+
+    def phase(self, name: str, done: int, total: int) -> None: ...
+
+    def step(self, metrics: StepMetrics, max_steps: int) -> None:
+        self.steps.append(metrics)
+
+    def evaluation(self, record: EvalRecord, split: str) -> None:
+        self.evaluations.append((split, record))
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+
+    def close(self) -> None: ...
+
+
+@dataclass
+class OneTokenRunner:
+    """Shows the screen, samples one token, rewards an even one; `hook` may raise."""
+
+    policy: PolicyModel
+    engine: LocalEngine
+    reward: Callable[[int], float] = lambda token: float(token % 2 == 0)
+    hook: Callable[[EpisodeSpec], None] = lambda _: None
+    played: list[EpisodeSpec] = field(default_factory=list)
+
+    async def __call__(self, environment: Environment, spec: EpisodeSpec) -> list[Trajectory]:
+        self.played.append(spec)
+        self.hook(spec)
+        image = np.asarray((await environment.reset(spec.task, spec.seed)).screenshot)
+        ids = [5, *[self.policy.special.image_token_id] * self.policy.image_tokens(*image.shape[:2]), 6]
+        seed = int.from_bytes(f"{spec.seed}{spec.episode_id}".encode()) % 2**63
+        answer = await self.engine.generate(GenerateRequest(spec.episode_id, ids, [image], 1, seed=seed))
+        self.engine.release(spec.episode_id)
+        reward, n = self.reward(answer.output_ids[0]), len(ids)
+        return [
+            Trajectory(
+                input_ids=np.asarray(ids + answer.output_ids),
+                loss_mask=np.asarray([0] * n + [1], np.int32),
+                logprobs=np.asarray([0.0] * n + answer.logprobs, np.float32),
+                versions=np.asarray([-1] * n + answer.versions, np.int32),
+                images=[image],
+                reward=reward,
+                outcome=Outcome.SUCCESS if reward else Outcome.FAILURE,
+                task_id=spec.task.id,
+                group_id=spec.group_id,
+                episode_id=spec.episode_id,
+                seed=spec.seed,
+                turns=(Turn("", None, "", 0.0, 0.0),),
+            )
+        ]
+
+
+@asynccontextmanager
+async def squares() -> AsyncIterator[EnvironmentFactory]:
+    async def factory() -> Environment:
+        return SquareEnvironment()
+
+    yield factory
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@dataclass
+class Rig:
+    """A trainer and everything a test wants to look at."""
+
+    trainer: CUAGRPOTrainer
+    policy: PolicyModel
+    engine: LocalEngine
+    runner: OneTokenRunner
+    watcher: Watcher
+    directory: Path
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        return {name: parameter.detach().clone() for name, parameter in self.policy.trainable_parameters()}
+
+    def rows(self, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.directory / name).read_text().splitlines()]
+
+    def batch(self) -> Batch:
+        """The recorded batch of the newest step."""
+        (path,) = (self.directory / "trajectories").iterdir()
+        return load_batch(path)
+
+
+MakeRig = Callable[..., Rig]
+
+
+@pytest.fixture
+def make_rig(weights: Path, tmp_path: Path) -> Iterator[MakeRig]:
+    rigs: list[Rig] = []
+
+    def make(config: TrainConfig = CONFIG, **runner: Any) -> Rig:
+        lora = LoraSpec(r=4) if config.lora.enabled else None
+        policy = load_policy(str(weights), lora=lora, keep_reference=config.loss.kl_coefficient > 0)
+        engine = LocalEngine(policy)
+        one_token = OneTokenRunner(policy, engine, **runner)
+        held_out = {"seeds": TASKS, "templates": TASKS[:1]}
+        parts = Parts(policy, engine, squares(), one_token, TASKS, held_out)  # type: ignore[arg-type]
+        watcher, directory = Watcher(), tmp_path / f"run{len(rigs)}"
+        trainer = CUAGRPOTrainer(config, directory, watcher, parts)
+        rigs.append(Rig(trainer, policy, engine, one_token, watcher, directory))
+        return rigs[-1]
+
+    yield make
+    for rig in rigs:
+        rig.trainer.close()
+
+
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_run_writes_what_the_contract_names(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    result = rig.trainer.train()
+    assert (result.steps, result.stop_reason, result.staleness_max) == (2, "max_steps", 0)
+    assert [row["step"] for row in rig.rows()] == [1, 2]
+    assert [(row["split"], row["step"]) for row in rig.rows("eval.jsonl")] == [
+        ("seeds", 0),
+        ("templates", 0),
+        ("seeds", 2),
+        ("templates", 2),
+    ]
+    summary = json.loads((rig.directory / "summary.json").read_text())
+    assert (summary["backend"], summary["phase"], summary["seed"], summary["steps"]) == ("legacy", None, 0, 2)
+    assert summary["eval_success_start"] == rig.rows("eval.jsonl")[0]["success_rate"]
+    verify_checkpoint(rig.directory / "checkpoints" / "best")
+    verify_checkpoint(rig.directory / "checkpoints" / "last")
+
+
+def test_the_rows_figures_describe_the_step(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    rig.trainer.train()
+    for step, row in enumerate(rig.rows(), start=1):
+        assert row["policy_version"] == step
+        assert row["groups_kept"] + row["groups_filtered"] == row["episodes"] / 4
+        assert row["success_rate"] == row["reward_mean"]
+        assert row["outcome/success"] + row.get("outcome/failure", 0) == row["episodes"]
+        assert row["logprob_gap"] == pytest.approx(1.0, abs=1e-4)
+        assert row["loss"] == pytest.approx(0.0, abs=1e-5)  # advantages of a group cancel at ratio 1
+        assert 0 < row["env_utilisation"] <= 1
+        assert row["step_s"] >= row["rollout_s"] > 0
+        assert row["tokens"] == row["groups_kept"] * 4 * 7
+        assert (row["staleness_max"], row["lr"]) == (0, CONFIG.optim.learning_rate)
+    assert rig.engine.version == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lora", [False, True])
+def test_it_learns(make_rig: MakeRig, lora: bool) -> None:
+    config = replace(
+        CONFIG,
+        max_steps=40,
+        rollout=replace(CONFIG.rollout, groups_per_step=4, group_size=8, concurrency=32),
+        optim=replace(CONFIG.optim, learning_rate=3e-2 if lora else 3e-3),
+        eval=EvalConfig(every_steps=0, episodes=100),
+        lora=LoraConfig(enabled=lora),
+    )
+    result = make_rig(config).trainer.train()
+    assert result.eval_success_start is not None
+    assert result.eval_success_end is not None
+    assert 0.25 < result.eval_success_start < 0.75
+    assert result.eval_success_end > 0.85
+
+
+def test_training_never_sees_an_evaluation_seed(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    rig.trainer.train()
+    trained = {spec.seed for spec in rig.runner.played if not spec.episode_id.startswith("eval")}
+    evaluated = {spec.seed for spec in rig.runner.played if spec.episode_id.startswith("eval")}
+    assert evaluated == {seed_for("eval", index) for index in range(4)}
+    assert trained.isdisjoint(evaluated)
+
+
+def test_concurrency_changes_neither_episodes_nor_result(make_rig: MakeRig) -> None:
+    def run(concurrency: int) -> tuple[list[EpisodeSpec], list[float]]:
+        rig = make_rig(replace(CONFIG, max_steps=1, rollout=replace(CONFIG.rollout, concurrency=concurrency)))
+        rig.trainer.train()
+        return sorted(rig.runner.played, key=lambda spec: spec.episode_id), [row["reward_mean"] for row in rig.rows()]
+
+    assert run(1) == run(64)
+
+
+def test_resume_makes_the_identical_next_steps(make_rig: MakeRig) -> None:
+    config = replace(CONFIG, max_steps=4, optim=replace(CONFIG.optim, warmup_steps=3))
+    straight = make_rig(config)
+    straight.trainer.train()
+
+    first = make_rig(replace(config, max_steps=2))
+    first.trainer.train()
+    second = make_rig(replace(config, resume=str(first.directory)))
+    assert second.trainer.state.step == 2
+    assert second.trainer.state.data_position == first.trainer.state.data_position
+    assert second.engine.version == first.engine.version
+    second.trainer.train()
+
+    assert equal(second.weights(), straight.weights())
+    assert second.trainer.state.data_position == straight.trainer.state.data_position
+    for key in ("step", "policy_version", "lr", "grad_norm", "reward_mean"):
+        assert [row[key] for row in second.rows()] == [row[key] for row in straight.rows()[2:]], key
+    assert [row["step"] for row in second.rows("eval.jsonl")] == [4, 4]
+
+
+def test_save_and_load_restore_everything(make_rig: MakeRig, tmp_path: Path) -> None:
+    rig = make_rig()
+    rig.trainer.train()
+    batch, weights, state = rig.batch(), rig.weights(), rig.trainer.state
+    rig.trainer.save(tmp_path / "saved")
+    rig.trainer.update(batch)
+    after = rig.weights()
+    assert not equal(after, weights)
+    rig.trainer.load(tmp_path / "saved")
+    assert equal(rig.weights(), weights)
+    assert rig.trainer.state == state
+    rig.trainer.update(batch)
+    assert equal(rig.weights(), after)
+
+
+def test_loss_and_gradients_change_nothing(make_rig: MakeRig) -> None:
+    rig = make_rig(replace(CONFIG, max_steps=1))
+    rig.trainer.train()
+    before, version = rig.weights(), rig.engine.version
+    first = rig.trainer.loss_and_gradients(rig.batch())
+    second = rig.trainer.loss_and_gradients(rig.batch())
+    assert equal(rig.weights(), before)
+    assert first.metrics == second.metrics
+    assert equal(dict(first.gradients), dict(second.gradients))
+    assert set(first.gradients) <= set(before)
+    assert all(parameter.grad is None for _, parameter in rig.policy.trainable_parameters())
+    assert rig.engine.version == version
+
+
+def test_a_recorded_batch_replays_the_step(make_rig: MakeRig) -> None:
+    rig = make_rig(replace(CONFIG, max_steps=1))
+    rig.trainer.train()
+    fresh = make_rig()
+    record = fresh.trainer.update(rig.batch())
+    assert not record.skipped
+    assert record.metrics["grad_norm"] == pytest.approx(rig.rows()[0]["grad_norm"], rel=1e-6)
+    assert equal(fresh.weights(), rig.weights())
+    assert fresh.engine.version == 1
+
+
+@pytest.mark.parametrize("kl", [0.0, 0.1])
+def test_one_trajectorys_loss_agrees_with_the_batch_path(make_rig: MakeRig, kl: float) -> None:
+    rig = make_rig(replace(CONFIG, max_steps=1, loss=LossConfig(kl_coefficient=kl)))
+    rig.trainer.train()
+    batch = rig.batch()
+    singles = [
+        rig.trainer.compute_loss_for_trajectory(*pair)
+        for pair in zip(batch.trajectories, batch.advantages, strict=True)
+    ]
+    # Every trajectory has one sampled token, so the token mean over the batch is the mean of the single losses.
+    torch.stack(singles).mean().backward()
+    gradients = {
+        name: parameter.grad.clone()
+        for name, parameter in rig.policy.trainable_parameters()
+        if parameter.grad is not None
+    }
+    record = rig.trainer.loss_and_gradients(batch)
+    assert torch.stack(singles).mean().item() == pytest.approx(record.metrics["loss"], rel=1e-5)
+    assert ("kl" in record.metrics) == (kl > 0)
+    for name, gradient in record.gradients.items():
+        torch.testing.assert_close(gradients[name], gradient, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("poison", ["advantage", "logprob"])
+def test_an_update_that_is_not_finite_is_skipped(make_rig: MakeRig, poison: str) -> None:
+    rig = make_rig(replace(CONFIG, max_steps=1))
+    rig.trainer.train()
+    good, weights, version = rig.batch(), rig.weights(), rig.engine.version
+    if poison == "advantage":
+        bad = Batch(good.trajectories, [float("nan"), *good.advantages[1:]])
+    else:
+        first = replace(good.trajectories[0], logprobs=np.full_like(good.trajectories[0].logprobs, np.nan))
+        bad = Batch([first, *good.trajectories[1:]], good.advantages)
+    rig.trainer.save(rig.directory / "before")
+    assert rig.trainer.update(bad).skipped
+    assert equal(rig.weights(), weights)
+    assert rig.engine.version == version
+    rig.trainer.update(good)
+    after = rig.weights()
+    rig.trainer.load(rig.directory / "before")  # optimiser and schedule did not move either
+    rig.trainer.update(good)
+    assert equal(rig.weights(), after)
+
+
+def test_a_skipped_update_is_counted_in_its_row(make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = make_rig(replace(CONFIG, max_steps=1))
+    before = rig.weights()
+    update = PolicyLearner.update
+
+    def poisoned(learner: PolicyLearner, batch: Batch) -> Any:
+        return update(learner, Batch(batch.trajectories, [float("inf")] * len(batch.advantages)))
+
+    monkeypatch.setattr(PolicyLearner, "update", poisoned)
+    rig.trainer.train()
+    (row,) = rig.rows()
+    assert (row["updates_skipped"], row["policy_version"], row["loss"]) == (1, 0, None)
+    assert equal(rig.weights(), before)
+
+
+def test_groups_without_signal_are_refilled_and_train_nothing(make_rig: MakeRig) -> None:
+    rig = make_rig(replace(CONFIG, max_steps=1), reward=lambda _: 1.0)
+    before = rig.weights()
+    rig.trainer.train()
+    (row,) = rig.rows()
+    assert (row["groups_kept"], row["groups_filtered"], row["episodes"]) == (0, 4, 16)
+    assert (row["loss"], row["policy_version"], row["tokens"]) == (None, 0, 0)
+    assert equal(rig.weights(), before)
+
+
+def test_several_updates_on_one_batch_move_further(make_rig: MakeRig) -> None:
+    def distance(updates: int) -> float:
+        rig = make_rig(replace(CONFIG, max_steps=1, optim=replace(CONFIG.optim, updates_per_batch=updates)))
+        before = rig.weights()
+        rig.trainer.train()
+        assert rig.rows()[0]["policy_version"] == 1
+        return sum(float((after - before[name]).abs().sum()) for name, after in rig.weights().items())
+
+    assert distance(3) > 1.5 * distance(1)
+
+
+def test_lost_episodes_are_replaced_and_counted(make_rig: MakeRig) -> None:
+    def hook(spec: EpisodeSpec) -> None:
+        if spec.episode_id in ("g000000-1", "g000001-2", "g000001-2.1"):
+            raise EnvironmentFailure("the box died")
+
+    rig = make_rig(replace(CONFIG, max_steps=1), hook=hook)
+    rig.trainer.train()
+    (row,) = rig.rows()
+    assert row["episodes_infra_error"] == 3
+    assert row["episodes"] % 4 == 0
+    (message,) = rig.watcher.messages
+    assert message.startswith("3 episodes were lost and replaced; the last: g000001-2.1 (")
+    assert message.endswith("the box died")
+
+
+def test_a_step_that_loses_everything_stops_the_run(make_rig: MakeRig) -> None:
+    def hook(spec: EpisodeSpec) -> None:
+        if not spec.episode_id.startswith("eval"):
+            raise EnvironmentFailure("no box answers")
+
+    rig = make_rig(hook=hook)
+    with pytest.raises(EnvironmentFailure, match=r"all 64 episodes of a step were lost; the last: .*no box answers"):
+        rig.trainer.train()
+    verify_checkpoint(rig.directory / "checkpoints" / "last")
+    assert rig.trainer.state.data_position == 0
+
+
+def test_an_interrupted_rollout_saves_and_is_played_again(make_rig: MakeRig) -> None:
+    straight = make_rig()
+    straight.trainer.train()
+    first_step = straight.rows()[0]
+    group_of_second_step = f"g{first_step['groups_kept'] + first_step['groups_filtered']:06d}"
+
+    def hook(spec: EpisodeSpec) -> None:
+        if spec.group_id == group_of_second_step and spec.episode_id.endswith("-0"):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    rig = make_rig(hook=hook)
+    with pytest.raises(KeyboardInterrupt):
+        rig.trainer.train()
+    assert [row["step"] for row in rig.rows()] == [1]
+    assert "resume=" in rig.watcher.messages[-1]
+    rig.trainer.close()
+    resumed = make_rig(replace(CONFIG, resume=str(rig.directory / "checkpoints" / "last")))
+    resumed.trainer.train()
+    assert equal(resumed.weights(), straight.weights())
+
+
+def test_an_interrupt_during_an_update_waits_for_its_end(make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = make_rig()
+    update = PolicyLearner.update
+
+    def interrupted(learner: PolicyLearner, batch: Batch) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        return update(learner, batch)
+
+    monkeypatch.setattr(PolicyLearner, "update", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        rig.trainer.train()
+    assert (rig.trainer.state.step, rig.engine.version, len(rig.rows())) == (1, 1, 1)
+
+
+def test_a_second_interrupt_is_not_held() -> None:
+    reached = False
+    with pytest.raises(KeyboardInterrupt), interrupts_held():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        reached = True
+    assert not reached
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_target_success_stops_early(make_rig: MakeRig) -> None:
+    config = replace(CONFIG, max_steps=50, eval=replace(CONFIG.eval, every_steps=1, target_success=1.0))
+    rig = make_rig(config, reward=lambda token: float(rig.trainer.state.step > 0 or token % 2))
+    result = rig.trainer.train()
+    assert (result.stop_reason, result.steps, result.eval_success_end) == ("target_success", 1, 1.0)
+
+
+def test_lost_patience_stops_early(make_rig: MakeRig) -> None:
+    config = replace(CONFIG, max_steps=50, eval=replace(CONFIG.eval, every_steps=1, patience=2))
+    rig = make_rig(config, reward=lambda _: 0.0)
+    result = rig.trainer.train()
+    assert (result.stop_reason, result.steps, rig.trainer.state.best_step) == ("patience", 2, 0)
+
+
+def test_periodic_checkpoints_are_pruned_but_never_the_best(make_rig: MakeRig) -> None:
+    config = replace(CONFIG, max_steps=4, checkpoint=CheckpointConfig(every_steps=1, keep=2))
+    rig = make_rig(config)
+    rig.trainer.train()
+    names = {path.name for path in (rig.directory / "checkpoints").iterdir()}
+    assert {"best", "last", "step_000003", "step_000004"} <= names
+    assert "step_000001" not in names
+
+
+def test_evaluate_is_repeatable_and_trains_nothing(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    before = rig.weights()
+    first, second = rig.trainer.evaluate(TASKS), rig.trainer.evaluate(TASKS)
+    assert first == second
+    assert (first.episodes, sum(n for _, n in first.by_category.values())) == (4, 4)
+    assert equal(rig.weights(), before)
+
+
+def test_close_is_safe_to_call_twice(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    with closing(rig.trainer):
+        pass
+    rig.trainer.close()
+
+
+def test_find_checkpoint(make_rig: MakeRig, tmp_path: Path) -> None:
+    assert find_checkpoint(None) is None
+    rig = make_rig()
+    rig.trainer.save(rig.directory / "checkpoints" / "last")
+    assert find_checkpoint(str(rig.directory)) == rig.directory / "checkpoints" / "last"
+    assert find_checkpoint(str(rig.directory / "checkpoints" / "last")) == rig.directory / "checkpoints" / "last"
+    with pytest.raises(CheckpointError, match="resume="):
+        find_checkpoint(str(tmp_path / "nothing"))
+
+
+def test_warmup_by_hand() -> None:
+    assert [warmup_factor(update, 3) for update in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert warmup_factor(0, 0) == 1.0
+
+
+def test_warmup_reaches_the_rows(make_rig: MakeRig) -> None:
+    rig = make_rig(replace(CONFIG, optim=OptimConfig(learning_rate=1e-3, warmup_steps=1)))
+    rig.trainer.train()
+    assert [row["lr"] for row in rig.rows()] == [5e-4, 1e-3]
+
+
+def test_observe_keeps_start_best_and_patience() -> None:
+    state = TrainerState()
+    seen: list[tuple[float | None, float | None, int | None, int]] = []
+    for step, success in enumerate([0.5, 0.4, 0.7, 0.7]):
+        state = observe(replace(state, step=step), success)
+        seen.append((state.eval_success_start, state.best_success, state.best_step, state.evaluations_without_best))
+    assert seen == [(0.5, 0.5, 0, 0), (0.5, 0.5, 0, 1), (0.5, 0.7, 2, 0), (0.5, 0.7, 2, 1)]
+
+
+def test_stop_reasons_by_hand() -> None:
+    config = EvalConfig(target_success=0.9, patience=2)
+    assert stop_after_evaluation(TrainerState(), 0.9, config) == "target_success"
+    assert stop_after_evaluation(TrainerState(evaluations_without_best=2), 0.5, config) == "patience"
+    assert stop_after_evaluation(TrainerState(evaluations_without_best=1), 0.5, config) is None
+    budget = TrainConfig(max_steps=5, max_minutes=1.0)
+    assert out_of_budget(TrainerState(step=5), budget) == "max_steps"
+    assert out_of_budget(TrainerState(step=1, rollout_s=40.0, train_s=20.0), budget) == "max_minutes"
+    assert out_of_budget(TrainerState(step=1, rollout_s=40.0, train_s=19.0), budget) is None
+
+
+def versions(row: Sequence[int]) -> Trajectory:
+    n = len(row)
+    mask = np.asarray([version >= 0 for version in row], np.int32)
+    zeros = np.zeros(n, np.float32)
+    ids = np.zeros(n, np.int64)
+    return Trajectory(ids, mask, zeros, np.asarray(row, np.int32), [], 0.0, Outcome.FAILURE, "t", "g", "e", 0)
+
+
+def test_staleness_by_hand() -> None:
+    stale = staleness([versions([-1, 3, 4]), versions([-1, -1, 1, 5])], version=5)
+    assert (stale.mean, stale.max) == ((2 + 1 + 4 + 0) / 4, 4)
+    assert (stale.rows_sum, stale.rows) == (2 + 4, 2)
+    assert staleness([], version=5).max == 0

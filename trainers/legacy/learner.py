@@ -1,0 +1,105 @@
+"""The learner: turns batches into weight updates with plain torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+
+from cua_agent.models.policy import PolicyModel
+from cua_agent.trajectory import Trajectory
+from trainers.config import OptimConfig, TrainConfig
+from trainers.grpo.batching import collate, weigh_rows
+from trainers.grpo.forward import loss_inputs, reference_logprobs, score_tokens
+from trainers.grpo.gradients import accumulate_gradients
+from trainers.grpo.loss import LossSums, grpo_loss
+from trainers.protocol import Batch, LossRecord, StepRecord
+
+
+def warmup_factor(update: int, warmup_updates: int) -> float:
+    """Linear warm-up: the factor on the learning rate of the 0-based `update`; (update + 1) / (warmup_updates + 1)
+    until it reaches 1, so that no update is wasted at rate 0."""
+    return min(1.0, (update + 1) / (warmup_updates + 1))
+
+
+class PolicyLearner:
+    """AdamW with linear warm-up and gradient clipping on the trainable parameters of `policy`.
+
+    An update whose loss or gradient norm is not finite changes neither weights nor optimiser nor schedule.
+    """
+
+    def __init__(self, policy: PolicyModel, config: TrainConfig) -> None:
+        self._policy = policy
+        self._config = config
+        self.optimizer = _adamw(policy, config.optim)
+        warmup = config.optim.warmup_steps * config.optim.updates_per_batch
+        self.scheduler = LambdaLR(self.optimizer, lambda update: warmup_factor(update, warmup))
+
+    def update(self, batch: Batch) -> StepRecord:
+        """One optimiser step. Metrics are those of `LossSums`, `grad_norm` (before clipping) and `lr`."""
+        with self._training_mode():
+            sums = self._accumulate(batch)
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters(), self._config.optim.max_grad_norm)
+        metrics: dict[str, float] = {
+            **sums.metrics(),
+            "grad_norm": float(norm),
+            "lr": float(self.scheduler.get_last_lr()[0]),
+        }
+        skipped = not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"]))
+        if not skipped:
+            self.optimizer.step()
+            self.scheduler.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return StepRecord(metrics, skipped)
+
+    def loss_and_gradients(self, batch: Batch) -> LossRecord:
+        """Loss and unclipped gradients at the present weights, which stay as they are."""
+        metrics = self._accumulate(batch).metrics()
+        gradients = {
+            name: parameter.grad.detach().float().cpu().clone()
+            for name, parameter in self._policy.trainable_parameters()
+            if parameter.grad is not None
+        }
+        self.optimizer.zero_grad(set_to_none=True)
+        return LossRecord(metrics, gradients)
+
+    def loss_of(self, trajectory: Trajectory, advantage: float) -> Tensor:
+        """The loss of a batch that holds this trajectory alone: 0-d float64, with gradient."""
+        loss = self._config.loss
+        temperature = self._config.rollout.temperature
+        micro = collate(self._policy, weigh_rows(Batch([trajectory], [advantage]), loss)).to(self._policy.device)
+        reference = reference_logprobs(self._policy, micro, temperature) if loss.kl_coefficient else None
+        scores = score_tokens(self._policy, micro, temperature, entropy_gradient=loss.entropy_coefficient != 0)
+        return grpo_loss(loss_inputs(micro, scores, reference), loss).loss
+
+    def _accumulate(self, batch: Batch) -> LossSums:
+        self.optimizer.zero_grad(set_to_none=True)
+        return accumulate_gradients(
+            self._policy,
+            batch,
+            self._config.loss,
+            temperature=self._config.rollout.temperature,
+            micro_batch_tokens=self._config.optim.micro_batch_tokens,
+        )
+
+    def _parameters(self) -> list[torch.nn.Parameter]:
+        return [parameter for _, parameter in self._policy.trainable_parameters()]
+
+    @contextmanager
+    def _training_mode(self) -> Iterator[None]:
+        # Only LoRA dropout cares; rollouts and recorded losses are without it.
+        self._policy.model.train()
+        try:
+            yield
+        finally:
+            self._policy.model.eval()
+
+
+def _adamw(policy: PolicyModel, config: OptimConfig) -> AdamW:
+    parameters = [parameter for _, parameter in policy.trainable_parameters()]
+    return AdamW(parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay)

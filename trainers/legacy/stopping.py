@@ -1,0 +1,35 @@
+"""When to stop: the best evaluation so far, target success, and patience."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from trainers.checkpoint import TrainerState
+from trainers.config import EvalConfig, TrainConfig
+
+
+def observe(state: TrainerState, success_rate: float) -> TrainerState:
+    """`state` after an evaluation on held-out seeds; `best_step` equals `step` when it is a new best."""
+    start = success_rate if state.eval_success_start is None else state.eval_success_start
+    state = replace(state, eval_success_start=start)
+    if state.best_success is None or success_rate > state.best_success:
+        return replace(state, best_success=success_rate, best_step=state.step, evaluations_without_best=0)
+    return replace(state, evaluations_without_best=state.evaluations_without_best + 1)
+
+
+def stop_after_evaluation(state: TrainerState, success_rate: float, config: EvalConfig) -> str | None:
+    """Why the run should end after this evaluation, or None."""
+    if config.target_success is not None and success_rate >= config.target_success:
+        return "target_success"
+    if config.patience is not None and state.evaluations_without_best >= config.patience:
+        return "patience"
+    return None
+
+
+def out_of_budget(state: TrainerState, config: TrainConfig) -> str | None:
+    """Why no further step may begin, or None."""
+    if state.step >= config.max_steps:
+        return "max_steps"
+    if config.max_minutes is not None and state.rollout_s + state.train_s >= 60 * config.max_minutes:
+        return "max_minutes"
+    return None
