@@ -51,11 +51,11 @@ class Trajectory:
     `weight` is 1 / (rows of the episode), so that every episode counts once. `turns` are those of this row.
     """
 
-    input_ids: npt.NDArray[np.int64]
-    loss_mask: npt.NDArray[np.int32]
-    logprobs: npt.NDArray[np.float32]
-    versions: npt.NDArray[np.int32]
-    images: list[npt.NDArray[np.uint8]]
+    input_ids: npt.NDArray[np.int64] = field(repr=False)
+    loss_mask: npt.NDArray[np.int32] = field(repr=False)
+    logprobs: npt.NDArray[np.float32] = field(repr=False)
+    versions: npt.NDArray[np.int32] = field(repr=False)
+    images: list[npt.NDArray[np.uint8]] = field(repr=False)
     reward: float
     outcome: Outcome
     task_id: str

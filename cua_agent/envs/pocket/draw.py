@@ -79,12 +79,23 @@ class Canvas:
         self._draw.polygon([(x * self.scale, y * self.scale) for x, y in points], fill)
 
     def text(self, x: int, y: int, text: str, size: int, fill: Colour = INK, anchor: str = "lm") -> None:
-        self._draw.text((x * self.scale, y * self.scale), text, fill, _font(size * self.scale), anchor)
+        mask, dx, dy = _text_mask(text, size * self.scale, anchor)
+        self.image.paste(fill, (x * self.scale + dx, y * self.scale + dy), mask)
 
 
 @lru_cache(maxsize=64)
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size=size)
+
+
+@lru_cache(maxsize=2048)
+def _text_mask(text: str, size: int, anchor: str) -> tuple[Image.Image, int, int]:
+    """The text's coverage (an L image) and where it lies relative to its anchor; drawing glyphs is the slow part."""
+    draw = ImageDraw.Draw(Image.new("L", (1, 1)))
+    x0, y0, x1, y1 = (round(v) for v in draw.textbbox((0, 0), text, _font(size), anchor))
+    mask = Image.new("L", (max(x1 - x0, 1), max(y1 - y0, 1)))
+    ImageDraw.Draw(mask).text((-x0, -y0), text, 255, _font(size), anchor)
+    return mask, x0, y0
 
 
 def draw(state: PhoneState, scale: int = 1) -> Image.Image:

@@ -28,7 +28,14 @@ class PocketEnvironment:
         self.latency = latency or Latency()
         self._state: PhoneState | None = None
         self._task: CUATask | None = None
-        self._before: Mapping[str, str] = {}
+        self.before: Mapping[str, str] = {}  # the validator's snapshot of the start
+
+    @property
+    def task(self) -> CUATask:
+        """The task of the running episode."""
+        if self._task is None:
+            raise RuntimeError("reset the environment first")
+        return self._task
 
     @property
     def state(self) -> PhoneState:
@@ -39,7 +46,7 @@ class PocketEnvironment:
 
     async def reset(self, task: CUATask, seed: int) -> Observation:
         self._task, self._state = task, make_state(seed, self.layout)
-        self._before = await task.validation.snapshot(self.shell)
+        self.before = await task.validation.snapshot(self.shell)
         await self._delay()
         return Observation(draw(self.state, self.scale))
 
@@ -58,9 +65,7 @@ class PocketEnvironment:
         return Point(_normalise(x, WIDTH), _normalise(y, HEIGHT))
 
     async def compute_reward(self) -> float:
-        if self._task is None:
-            raise RuntimeError("reset the environment first")
-        return await self._task.validation.score(self.shell, self._before)
+        return await self.task.validation.score(self.shell, self.before)
 
     async def shell(self, command: str) -> str:
         """Run an Android shell command; the probe of this environment's validators."""

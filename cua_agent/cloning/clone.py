@@ -1,0 +1,83 @@
+"""Supervised training of a small policy on an example stream, on one device."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from cua_agent.cloning.examples import CloneBatch
+from cua_agent.models.policy import PolicyModel
+
+
+@dataclass(frozen=True)
+class CloneSchedule:
+    """Steps and learning rate: linear warm-up, then a cosine down to a twentieth."""
+
+    steps: int
+    learning_rate: float
+    warmup: int = 100
+
+    def rate(self, step: int) -> float:
+        if step < self.warmup:
+            return self.learning_rate * (step + 1) / self.warmup
+        progress = (step - self.warmup) / max(1, self.steps - self.warmup)
+        return self.learning_rate * (0.05 + 0.95 * (1 + math.cos(math.pi * progress)) / 2)
+
+
+def clone(
+    policy: PolicyModel,
+    batches: Iterator[CloneBatch],
+    schedule: CloneSchedule,
+    report: Callable[[int, float], bool],
+) -> None:
+    """Train in place. `report(step, loss)` is called after every step; a true answer ends the training early."""
+    model, device = policy.model, policy.device
+    optimizer = torch.optim.AdamW(model.parameters(), lr=schedule.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    model.train()
+    for step in range(schedule.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = schedule.rate(step)
+        loss = imitation_loss(policy, next(batches), device)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if report(step, float(loss.detach())):
+            break
+    model.eval()
+
+
+def imitation_loss(policy: PolicyModel, batch: CloneBatch, device: torch.device) -> Tensor:
+    """Mean negative log-likelihood of the labelled tokens (scalar)."""
+    input_ids, labels = batch.input_ids.to(device), batch.labels.to(device)
+    pixels, grids = zip(*(patchify_stack(stack.to(device)) for stack in batch.images), strict=True)
+    output = policy.model(
+        input_ids=input_ids,
+        attention_mask=batch.attention_mask.to(device),
+        position_ids=batch.positions.to(device),
+        pixel_values=torch.cat(pixels),
+        image_grid_thw=torch.cat(grids),
+    )
+    chosen = labels[:, 1:].bool()
+    return cross_entropy(output.logits[:, :-1][chosen].float(), input_ids[:, 1:][chosen])
+
+
+def patchify_stack(images: Tensor, patch: int = 16, merge: int = 2) -> tuple[Tensor, Tensor]:
+    """What the tiny model's image processor makes of uint8 images [n, H, W, 3], on their device.
+
+    H and W are multiples of `patch * merge`. Returns `pixel_values` float32 [n * patches, 3 * 2 * patch * patch] in
+    -1..1 and `image_grid_thw` int64 [n, 3].
+    """
+    n, height, width, _ = images.shape
+    rows, columns = height // patch, width // patch
+    values = images.float().div(127.5).sub(1).permute(0, 3, 1, 2)
+    values = values.reshape(n, 3, rows // merge, merge, patch, columns // merge, merge, patch)
+    values = values.permute(0, 2, 5, 3, 6, 1, 4, 7).unsqueeze(6)  # the same image in both temporal slots
+    values = values.expand(*values.shape[:6], 2, patch, patch).reshape(n * rows * columns, -1)
+    grid = torch.tensor([[1, rows, columns]], device=images.device).expand(n, 3)
+    return values, grid

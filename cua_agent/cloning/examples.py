@@ -1,0 +1,149 @@
+"""The endless stream of training examples for cloning: demonstrations, screen descriptions, recorded MiniWoB++."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import groupby
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
+
+from cua_agent.cloning.demonstrations import Noise, balanced_task, demonstrate
+from cua_agent.conversation import Codec
+from cua_agent.envs.pocket.describe import describe_screen
+from cua_agent.envs.pocket.draw import draw
+from cua_agent.envs.pocket.state import PARENTS, PhoneState, make_state
+from cua_agent.models.policy import PolicyModel
+from cua_agent.prompts import END_OF_TURN, first_prompt, preamble
+from cua_agent.tasks import get_training_tasks, seed_for
+from cua_agent.trajectory import NO_VERSION, Trajectory
+
+DESCRIBE = "Describe the screen."
+Pixels = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row to imitate: `labels` is 1 where `input_ids` is to be predicted."""
+
+    input_ids: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.int32]
+    images: list[Pixels]
+
+
+@dataclass(frozen=True)
+class Mix:
+    """What a batch is made of: its size, the expert's noise, and the shares of descriptions and of recordings."""
+
+    batch_size: int
+    noise: Noise
+    descriptions: float = 0.0
+    recordings: float = 0.0
+
+
+@dataclass(frozen=True)
+class CloneBatch:
+    """Padded examples: `input_ids`, `labels` int64 [B, L], `attention_mask` bool [B, L], `positions` int64 [3, B, L];
+    `images` are stacks uint8 [n, H, W, 3] of equal-sized neighbours, in the order of the rows."""
+
+    input_ids: Tensor
+    labels: Tensor
+    attention_mask: Tensor
+    positions: Tensor
+    images: list[Tensor]
+
+
+class CachingCodec:
+    """A codec that remembers what it encoded: demonstrations repeat the same few texts."""
+
+    def __init__(self, policy: PolicyModel) -> None:
+        self.special = policy.special
+        self.decode = policy.decode
+        self.image_tokens = lru_cache(maxsize=64)(policy.image_tokens)
+        self._encode = lru_cache(maxsize=20_000)(lambda text: tuple(policy.encode(text)))
+
+    def encode(self, text: str) -> list[int]:
+        return list(self._encode(text))
+
+
+@dataclass
+class ExampleStream(IterableDataset[CloneBatch]):
+    """Fresh batches for ever, from seeds of use "clone" only; every worker draws its own.
+
+    `recordings` are examples made beforehand (MiniWoB++ needs a browser).
+    """
+
+    policy: PolicyModel = field(repr=False)
+    mix: Mix
+    seed: int = 0
+    recordings: Sequence[Example] = field(default=(), repr=False)
+
+    def __iter__(self) -> Iterator[CloneBatch]:
+        torch.set_num_threads(1)
+        worker = get_worker_info()
+        rng = random.Random(self.seed * 1000 + (worker.id if worker else 0))
+        codec = CachingCodec(self.policy)
+        with asyncio.Runner() as runner:
+            while True:
+                yield collate_examples(self.policy, runner.run(self._examples(codec, rng)))
+
+    async def _examples(self, codec: Codec, rng: random.Random) -> list[Example]:
+        mix, tasks = self.mix, get_training_tasks("pocket")
+        recorded = sum(rng.random() < mix.recordings for _ in range(mix.batch_size)) if self.recordings else 0
+        examples = []
+        for _ in range(mix.batch_size - recorded):
+            seed = seed_for("clone", rng.randrange(10**9))
+            if rng.random() < mix.descriptions:
+                examples.append(description_example(codec, seed, rng))
+            else:
+                examples.append(as_example(await demonstrate(codec, balanced_task(tasks, rng), seed, mix.noise, rng)))
+        return examples + rng.choices(self.recordings, k=recorded)
+
+
+def as_example(row: Trajectory) -> Example:
+    """A demonstrated row; the expert's explored turns are not to be imitated."""
+    labels = row.loss_mask * (row.versions != NO_VERSION)
+    return Example(row.input_ids, labels.astype(np.int32), row.images)
+
+
+def description_example(codec: Codec, seed: int, rng: random.Random) -> Example:
+    """A screenshot and what is on it, in words: every element's state becomes a label, many per image."""
+    state = random_screen(seed, rng)
+    image = np.asarray(draw(state))
+    prompt = codec.encode(first_prompt(preamble("brief"), DESCRIBE, codec.image_tokens(*image.shape[:2])))
+    answer = codec.encode(describe_screen(state) + END_OF_TURN)
+    labels = np.array([0] * len(prompt) + [1] * len(answer), dtype=np.int32)
+    return Example(np.array(prompt + answer, dtype=np.int64), labels, [image])
+
+
+def random_screen(seed: int, rng: random.Random) -> PhoneState:
+    """Any screen of a seed's phone, also scrolled; dialogs are rare."""
+    state = make_state(seed, "shuffled")
+    state.screen = rng.choice(list(PARENTS))
+    state.contact = rng.choice(state.contacts)
+    state.first_row[state.screen] = rng.choice((0, 2))
+    if rng.random() < 0.8:
+        state.dialog = None
+    return state
+
+
+def collate_examples(policy: PolicyModel, examples: Sequence[Example]) -> CloneBatch:
+    """Pad on the right to the longest example."""
+    shape = (len(examples), max(len(example.input_ids) for example in examples))
+    input_ids = np.full(shape, policy.special.pad_id, dtype=np.int64)
+    labels, attention = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=bool)
+    positions = np.zeros((3, *shape), dtype=np.int64)
+    for i, example in enumerate(examples):
+        n = len(example.input_ids)
+        input_ids[i, :n], labels[i, :n], attention[i, :n] = example.input_ids, example.labels, True
+        positions[:, i, :n] = policy.positions(example.input_ids, example.images)
+    images = [image for example in examples for image in example.images]
+    stacks = [torch.from_numpy(np.stack(list(run))) for _, run in groupby(images, key=lambda image: image.shape)]
+    return CloneBatch(*(torch.from_numpy(array) for array in (input_ids, labels, attention, positions)), stacks)
