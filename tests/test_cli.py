@@ -1,0 +1,237 @@
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import train
+from trainers.config import ConfigError, TrainConfig
+from trainers.protocol import TrainResult
+
+ROOT = Path(__file__).parents[1]
+TRAIN = [sys.executable, str(ROOT / "train.py")]
+RESULT = TrainResult(
+    steps=2, stop_reason="max_steps", eval_success_start=0.4, eval_success_end=0.9, eval_success_best=0.95, wall_s=90.0,
+    rollout_s=50.0, train_s=30.0, env_utilisation=0.8, staleness_max=0,
+)  # fmt: skip
+
+
+def command(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*TRAIN, *arguments], capture_output=True, text=True, cwd=cwd, env={**os.environ, **environment}, timeout=300
+    )
+
+
+class ScriptedTrainer:
+    """Stands for a backend: `train` does what the test says."""
+
+    def __init__(self, behaviour) -> None:
+        self.behaviour = behaviour
+        self.closed = 0
+
+    def train(self) -> TrainResult:
+        return self.behaviour()
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def run_with(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, behaviour) -> tuple[int, ScriptedTrainer, Path]:
+    """Exit status of a run in this process with a scripted backend, that backend, and the run directory."""
+    trainer = ScriptedTrainer(behaviour)
+    monkeypatch.setattr(train, "_build_trainer", lambda *_: trainer)
+    monkeypatch.setattr(train, "_prepare_process", lambda _: None)
+    status = train.main([f"output_dir={tmp_path}", "run_name=run"])
+    return status, trainer, tmp_path / "run"
+
+
+def raising(error: BaseException):
+    def behaviour() -> TrainResult:
+        raise error
+
+    return behaviour
+
+
+def test_help_is_quick_and_lists_presets_keys_and_defaults(tmp_path: Path) -> None:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = command("--help", cwd=tmp_path)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    # Processor time, because the wall clock of a busy machine says nothing about the command.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 3
+    assert (done.returncode, done.stderr) == (0, "")
+    for text in ("pocket_lora", "miniwob", "rollout.group_size", "[8]", "optim.learning_rate", "Exit status"):
+        assert text in done.stdout
+    assert max(len(line) for line in done.stdout.splitlines()) <= 120
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["rollout.grup_size=4"],
+        ["rollout.group_size=1"],
+        ["backend=areal"],
+        ["env=gbox"],
+        ["model=/no/such/model"],
+        ["resume=/no/such/run"],
+        ["max_steps"],
+        ["max_steps=[1"],
+        ["--verbose"],
+        ["output_dir=/dev/null/outputs"],
+    ],
+)
+def test_a_bad_configuration_is_one_line_and_status_2(arguments: list[str], tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train, "_prepare_process", lambda _: None)
+    assert train.main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    assert len(captured.err) <= 300
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_process_itself_exits_with_that_status_and_line(tmp_path: Path) -> None:
+    done = command("backend=areal", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: backend=areal: no such backend; allowed: legacy\n"
+
+
+def test_the_whole_traceback_on_demand(tmp_path: Path) -> None:
+    done = command("max_steps=0", cwd=tmp_path, HYDRA_FULL_ERROR="1")
+    assert done.returncode == 2
+    assert "Traceback" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: max_steps=0")
+
+
+def test_config_prints_what_would_run_and_runs_nothing(tmp_path: Path) -> None:
+    done = command("--config", "experiment=quick", "seed=3", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "experiment: quick" in done.stdout
+    assert "seed: 3" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_console_script_is_the_same_command(tmp_path: Path) -> None:
+    script = Path(sys.executable).with_name("cua-train")
+    done = subprocess.run([script, "seed=-1"], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: seed=-1")
+
+
+def test_a_finished_run_says_where_its_results_are(monkeypatch, tmp_path, capsys) -> None:
+    status, trainer, directory = run_with(monkeypatch, tmp_path, lambda: RESULT)
+    assert (status, trainer.closed) == (0, 1)
+    words = capsys.readouterr().out
+    assert "40.0 % at the start, 90.0 % at the end, best 95.0 %" in words
+    assert str(directory) in words
+    assert (directory / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_failure_is_one_line_with_the_traceback_in_a_file(monkeypatch, tmp_path, capsys) -> None:
+    status, trainer, directory = run_with(monkeypatch, tmp_path, raising(RuntimeError("boom\nand more")))
+    assert (status, trainer.closed) == (1, 1)
+    error = capsys.readouterr().err
+    assert error == f"error: RuntimeError: boom (traceback: {directory / 'error.log'})\n"
+    assert "Traceback" in (directory / "error.log").read_text()
+
+
+def test_an_interrupted_run_exits_with_130_and_says_how_to_go_on(monkeypatch, tmp_path, capsys) -> None:
+    def interrupted() -> TrainResult:
+        (tmp_path / "run" / "checkpoints").mkdir()
+        raise KeyboardInterrupt
+
+    status, trainer, directory = run_with(monkeypatch, tmp_path, interrupted)
+    assert (status, trainer.closed) == (130, 1)
+    assert f"resume={directory}" in capsys.readouterr().err
+
+
+def test_a_refusal_before_the_first_step_leaves_no_directory(monkeypatch, tmp_path, capsys) -> None:
+    status, _, directory = run_with(monkeypatch, tmp_path, raising(ConfigError("model.path=x: no such model")))
+    assert status == 2
+    assert capsys.readouterr().err == "error: model.path=x: no such model\n"
+    assert not directory.exists()
+
+
+def test_a_refusal_after_the_first_step_keeps_everything(monkeypatch, tmp_path) -> None:
+    def refused() -> TrainResult:
+        (tmp_path / "run" / "metrics.jsonl").write_text("{}\n")
+        raise ConfigError("too late")
+
+    status, _, directory = run_with(monkeypatch, tmp_path, refused)
+    assert status == 2
+    assert (directory / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_both_signals_interrupt(number: signal.Signals) -> None:
+    before = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)}
+    environment = dict(os.environ)
+    try:
+        train._prepare_process(TrainConfig())
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
+            time.sleep(1)
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)
+        os.environ.clear()
+        os.environ.update(environment)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["model=no-such-organisation/no-such-model"], "no-such-organisation/no-such-model"),
+        (["env=miniwob", "env.browser_path=/no/such/browser"], "/no/such/browser"),
+        (["env.tasks=[no_such_category]"], "no_such_category"),
+    ],
+)
+def test_what_the_machine_lacks_is_one_line_and_status_2(arguments: list[str], words: str, tmp_path: Path) -> None:
+    done = command(*arguments, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert words in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert len(done.stderr) <= 300
+
+
+SMALL = ["max_steps=2", "rollout.groups_per_step=2", "rollout.group_size=2", "eval.episodes=4", "eval.every_steps=0"]
+
+
+@pytest.mark.slow
+def test_a_small_run_from_another_directory_leaves_everything_it_promises(tmp_path: Path) -> None:
+    done = command(*SMALL, "run_name=small", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    run = tmp_path / "outputs" / "small"
+    summary = json.loads((run / "summary.json").read_text())
+    assert (summary["backend"], summary["steps"], summary["seed"]) == ("legacy", 2, 0)
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 2
+    expected = {"config.yaml", "run.json", "eval.jsonl", "checkpoints", "tensorboard", "learning_curve.png"}
+    assert expected <= {file.name for file in run.iterdir()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_saves_and_can_be_resumed(number: signal.Signals, tmp_path: Path) -> None:
+    many = [*SMALL[1:], "max_steps=1000", "eval.baseline=false", "run_name=cut"]
+    process = subprocess.Popen([*TRAIN, *many], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    metrics = tmp_path / "outputs" / "cut" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not metrics.exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(number)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 130, error
+    assert "resume=" in error
+    trained = len(metrics.read_text().splitlines())
+    done = command(*SMALL[1:], f"max_steps={trained + 1}", "resume=outputs/cut", "run_name=on", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = (tmp_path / "outputs" / "on" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(row)["step"] for row in rows] == [trained + 1]
