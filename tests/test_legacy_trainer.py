@@ -192,7 +192,8 @@ def test_a_run_writes_what_the_contract_names(make_rig: MakeRig) -> None:
     ]
     summary = json.loads((rig.directory / "summary.json").read_text())
     assert (summary["backend"], summary["phase"], summary["seed"], summary["steps"]) == ("legacy", None, 0, 2)
-    assert summary["eval_success_start"] == rig.rows("eval.jsonl")[0]["success_rate"]
+    rates = [row["success_rate"] for row in rig.rows("eval.jsonl")]
+    assert [summary[f"eval_success_{what}"] for what in ("start", "end", "templates")] == [rates[0], *rates[2:]]
     verify_checkpoint(rig.directory / "checkpoints" / "best")
     verify_checkpoint(rig.directory / "checkpoints" / "last")
 
@@ -268,6 +269,13 @@ def test_resume_makes_the_identical_next_steps(make_rig: MakeRig) -> None:
     for key in ("step", "policy_version", "lr", "grad_norm", "reward_mean"):
         assert [row[key] for row in second.rows()] == [row[key] for row in straight.rows()[2:]], key
     assert [row["step"] for row in second.rows("eval.jsonl")] == [4, 4]
+
+
+def test_a_checkpoint_of_another_kind_is_refused(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    rig.trainer.save(rig.directory / "full")
+    with pytest.raises(CheckpointError, match="change lora"):
+        make_rig(replace(CONFIG, lora=LoraConfig(enabled=True), resume=str(rig.directory / "full")))
 
 
 def test_save_and_load_restore_everything(make_rig: MakeRig, tmp_path: Path) -> None:

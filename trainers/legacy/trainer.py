@@ -54,8 +54,7 @@ class CUAGRPOTrainer:
         self._state = TrainerState()
         self._usage = Usage()
         if resume_from is not None:
-            self.load(resume_from)
-            progress.message(f"resumed from {resume_from} at step {self._state.step}")
+            self._resume(resume_from)
 
     @property
     def state(self) -> TrainerState:
@@ -71,15 +70,21 @@ class CUAGRPOTrainer:
         clock = time.perf_counter() - self._state.wall_s
         try:
             reason, end = self._train_until_stopped()
-            self._evaluate_split("templates")
+            templates = self._evaluate_split("templates")
         except BaseException:
             self._save_last(clock)
             self._progress.message(f"stopped after step {self._state.step}; resume={self._checkpoint('last')}")
             raise
         self._save_last(clock)
         result = self._result(reason, end)
-        config = self._config
-        self._writer.summary(result, backend=config.backend, phase=None, seed=config.seed, experiment=config.experiment)
+        self._writer.summary(
+            result,
+            backend=self._config.backend,
+            phase=None,
+            seed=self._config.seed,
+            experiment=self._config.experiment,
+            eval_success_templates=templates.success_rate,
+        )
         return result
 
     def update(self, batch: Batch) -> StepRecord:
@@ -129,6 +134,14 @@ class CUAGRPOTrainer:
         self._session.close()
         self._writer.close()
         self._progress.close()
+
+    def _resume(self, path: Path) -> None:
+        try:
+            self.load(path)
+        except BaseException:
+            self.close()
+            raise
+        self._progress.message(f"resumed from {path} at step {self._state.step}")
 
     def _train_until_stopped(self) -> tuple[str, EvalRecord]:
         """Why the run stopped, and the evaluation of its last weights."""
