@@ -245,6 +245,14 @@ def test_turns_extend_the_cache_instead_of_prefilling_again(monkeypatch: pytest.
     assert sum(fed) == len(episode.ids) - 1  # every token once; the last one sampled is never fed
 
 
+def test_a_small_prefill_budget_only_splits_the_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    together = serve(policy(), many(7))
+    monkeypatch.setattr("cua_agent.inference.local.PREFILL_TOKENS", 100)
+    split = serve(policy(), many(7))
+    assert [e.ids for e in split] == [e.ids for e in together]
+    assert_exact(policy(), split)
+
+
 def test_the_conversation_may_not_outgrow_the_model() -> None:
     long = Episode("long", [("x" * 30, None, 50)])
     full = Episode("full", [("x" * 90, None, 50)])

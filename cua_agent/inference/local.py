@@ -117,7 +117,7 @@ class LocalEngine:
         prompt = self._policy.positions(request.input_ids, request.images)
         length = len(request.input_ids)
         limit = max(0, min(request.max_new_tokens, self._max_length - length))
-        following = np.tile(prompt.max() + 1 + np.arange(limit), (3, 1))
+        following = np.broadcast_to(prompt.max() + 1 + np.arange(limit), (3, limit))
         return Turn(
             request=request,
             future=asyncio.get_running_loop().create_future(),
@@ -154,8 +154,8 @@ class LocalEngine:
         if joining:
             chosen = set(joining)
             self._waiting = [conversation for conversation in self._waiting if conversation not in chosen]
-            first_slot = self._table.activate(joining)
-            self._advance(joining, self._forward.prefill(joining, first_slot))
+            first_slot, rows = self._table.activate(joining)
+            self._advance(rows, self._forward.prefill(rows, first_slot))
         elif active:
             self._advance(active, self._forward.decode(active))
 

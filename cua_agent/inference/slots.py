@@ -103,20 +103,20 @@ class SlotTable:
         self._rows[slot], row.slot = row, slot
         return True
 
-    def activate(self, rows: Iterable[Conversation]) -> int:
-        """Move idle `rows` behind the active ones, in this order, and count them in. Returns their first slot."""
-        first = self._active
+    def activate(self, rows: Iterable[Conversation]) -> tuple[int, list[Conversation]]:
+        """Move idle `rows` behind the active ones and count them in; returns their first slot and their order there."""
+        first, joining = self._active, sorted(rows, key=_slot)  # in slot order, few have to move
         order = list(range(len(self._rows)))
-        for row in rows:
+        for row in joining:
             self._swap(order, _slot(row), self._active)
             self._active += 1
         self._move(order)
-        return first
+        return first, joining
 
     def deactivate(self, rows: Iterable[Conversation]) -> None:
         """Move active `rows` behind the ones that stay active; their caches stay."""
         order = list(range(len(self._rows)))
-        for row in rows:
+        for row in sorted(rows, key=_slot, reverse=True):
             self._active -= 1
             self._swap(order, _slot(row), self._active)
             self._clock += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -29,8 +30,15 @@ def mrope_positions(is_image: npt.NDArray[np.bool_], grids: Sequence[tuple[int, 
 
     advance = np.where(is_image, 0, 1)
     advance[lasts] = [max(grid) for grid in grids]
-    positions = np.tile(np.cumsum(advance) - advance, (3, 1))
-    for first, last, (rows, columns) in zip(firsts, lasts, grids, strict=True):
-        positions[1, first : last + 1] += np.repeat(np.arange(rows), columns)
-        positions[2, first : last + 1] += np.tile(np.arange(columns), rows)
+    positions = np.empty((3, len(is_image)), dtype=np.int64)
+    positions[:] = np.cumsum(advance) - advance
+    for first, last, grid in zip(firsts, lasts, grids, strict=True):
+        positions[1:, first : last + 1] += _rows_and_columns(grid)
     return positions
+
+
+@lru_cache(maxsize=64)
+def _rows_and_columns(grid: tuple[int, int]) -> npt.NDArray[np.int64]:
+    """Row and column of each token of an image, [2, rows * columns]."""
+    rows, columns = grid
+    return np.stack(np.divmod(np.arange(rows * columns), columns))

@@ -45,7 +45,8 @@ def patchify(
     groups = [np.stack(list(group)) for _, group in groupby(resized, key=lambda image: image.shape)]
     grids = [(1, image.shape[0] // processor.patch_size, image.shape[1] // processor.patch_size) for image in resized]
     patches = [_patches(processor, group, table) for group in groups]
-    return np.concatenate(patches), np.array(grids, dtype=np.int64)
+    values = patches[0] if len(patches) == 1 else np.concatenate(patches)
+    return values, np.array(grids, dtype=np.int64)
 
 
 def _resize(processor: Any, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
