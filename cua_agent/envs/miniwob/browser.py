@@ -31,6 +31,7 @@ _FLAGS = (
     "--no-first-run",
     "--hide-scrollbars",
     "--disable-smooth-scrolling",  # a wheel event takes effect at once, not over several frames
+    "--disable-partial-raster",  # the same state gives the same pixels, whatever was drawn before it
     "--force-color-profile=srgb",
 )
 

@@ -38,7 +38,7 @@ class MiniWobEnvironment:
         if self._page is None:
             self._page = await self._browser.new_page()
         async with self._bounded("reset") as page:
-            # Always loaded anew: MiniWoB++'s own restart keeps text typed into some pages, focus and rendering caches.
+            # Always loaded anew: MiniWoB++'s own restart keeps what was typed into some of its pages.
             await page.page.mouse.move(0, 0)  # nothing is hovered at the start
             await page.page.goto(self._browser.url(task.category))
             goal: str = await page.page.evaluate("seed => cua.start(seed)", str(seed))
@@ -69,9 +69,9 @@ class MiniWobEnvironment:
         return await self._task.validation.score(self.probe, {})
 
     async def probe(self, expression: str) -> str:
-        """Value of a JavaScript expression in the page, as a string (for validators and oracles)."""
+        """JavaScript's string of an expression's value in the page (for validators and experts)."""
         async with self._bounded("probe") as page:
-            return str(await page.page.evaluate(expression))
+            return str(await page.page.evaluate(f"String({expression})"))
 
     async def close(self) -> None:
         page, self._page = self._page, None

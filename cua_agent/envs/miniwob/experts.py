@@ -14,6 +14,7 @@ from cua_agent.envs.miniwob.environment import MiniWobEnvironment, point_of
 
 TEXTBOX, SUBMIT = Target("textbox"), Target("Submit")
 _MAX_SCROLLS = 20
+_PASS = 6  # CSS pixels
 
 
 @dataclass(frozen=True)
@@ -259,13 +260,11 @@ async def _drag_shape(episode: Episode) -> AsyncIterator[Action]:
 
 async def _drag_item(episode: Episode) -> AsyncIterator[Action]:
     names = await episode.texts("#sortable li")
-    source = names.index(matched(r"Drag (\w+)", episode.goal))
-    in_list = len(names) == 5
-    target = _list_place(episode.goal, source, len(names)) if in_list else _grid_place(episode.goal, source)
-    start = await episode.point(f"#sortable li:nth-child({source + 1}) div")
-    end = await episode.point(f"#sortable li:nth-child({target + 1})")
-    # The item lands behind the target's middle when it comes from before, in front of it otherwise.
-    yield Drag(start, _shift(end, 0, 6 if target > source else -6))
+    source = names.index(matched(r"Drag ([\w-]+)", episode.goal))
+    target = _list_place(episode.goal, source, len(names))
+    start, end = [await episode.centre(f"#sortable li:nth-child({place + 1})") for place in (source, target)]
+    # The item has to pass the middle of the one whose place it takes.
+    yield Drag(start, _shift(end, 0, _PASS if target > source else -_PASS))
 
 
 def _list_place(goal: str, source: int, count: int) -> int:
@@ -274,17 +273,6 @@ def _list_place(goal: str, source: int, count: int) -> int:
         if words in goal:
             return place
     return int(matched(r"the (\d+)", goal)) - 1
-
-
-def _grid_place(goal: str, source: int) -> int:
-    steps = {"up by one": -3, "down by one": 3, "left by one": -1, "right by one": 1}
-    for words, step in steps.items():
-        if words in goal:
-            return source + step
-    place = matched(r"to the (.*)\.", goal).split()
-    row = next((i for i, word in enumerate(("top", "center", "bottom")) if word == place[0]), 1)
-    column = next((i for i, word in enumerate(("left", "center", "right")) if word == place[-1]), 1)
-    return 3 * row + column
 
 
 LOOKING: dict[str, Expert] = {
@@ -299,7 +287,7 @@ LOOKING: dict[str, Expert] = {
     "simple-arithmetic": _arithmetic,
     "simple-algebra": _algebra,
     "find-word": _find_word,
-    "use-autocomplete": _autocomplete,
+    "use-autocomplete-nodelay": _autocomplete,
     "use-spinner": _spinner,
     "navigate-tree": _tree,
     "search-engine": _search,
@@ -312,6 +300,5 @@ LOOKING: dict[str, Expert] = {
     "drag-circle": _drag_shape,
     "drag-single-shape": _drag_shape,
     "drag-items": _drag_item,
-    "drag-items-grid": _drag_item,
 }
 """The experts by page name."""

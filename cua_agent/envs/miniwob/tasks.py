@@ -53,7 +53,7 @@ _TRAINING: tuple[_Row, ...] = (
     ("grid-coordinate", "medium", 3, "Click on the given coordinate."),
     ("read-table", "medium", 5, "Enter the named value of the table and submit."),
     ("simple-arithmetic", "medium", 5, "Solve the problem and submit."),
-    ("use-autocomplete", "medium", 6, "Enter an item with the given start and end."),
+    ("use-autocomplete-nodelay", "medium", 6, "Enter an item with the given start and end."),
     ("use-spinner", "hard", 16, "Select the number with the spinner and submit."),
     ("navigate-tree", "medium", 5, "Find the named file or folder and click on it."),
     ("search-engine", "hard", 8, "Search for a name and open the numbered result."),
