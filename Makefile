@@ -12,6 +12,7 @@ help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 setup: $(SETUP) ## .venv with exact versions and this package (Python 3.11 or 3.12)
+	@echo "ready: .venv"
 
 $(SETUP): requirements/cpu.txt pyproject.toml scripts/setup.sh
 	@sh scripts/setup.sh

@@ -95,7 +95,7 @@ def _run(config: TrainConfig) -> int:
         return _report_failure(error, directory)
     from trainers.report import closing_words
 
-    print(closing_words(result, directory))
+    print(closing_words(result, directory, config))
     return DONE
 
 

@@ -38,4 +38,3 @@ fi
 echo "installing requirements/cpu.txt (takes minutes the first time)"
 install --requirement requirements/cpu.txt
 install --no-build-isolation --editable .
-echo "ready: .venv"

@@ -74,7 +74,8 @@ class LiveProgress:
 
     def step(self, metrics: StepMetrics, max_steps: int) -> None:
         self._bars.update(self._steps, completed=metrics.step, total=max_steps)
-        self._show(step_line(metrics, max_steps))
+        self._last.plain = step_line(metrics, max_steps)
+        self._last.style = "bold"
 
     def evaluation(self, record: EvalRecord, split: str) -> None:
         self._console.print(evaluation_line(record, split), markup=False)
@@ -84,10 +85,6 @@ class LiveProgress:
 
     def close(self) -> None:
         self._live.stop()
-
-    def _show(self, line: str) -> None:
-        self._last.plain = line
-        self._last.stylize("bold")
 
 
 def step_line(metrics: StepMetrics, max_steps: int) -> str:

@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
+from cua_agent.tasks import get_training_tasks
+from trainers.config import TrainConfig
 from trainers.curves import CURVE, draw, read_curve
 from trainers.protocol import TrainResult
 
 
-def closing_words(result: TrainResult, directory: Path) -> str:
+def closing_words(result: TrainResult, directory: Path, config: TrainConfig) -> str:
     """How the run ended, and where everything is; draws the learning curve on the way."""
     draw([read_curve(directory)], directory / CURVE)
-    shown = _relative(directory)
+    shown = shlex.quote(str(_relative(directory)))
+    model, task = config.model, get_training_tasks(config.env.name)[0]
     lines = [
         f"Done after {result.steps} steps in {result.wall_s / 60:.1f} min ({result.stop_reason}).",
         f"Success on unseen seeds: {_percent(result.eval_success_start)} at the start, "
         f"{_percent(result.eval_success_end)} at the end, best {_percent(result.eval_success_best)}.",
         "",
         f"Results are in {shown}:",
-        "  summary.json          the figures of the run",
-        f"  {CURVE}    success over steps and minutes",
-        "  metrics.jsonl, eval.jsonl   a row per step, a row per evaluation",
-        "  checkpoints/          the best and the last weights",
+        "  summary.json                 the figures of the run",
+        f"  {CURVE:<28} success over steps and minutes",
+        "  metrics.jsonl, eval.jsonl    a row per step, a row per evaluation",
+        "  checkpoints/                 the best and the last weights",
         "",
-        f"Go on:            python train.py resume={shown} max_steps=...",
-        f"Curves, live:     tensorboard --logdir {shown}/tensorboard   (pip install tensorboard)",
+        "Watch an episode, go on training, browse the curves (pip install tensorboard):",
+        f"  python -m cua_agent env={config.env.name} task={task.id} model={shown}/checkpoints/best "
+        f"grounding={model.grounding} prompt={model.prompt}",
+        f"  python train.py resume={shown} max_steps={2 * config.max_steps}",
+        f"  tensorboard --logdir {shown}/tensorboard",
     ]
     return "\n".join(lines)
 
