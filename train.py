@@ -33,11 +33,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = [argument for argument in arguments if argument.startswith("-")]
         if set(options) - {"--config"}:
             raise ConfigError(f"{options[0]}: unknown option; allowed: --help, --config, key=value")
-        config = load_config([argument for argument in arguments if argument not in options])
+        overrides = [argument for argument in arguments if argument not in options]
+        config = load_config(overrides)
         if options:
             return _show(config)
         _prepare_process(config)
-        return _run(config)
+        return _run(config, overrides)
     except ConfigError as error:
         return _refuse(error)
     except KeyboardInterrupt:
@@ -76,8 +77,8 @@ def _prepare_process(config: TrainConfig) -> None:
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
 
 
-def _run(config: TrainConfig) -> int:
-    from trainers.run_directory import create_run_directory
+def _run(config: TrainConfig, overrides: Sequence[str]) -> int:
+    from trainers.run_directory import create_run_directory, resume_command
 
     directory = create_run_directory(config)
     try:
@@ -88,14 +89,14 @@ def _run(config: TrainConfig) -> int:
         raise
     except KeyboardInterrupt:
         saved = (directory / "checkpoints").is_dir()
-        hint = f"go on with: python train.py resume={directory}" if saved else "nothing was trained yet"
+        hint = f"go on with: {resume_command(overrides, directory)}" if saved else "nothing was trained yet"
         print(f"interrupted; {hint}", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
         return _report_failure(error, directory)
     from trainers.report import closing_words
 
-    print(closing_words(result, directory, config))
+    print(closing_words(result, directory, config, overrides))
     return DONE
 
 

@@ -6,7 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from trainers.config import ConfigError, LoggingConfig, TrainConfig, from_mapping
-from trainers.run_directory import MASK, create_run_directory, mask_secrets
+from trainers.run_directory import MASK, create_run_directory, mask_secrets, resume_command
 
 NOW = datetime(2026, 1, 2, 3, 4, 5)
 
@@ -94,3 +94,11 @@ def test_an_output_directory_that_cannot_be_made_is_refused_in_one_line(tmp_path
     (tmp_path / "mine").write_text("")
     with pytest.raises(ConfigError, match="in the way"):
         create_run_directory(TrainConfig(output_dir=str(tmp_path), run_name="mine"), NOW)
+
+
+def test_the_command_to_go_on_keeps_what_the_run_was_started_with(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    started = ["experiment=pocket_lora", "env.tasks=[a,b]", "resume=old", "run_name=mine"]
+    assert resume_command(started, tmp_path / "outputs" / "mine") == (
+        "python train.py experiment=pocket_lora 'env.tasks=[a,b]' resume=outputs/mine"
+    )

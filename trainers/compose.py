@@ -29,6 +29,7 @@ def load_config(overrides: Sequence[str]) -> TrainConfig:
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError  # type: ignore[import-untyped]
 
     ConfigStore.instance().store("schema", asdict(TrainConfig()))
     expanded = [_expand_model(override) for override in overrides]
@@ -39,6 +40,8 @@ def load_config(overrides: Sequence[str]) -> TrainConfig:
             tree = OmegaConf.to_container(compose("config", expanded), resolve=True, throw_on_missing=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_first_line(error)) from error
+    except YAMLError as error:
+        raise ConfigError(f"a file of conf/ is not YAML: {shown(str(error), 250)}") from error
     return from_mapping(cast(dict[str, object], tree))
 
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from cua_agent.tasks import get_training_tasks
 from trainers.config import TrainConfig
 from trainers.curves import CURVE, draw, read_curve
 from trainers.protocol import TrainResult
+from trainers.run_directory import display_path, resume_command
 
 
-def closing_words(result: TrainResult, directory: Path, config: TrainConfig) -> str:
-    """How the run ended, and where everything is; draws the learning curve on the way."""
+def closing_words(result: TrainResult, directory: Path, config: TrainConfig, overrides: Sequence[str]) -> str:
+    """How the run that was started with `overrides` ended, and where everything is; draws its learning curve."""
     draw([read_curve(directory)], directory / CURVE)
-    shown = shlex.quote(str(_relative(directory)))
+    shown = shlex.quote(str(display_path(directory)))
     model, task = config.model, get_training_tasks(config.env.name)[0]
     lines = [
         f"Done after {result.steps} steps in {result.wall_s / 60:.1f} min ({result.stop_reason}).",
@@ -30,17 +32,10 @@ def closing_words(result: TrainResult, directory: Path, config: TrainConfig) -> 
         "Watch an episode, go on training, browse the curves (pip install tensorboard):",
         f"  python -m cua_agent env={config.env.name} task={task.id} model={shown}/checkpoints/best "
         f"grounding={model.grounding} prompt={model.prompt}",
-        f"  python train.py resume={shown} max_steps={2 * config.max_steps}",
+        f"  {resume_command(overrides, directory)} max_steps={2 * config.max_steps}",
         f"  tensorboard --logdir {shown}/tensorboard",
     ]
     return "\n".join(lines)
-
-
-def _relative(path: Path) -> Path:
-    try:
-        return path.resolve().relative_to(Path.cwd())
-    except ValueError:
-        return path
 
 
 def _percent(value: float | None) -> str:

@@ -6,9 +6,10 @@ import json
 import os
 import platform
 import re
+import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from importlib import metadata
@@ -58,6 +59,18 @@ def to_yaml(tree: Mapping[str, Any]) -> str:
     from omegaconf import OmegaConf
 
     return OmegaConf.to_yaml(OmegaConf.create(dict(tree)))
+
+
+def resume_command(overrides: Sequence[str], directory: Path) -> str:
+    """The command that goes on with the run in `directory`, which was started with `overrides`."""
+    kept = [override for override in overrides if override.partition("=")[0] not in ("resume", "run_name")]
+    return shlex.join(["python", "train.py", *kept, f"resume={display_path(directory)}"])
+
+
+def display_path(path: Path) -> Path:
+    """`path` as a person in the present directory would type it."""
+    absolute, here = path.absolute(), Path.cwd()
+    return absolute.relative_to(here) if absolute.is_relative_to(here) else path
 
 
 def environment_information() -> dict[str, Any]:
