@@ -16,7 +16,7 @@ pytest.importorskip("PIL")
 
 from cua_agent.actions import Button, Direction, Drag, Point, PressButton, PressKey, Scroll, Tap, TypeText, Wait
 from cua_agent.envs.base import EnvironmentFailure
-from cua_agent.envs.miniwob.browser import DEFAULT_BROWSER, MiniWobBrowser
+from cua_agent.envs.miniwob.browser import DEFAULT_BROWSER, BrowserMissing, MiniWobBrowser
 from cua_agent.envs.miniwob.environment import EPISODE_OVER
 from cua_agent.envs.miniwob.experts import Episode
 from cua_agent.envs.miniwob.oracle import EXPERTS, ground
@@ -438,13 +438,24 @@ def test_killed_browser_costs_the_running_episodes_only():
     asyncio.run(run())
 
 
+def test_program_that_is_no_browser_is_one_line():
+    async def run():
+        with pytest.raises(BrowserMissing) as caught:
+            async with MiniWobBrowser(shutil.which("true")):
+                pass
+        assert "\n" not in str(caught.value)
+        assert "env.browser_path" in str(caught.value)
+
+    asyncio.run(run())
+
+
 def test_crashed_and_hanging_pages_are_replaced():
     async def crash(environment):
         with contextlib.suppress(Exception):  # the page dies before it can answer
             await environment._page.devtools.send("Page.crash")
 
     async def run():
-        async with MiniWobBrowser(timeout_s=2.0) as browser:
+        async with MiniWobBrowser(timeout_s=4.0) as browser:
             broken, bystander = [await browser.new_environment() for _ in range(2)]
             await bystander.reset(TASKS["click-test"], 0)
             for break_it in ("crash", "hang"):

@@ -77,7 +77,13 @@ class MiniWobBrowser:
         self._browser: Any = None
 
     async def __aenter__(self) -> Self:
-        await self._ensure_running()
+        try:
+            await self._ensure_running()
+        except Exception as error:  # the file is no browser, or lacks a library
+            await self.close()
+            raise BrowserMissing(
+                f"env.browser_path={self._executable!r} does not start: run `make browser` ({first_line(error)})"
+            ) from error
         return self
 
     async def __aexit__(
@@ -92,9 +98,16 @@ class MiniWobBrowser:
         return MiniWobEnvironment(self, await self.new_page())
 
     async def new_page(self) -> MiniWobPage:
-        """A blank page in a new context. Raises `EnvironmentFailure` when the browser does not give one."""
+        """A blank page in a new context. Raises `EnvironmentFailure` when even a fresh browser does not give one."""
         try:
-            async with asyncio.timeout(2 * self.timeout_s):
+            return await self._new_page_once()
+        except EnvironmentFailure:  # the browser was dead or hung, and has been stopped
+            return await self._new_page_once()
+
+    async def _new_page_once(self) -> MiniWobPage:
+        browser = None
+        try:
+            async with asyncio.timeout(self.timeout_s):
                 browser = await self._ensure_running()
                 context = await browser.new_context(
                     viewport={"width": WIDTH, "height": HEIGHT}, device_scale_factor=self.scale, offline=True
@@ -103,7 +116,9 @@ class MiniWobBrowser:
                 page = await context.new_page()
                 return MiniWobPage(context, page, await context.new_cdp_session(page))
         except Exception as error:  # also what Playwright raises when its driver process is dead
-            await self._stop()  # the next page starts from a fresh browser
+            async with self._launching:
+                if self._browser is browser:  # else somebody has replaced it already
+                    await self._stop()
             raise EnvironmentFailure(f"no new page: {first_line(error)}") from error
 
     def url(self, page_name: str) -> str:
