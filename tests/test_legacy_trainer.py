@@ -1,11 +1,11 @@
-"""The synchronous trainer's mechanics, on a random model that looks at coloured squares and says one token."""
+"""The synchronous trainer as a whole: what a run does and leaves behind."""
 
 import json
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, closing
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,114 +13,22 @@ import numpy as np
 import pytest
 import torch
 
-from cua_agent.envs.base import Environment, EnvironmentFailure
-from cua_agent.envs.pool import EnvironmentFactory
-from cua_agent.inference.base import GenerateRequest
-from cua_agent.inference.local import LocalEngine
-from cua_agent.models.loaders import load_policy
-from cua_agent.models.lora import LoraSpec
-from cua_agent.models.policy import PolicyModel
+from cua_agent.envs.base import EnvironmentFailure
 from cua_agent.tasks import seed_for
-from cua_agent.trajectory import Outcome, Trajectory, Turn
+from tests.legacy_rig import CONFIG, TASKS, MakeRig, rig_maker
 from tests.tiny_random import build
-from tests.toy_world import SquareEnvironment, toy_task
-from trainers.checkpoint import CheckpointError, TrainerState, verify_checkpoint
+from trainers.checkpoint import CheckpointError, verify_checkpoint
 from trainers.config import (
     CheckpointConfig,
     EvalConfig,
-    LoggingConfig,
     LoraConfig,
     LossConfig,
     OptimConfig,
-    RolloutConfig,
-    TrainConfig,
 )
-from trainers.legacy.interrupts import interrupts_held
-from trainers.legacy.learner import PolicyLearner, warmup_factor
-from trainers.legacy.setup import Parts, find_checkpoint
-from trainers.legacy.step_metrics import staleness
-from trainers.legacy.stopping import observe, out_of_budget, stop_after_evaluation
-from trainers.legacy.trainer import CUAGRPOTrainer
-from trainers.metrics import StepMetrics
-from trainers.protocol import Batch, EvalRecord
+from trainers.legacy.learner import PolicyLearner
+from trainers.legacy.setup import find_checkpoint
+from trainers.protocol import Batch
 from trainers.rollouts import EpisodeSpec
-from trainers.trajectory_store import load_batch
-
-CONFIG = TrainConfig(
-    max_steps=2,
-    rollout=RolloutConfig(group_size=4, groups_per_step=2, max_refills=1, concurrency=8),
-    optim=OptimConfig(learning_rate=3e-3, warmup_steps=0),
-    eval=EvalConfig(every_steps=0, episodes=4),
-    logging=LoggingConfig(tensorboard=False),
-)
-TASKS = [toy_task("left", "a"), toy_task("right", "b")]
-
-
-@dataclass
-class Watcher:
-    """A `ProgressReporter` that remembers."""
-
-    steps: list[StepMetrics] = field(default_factory=list)
-    evaluations: list[tuple[str, EvalRecord]] = field(default_factory=list)
-    messages: list[str] = field(default_factory=list)
-
-    def phase(self, name: str, done: int, total: int) -> None: ...
-
-    def step(self, metrics: StepMetrics, max_steps: int) -> None:
-        self.steps.append(metrics)
-
-    def evaluation(self, record: EvalRecord, split: str) -> None:
-        self.evaluations.append((split, record))
-
-    def message(self, text: str) -> None:
-        self.messages.append(text)
-
-    def close(self) -> None: ...
-
-
-@dataclass
-class OneTokenRunner:
-    """Shows the screen, samples one token, rewards an even one; `hook` may raise."""
-
-    policy: PolicyModel
-    engine: LocalEngine
-    reward: Callable[[int], float] = lambda token: float(token % 2 == 0)
-    hook: Callable[[EpisodeSpec], None] = lambda _: None
-    played: list[EpisodeSpec] = field(default_factory=list)
-
-    async def __call__(self, environment: Environment, spec: EpisodeSpec) -> list[Trajectory]:
-        self.played.append(spec)
-        self.hook(spec)
-        image = np.asarray((await environment.reset(spec.task, spec.seed)).screenshot)
-        ids = [5, *[self.policy.special.image_token_id] * self.policy.image_tokens(*image.shape[:2]), 6]
-        seed = int.from_bytes(f"{spec.seed}{spec.episode_id}".encode()) % 2**63
-        answer = await self.engine.generate(GenerateRequest(spec.episode_id, ids, [image], 1, seed=seed))
-        self.engine.release(spec.episode_id)
-        reward, n = self.reward(answer.output_ids[0]), len(ids)
-        return [
-            Trajectory(
-                input_ids=np.asarray(ids + answer.output_ids),
-                loss_mask=np.asarray([0] * n + [1], np.int32),
-                logprobs=np.asarray([0.0] * n + answer.logprobs, np.float32),
-                versions=np.asarray([-1] * n + answer.versions, np.int32),
-                images=[image],
-                reward=reward,
-                outcome=Outcome.SUCCESS if reward else Outcome.FAILURE,
-                task_id=spec.task.id,
-                group_id=spec.group_id,
-                episode_id=spec.episode_id,
-                seed=spec.seed,
-                turns=(Turn("", None, "", 0.0, 0.0),),
-            )
-        ]
-
-
-@asynccontextmanager
-async def squares() -> AsyncIterator[EnvironmentFactory]:
-    async def factory() -> Environment:
-        return SquareEnvironment()
-
-    yield factory
 
 
 @pytest.fixture(scope="module")
@@ -128,51 +36,10 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(tmp_path_factory.mktemp("tiny") / "model")
 
 
-@dataclass
-class Rig:
-    """A trainer and everything a test wants to look at."""
-
-    trainer: CUAGRPOTrainer
-    policy: PolicyModel
-    engine: LocalEngine
-    runner: OneTokenRunner
-    watcher: Watcher
-    directory: Path
-
-    def weights(self) -> dict[str, torch.Tensor]:
-        return {name: parameter.detach().clone() for name, parameter in self.policy.trainable_parameters()}
-
-    def rows(self, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
-        return [json.loads(line) for line in (self.directory / name).read_text().splitlines()]
-
-    def batch(self) -> Batch:
-        """The recorded batch of the newest step."""
-        (path,) = (self.directory / "trajectories").iterdir()
-        return load_batch(path)
-
-
-MakeRig = Callable[..., Rig]
-
-
 @pytest.fixture
 def make_rig(weights: Path, tmp_path: Path) -> Iterator[MakeRig]:
-    rigs: list[Rig] = []
-
-    def make(config: TrainConfig = CONFIG, **runner: Any) -> Rig:
-        lora = LoraSpec(r=4) if config.lora.enabled else None
-        policy = load_policy(str(weights), lora=lora, keep_reference=config.loss.kl_coefficient > 0)
-        engine = LocalEngine(policy)
-        one_token = OneTokenRunner(policy, engine, **runner)
-        held_out = {"seeds": TASKS, "templates": TASKS[:1]}
-        parts = Parts(policy, engine, squares(), one_token, TASKS, held_out)  # type: ignore[arg-type]
-        watcher, directory = Watcher(), tmp_path / f"run{len(rigs)}"
-        trainer = CUAGRPOTrainer(config, directory, watcher, parts)
-        rigs.append(Rig(trainer, policy, engine, one_token, watcher, directory))
-        return rigs[-1]
-
-    yield make
-    for rig in rigs:
-        rig.trainer.close()
+    with rig_maker(weights, tmp_path) as make:
+        yield make
 
 
 def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -460,16 +327,6 @@ def test_an_interrupt_during_an_update_waits_for_its_end(make_rig: MakeRig, monk
     assert (rig.trainer.state.step, rig.engine.version, len(rig.rows())) == (1, 1, 1)
 
 
-def test_a_second_interrupt_is_not_held() -> None:
-    reached = False
-    with pytest.raises(KeyboardInterrupt), interrupts_held():
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
-        reached = True
-    assert not reached
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
 def test_target_success_stops_early(make_rig: MakeRig) -> None:
     config = replace(CONFIG, max_steps=50, eval=replace(CONFIG.eval, every_steps=1, target_success=1.0))
     rig = make_rig(config, reward=lambda token: float(rig.trainer.state.step > 0 or token % 2))
@@ -519,47 +376,7 @@ def test_find_checkpoint(make_rig: MakeRig, tmp_path: Path) -> None:
         find_checkpoint(str(tmp_path / "nothing"))
 
 
-def test_warmup_by_hand() -> None:
-    assert [warmup_factor(update, 3) for update in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
-    assert warmup_factor(0, 0) == 1.0
-
-
 def test_warmup_reaches_the_rows(make_rig: MakeRig) -> None:
     rig = make_rig(replace(CONFIG, optim=OptimConfig(learning_rate=1e-3, warmup_steps=1)))
     rig.trainer.train()
     assert [row["lr"] for row in rig.rows()] == [5e-4, 1e-3]
-
-
-def test_observe_keeps_start_best_and_patience() -> None:
-    state = TrainerState()
-    seen: list[tuple[float | None, float | None, int | None, int]] = []
-    for step, success in enumerate([0.5, 0.4, 0.7, 0.7]):
-        state = observe(replace(state, step=step), success)
-        seen.append((state.eval_success_start, state.best_success, state.best_step, state.evaluations_without_best))
-    assert seen == [(0.5, 0.5, 0, 0), (0.5, 0.5, 0, 1), (0.5, 0.7, 2, 0), (0.5, 0.7, 2, 1)]
-
-
-def test_stop_reasons_by_hand() -> None:
-    config = EvalConfig(target_success=0.9, patience=2)
-    assert stop_after_evaluation(TrainerState(), 0.9, config) == "target_success"
-    assert stop_after_evaluation(TrainerState(evaluations_without_best=2), 0.5, config) == "patience"
-    assert stop_after_evaluation(TrainerState(evaluations_without_best=1), 0.5, config) is None
-    budget = TrainConfig(max_steps=5, max_minutes=1.0)
-    assert out_of_budget(TrainerState(step=5), budget) == "max_steps"
-    assert out_of_budget(TrainerState(step=1, rollout_s=40.0, train_s=20.0), budget) == "max_minutes"
-    assert out_of_budget(TrainerState(step=1, rollout_s=40.0, train_s=19.0), budget) is None
-
-
-def versions(row: Sequence[int]) -> Trajectory:
-    n = len(row)
-    mask = np.asarray([version >= 0 for version in row], np.int32)
-    zeros = np.zeros(n, np.float32)
-    ids = np.zeros(n, np.int64)
-    return Trajectory(ids, mask, zeros, np.asarray(row, np.int32), [], 0.0, Outcome.FAILURE, "t", "g", "e", 0)
-
-
-def test_staleness_by_hand() -> None:
-    stale = staleness([versions([-1, 3, 4]), versions([-1, -1, 1, 5])], version=5)
-    assert (stale.mean, stale.max) == ((2 + 1 + 4 + 0) / 4, 4)
-    assert (stale.rows_sum, stale.rows) == (2 + 4, 2)
-    assert staleness([], version=5).max == 0
