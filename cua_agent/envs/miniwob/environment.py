@@ -55,7 +55,7 @@ class MiniWobEnvironment:
                 await perform(page.page, action)
             except ActionRefused as refusal:
                 error = str(refusal)
-            self._over = bool(await page.page.evaluate("WOB_DONE_GLOBAL"))
+            self._over = bool(await page.page.evaluate("cua.settled()"))
             return StepResult(Observation(await self._screenshot(page), error or ""), self._over, error)
 
     async def locate(self, target: str) -> Point | None:

@@ -35,13 +35,34 @@
     if (window.jQuery) jQuery.fx.off = true;
   });
 
-  /** Starts the episode that `seed` determines and returns its goal. */
-  function start(seed) {
+  /** Starts the episode that `seed` determines and returns its goal when its pictures are there. */
+  async function start(seed) {
     document.activeElement?.blur();
     core.EPISODE_MAX_TIME = DAY_MS; // must precede startEpisodeReal: the default ends the episode after 10 s
     Math.seedrandom(seed);
     core.startEpisodeReal();
+    await settled();
     return core.getUtterance();
+  }
+
+  const pictures = new Map(); // URL -> promise of its arrival
+
+  /** Waits for the icons of style sheets, which are fetched when first shown; returns whether the episode is over. */
+  async function settled() {
+    for (const element of document.querySelectorAll("body *")) {
+      const { backgroundImage, content } = getComputedStyle(element);
+      for (const [, url] of `${backgroundImage} ${content}`.matchAll(/url\("(.+?)"\)/g)) {
+        if (!pictures.has(url)) pictures.set(url, decoded(url));
+      }
+    }
+    await Promise.all(pictures.values());
+    return WOB_DONE_GLOBAL;
+  }
+
+  function decoded(url) {
+    const image = new Image();
+    image.src = url;
+    return image.decode().catch(() => {}); // a picture that does not exist never appears
   }
 
   /** What typing would reach: "text", "select" or "" (nothing). */
@@ -156,5 +177,5 @@
     return byRole(found, lower) ?? (["x", "×"].includes(lower) ? locate("Close") : null);
   }
 
-  window.cua = { start, focused, locate, visiblePixel };
+  window.cua = { start, settled, focused, locate, visiblePixel };
 })();
