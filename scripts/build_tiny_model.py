@@ -4,7 +4,9 @@ Two stages. First a good clone: the expert's episodes with wrong detours (shown,
 descriptions, which teach the vision tower every element's state. Then a mediocre one: the expert errs with a given
 probability and the mistakes are imitated, which leaves reinforcement learning something to sharpen.
 
-    python scripts/build_tiny_model.py --out cua_agent/models/tiny_weights --device cuda --workers 15
+    python scripts/record_miniwob_demos.py --episodes 400 --out demos.npz
+    python scripts/build_tiny_model.py --recordings demos.npz --device cuda --workers 15 \\
+        --out cua_agent/models/tiny_weights
 
 Minutes on a GPU with 16 cores, hours on a laptop. Uses seeds of use "clone" only.
 """
@@ -15,11 +17,8 @@ import argparse
 import asyncio
 import json
 import time
-from collections.abc import Iterable, Iterator
-from itertools import product
 from pathlib import Path
 
-import torch
 from torch.utils.data import DataLoader
 
 from cua_agent.actions import Direction
@@ -27,15 +26,17 @@ from cua_agent.cloning.clone import CloneSchedule, clone
 from cua_agent.cloning.demonstrations import Noise
 from cua_agent.cloning.examples import DESCRIBE, ExampleStream, Mix, random_screen
 from cua_agent.cloning.measure import describe_tally, measure_success
+from cua_agent.cloning.recordings import Recordings
 from cua_agent.envs.pocket import state as phone
 from cua_agent.envs.pocket.describe import describe_screen
+from cua_agent.models.fast_vision import use_fast_vision
 from cua_agent.models.loaders import load_policy
 from cua_agent.models.policy import PolicyModel
 from cua_agent.models.tiny import build_model, build_tokenizer, save_tiny
 from cua_agent.parsing import ACTION_NAMES
 from cua_agent.tasks import get_eval_tasks, get_training_tasks
 
-MEASURE_EPISODES = 360
+MINIWOB_SIZE = (224, 160)  # (height, width) that the policy sees of a page of 210 x 160
 
 
 def tokenizer_words() -> set[str]:
@@ -52,6 +53,7 @@ def tokenizer_words() -> set[str]:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="directory of the finished model")
+    parser.add_argument("--recordings", type=Path, help="MiniWoB++ episodes of scripts/record_miniwob_demos.py")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--workers", type=int, default=2, help="processes that draw demonstrations")
     parser.add_argument("--seed", type=int, default=0)
@@ -62,68 +64,57 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--descriptions", type=float, default=0.3, help="share of screen descriptions")
     parser.add_argument("--mistakes", type=float, nargs="*", default=[0.15], help="mistake rates of the second stage")
     parser.add_argument("--mistake-steps", type=int, default=400)
+    parser.add_argument("--measure-episodes", type=int, default=360)
     parser.add_argument("--sizes", type=json.loads, default={}, help="JSON overrides of the architecture's sizes")
     return parser.parse_args()
 
 
-def train_stage(
-    policy: PolicyModel, mix: Mix, schedule: CloneSchedule, args: argparse.Namespace, minutes: float
-) -> None:
+def train_stage(policy: PolicyModel, stream: ExampleStream, schedule: CloneSchedule, args: argparse.Namespace) -> None:
     """One stage of cloning, with a line of progress now and then."""
-    stream = ExampleStream(policy, mix, seed=args.seed)
-    loader = DataLoader(
-        stream, batch_size=None, num_workers=args.workers, prefetch_factor=4, pin_memory=args.device != "cpu"
-    )
+    on_gpu = args.device != "cpu"
+    loader = DataLoader(stream, batch_size=None, num_workers=args.workers, prefetch_factor=8, pin_memory=on_gpu)
     started, recent = time.monotonic(), [0.0]
 
-    def report(step: int, loss: float) -> bool:
+    def report(step: int, loss: float) -> None:
         recent.append(loss)
-        elapsed = time.monotonic() - started
         if step % 100 == 99:
-            rate = (step + 1) * mix.batch_size / elapsed
-            print(
-                f"step {step + 1} loss {sum(recent[-100:]) / 100:.4f} {rate:.0f} examples/s {elapsed:.0f} s", flush=True
-            )
-        if step % 1000 == 999:
-            measure(policy, "  ")
-            policy.model.train()
-        return elapsed > 60 * minutes
+            elapsed = time.monotonic() - started
+            rate = (step + 1) * stream.mix.batch_size / elapsed
+            mean = sum(recent[-100:]) / 100
+            print(f"step {step + 1} loss {mean:.4f} {rate:.0f} examples/s {elapsed:.0f} s", flush=True)
 
     clone(policy, iter(loader), schedule, report)
 
 
-def measure(policy: PolicyModel, label: str) -> None:
-    for greedy in (True, False):
-        tally = asyncio.run(measure_success(policy, MEASURE_EPISODES, greedy=greedy))
-        print(f"{label} {'greedy' if greedy else 'sampled'} {describe_tally(tally)}", flush=True)
-
-
 def main() -> None:
     args = parse_arguments()
-    words = tokenizer_words()
-    tokenizer = build_tokenizer(sorted(words), sorted(words))
+    recordings = Recordings(args.recordings, MINIWOB_SIZE) if args.recordings else None
+    words = sorted(tokenizer_words())
+    tokenizer = build_tokenizer(words + (recordings.texts if recordings else []), words)
     save_tiny(args.out, build_model(tokenizer, args.seed, **args.sizes), tokenizer)
-    policy = load_policy(str(args.out), device="cpu")
+    policy = load_policy(str(args.out))
+    use_fast_vision(policy.model)
     policy.model.to(args.device)
     size = sum(parameter.numel() for parameter in policy.model.parameters())
     print(f"{size:,} parameters, {len(tokenizer)} tokens", flush=True)
 
-    clean = Mix(args.batch, Noise(explore=0.15), descriptions=args.descriptions)
-    train_stage(policy, clean, CloneSchedule(args.steps, args.learning_rate), args, args.minutes)
-    measure(policy, "clean")
-    save_tiny(args.out.with_name(f"{args.out.name}_clean"), policy.model.cpu(), tokenizer)
+    def stage(mix: Mix, schedule: CloneSchedule, label: str, directory: Path) -> None:
+        train_stage(policy, ExampleStream(policy, mix, args.seed, recordings), schedule, args)
+        save_tiny(directory, policy.model, tokenizer)
+        for greedy in (True, False):
+            tally = asyncio.run(measure_success(policy, args.measure_episodes, greedy=greedy))
+            print(f"{label} {'greedy' if greedy else 'sampled'} {describe_tally(tally)}", flush=True)
 
+    clean = Mix(args.batch, Noise(explore=0.15), args.descriptions, recordings=0.15)
+    schedule = CloneSchedule(args.steps, args.learning_rate, minutes=args.minutes)
+    stage(clean, schedule, "clean", args.out.with_name(f"{args.out.name}_clean"))
     good = {name: value.clone() for name, value in policy.model.state_dict().items()}
     for mistakes in args.mistakes:
         policy.model.load_state_dict(good)
-        policy.model.to(args.device)
-        noisy = Mix(args.batch, Noise(mistake=mistakes))
-        train_stage(
-            policy, noisy, CloneSchedule(args.mistake_steps, args.learning_rate / 5, warmup=20), args, args.minutes
-        )
-        measure(policy, f"mistakes {mistakes}")
+        noisy = Mix(args.batch, Noise(mistake=mistakes), recordings=0.15)
+        schedule = CloneSchedule(args.mistake_steps, args.learning_rate / 5, warmup=20)
         suffix = f"_{mistakes}" if len(args.mistakes) > 1 else ""
-        save_tiny(args.out.with_name(args.out.name + suffix), policy.model.cpu(), tokenizer)
+        stage(noisy, schedule, f"mistakes {mistakes}", args.out.with_name(args.out.name + suffix))
 
 
 if __name__ == "__main__":

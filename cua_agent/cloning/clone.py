@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -16,39 +17,47 @@ from cua_agent.models.policy import PolicyModel
 
 @dataclass(frozen=True)
 class CloneSchedule:
-    """Steps and learning rate: linear warm-up, then a cosine down to a twentieth."""
+    """Length and learning rate: linear warm-up, then a cosine down to a twentieth.
+
+    Training ends after `steps` or `minutes`, whichever comes first; the cosine follows the one that is nearer its end.
+    """
 
     steps: int
     learning_rate: float
     warmup: int = 100
+    minutes: float = math.inf
 
-    def rate(self, step: int) -> float:
+    def progress(self, step: int, elapsed_s: float) -> float:
+        """0 at the start, 1 and more when training is over."""
+        return max(step / self.steps, elapsed_s / (60 * self.minutes))
+
+    def rate(self, step: int, progress: float) -> float:
         if step < self.warmup:
             return self.learning_rate * (step + 1) / self.warmup
-        progress = (step - self.warmup) / max(1, self.steps - self.warmup)
-        return self.learning_rate * (0.05 + 0.95 * (1 + math.cos(math.pi * progress)) / 2)
+        return self.learning_rate * (0.05 + 0.95 * (1 + math.cos(math.pi * min(progress, 1.0))) / 2)
 
 
 def clone(
     policy: PolicyModel,
     batches: Iterator[CloneBatch],
     schedule: CloneSchedule,
-    report: Callable[[int, float], bool],
+    report: Callable[[int, float], None],
 ) -> None:
-    """Train in place. `report(step, loss)` is called after every step; a true answer ends the training early."""
+    """Train all weights in place; `report(step, loss)` is called after every step."""
     model, device = policy.model, policy.device
     optimizer = torch.optim.AdamW(model.parameters(), lr=schedule.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     model.train()
-    for step in range(schedule.steps):
+    started, step = time.monotonic(), 0
+    while (progress := schedule.progress(step, time.monotonic() - started)) < 1:
         for group in optimizer.param_groups:
-            group["lr"] = schedule.rate(step)
+            group["lr"] = schedule.rate(step, progress)
         loss = imitation_loss(policy, next(batches), device)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        if report(step, float(loss.detach())):
-            break
+        report(step, float(loss.detach()))
+        step += 1
     model.eval()
 
 

@@ -10,12 +10,13 @@ from functools import lru_cache
 from itertools import groupby
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from cua_agent.cloning.demonstrations import Noise, balanced_task, demonstrate
+from cua_agent.cloning.example import Example, as_example
+from cua_agent.cloning.recordings import Recordings
 from cua_agent.conversation import Codec
 from cua_agent.envs.pocket.describe import describe_screen
 from cua_agent.envs.pocket.draw import draw
@@ -23,19 +24,8 @@ from cua_agent.envs.pocket.state import PARENTS, PhoneState, make_state
 from cua_agent.models.policy import PolicyModel
 from cua_agent.prompts import END_OF_TURN, first_prompt, preamble
 from cua_agent.tasks import get_training_tasks, seed_for
-from cua_agent.trajectory import NO_VERSION, Trajectory
 
 DESCRIBE = "Describe the screen."
-Pixels = npt.NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class Example:
-    """One row to imitate: `labels` is 1 where `input_ids` is to be predicted."""
-
-    input_ids: npt.NDArray[np.int64]
-    labels: npt.NDArray[np.int32]
-    images: list[Pixels]
 
 
 @dataclass(frozen=True)
@@ -77,40 +67,34 @@ class CachingCodec:
 class ExampleStream(IterableDataset[CloneBatch]):
     """Fresh batches for ever, from seeds of use "clone" only; every worker draws its own.
 
-    `recordings` are examples made beforehand (MiniWoB++ needs a browser).
+    `recordings` are episodes recorded beforehand (MiniWoB++ needs a browser).
     """
 
     policy: PolicyModel = field(repr=False)
     mix: Mix
     seed: int = 0
-    recordings: Sequence[Example] = field(default=(), repr=False)
+    recordings: Recordings | None = field(default=None, repr=False)
 
     def __iter__(self) -> Iterator[CloneBatch]:
         torch.set_num_threads(1)
         worker = get_worker_info()
         rng = random.Random(self.seed * 1000 + (worker.id if worker else 0))
         codec = CachingCodec(self.policy)
-        with asyncio.Runner() as runner:
-            while True:
-                yield collate_examples(self.policy, runner.run(self._examples(codec, rng)))
+        loop = asyncio.new_event_loop()
+        while True:
+            yield collate_examples(self.policy, loop.run_until_complete(self._examples(codec, rng)))
 
     async def _examples(self, codec: Codec, rng: random.Random) -> list[Example]:
         mix, tasks = self.mix, get_training_tasks("pocket")
-        recorded = sum(rng.random() < mix.recordings for _ in range(mix.batch_size)) if self.recordings else 0
-        examples = []
+        recorded = round(mix.recordings * mix.batch_size) if self.recordings else 0
+        examples = [self.recordings.example(codec, rng, mix.noise) for _ in range(recorded)] if self.recordings else []
         for _ in range(mix.batch_size - recorded):
             seed = seed_for("clone", rng.randrange(10**9))
             if rng.random() < mix.descriptions:
                 examples.append(description_example(codec, seed, rng))
             else:
                 examples.append(as_example(await demonstrate(codec, balanced_task(tasks, rng), seed, mix.noise, rng)))
-        return examples + rng.choices(self.recordings, k=recorded)
-
-
-def as_example(row: Trajectory) -> Example:
-    """A demonstrated row; the expert's explored turns are not to be imitated."""
-    labels = row.loss_mask * (row.versions != NO_VERSION)
-    return Example(row.input_ids, labels.astype(np.int32), row.images)
+        return examples
 
 
 def description_example(codec: Codec, seed: int, rng: random.Random) -> Example:
@@ -146,4 +130,5 @@ def collate_examples(policy: PolicyModel, examples: Sequence[Example]) -> CloneB
         positions[:, i, :n] = policy.positions(example.input_ids, example.images)
     images = [image for example in examples for image in example.images]
     stacks = [torch.from_numpy(np.stack(list(run))) for _, run in groupby(images, key=lambda image: image.shape)]
-    return CloneBatch(*(torch.from_numpy(array) for array in (input_ids, labels, attention, positions)), stacks)
+    tensors = [torch.from_numpy(array) for array in (input_ids, labels, attention, positions)]
+    return CloneBatch(tensors[0], tensors[1], tensors[2], tensors[3], stacks)

@@ -116,7 +116,7 @@ def tiny_config(
     vision_depth: int = 3,
     vision_heads: int = 3,
 ) -> Any:
-    """A `Qwen3VLConfig`. Initialisation ranges are larger than for wide models, which learn too slowly here otherwise."""
+    """A `Qwen3VLConfig`. Its initialisation ranges are larger than those of wide models, which learn slowly here."""
     from transformers import Qwen3VLConfig
 
     token = tokenizer.convert_tokens_to_ids

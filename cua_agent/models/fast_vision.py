@@ -1,12 +1,13 @@
-"""Attention of the vision tower over many screenshots of one size in a single call.
+"""The vision tower over many screenshots of one size without a Python loop over the screenshots.
 
-transformers' vision towers attend image by image in a Python loop unless the attention implementation takes packed
-sequences ("flash"). This one does, through transformers' own extension point, with PyTorch's scaled dot product:
-images of equal size become one batch. The numbers are those of the loop.
+transformers' Qwen-VL towers attend image by image unless the attention implementation takes packed sequences ("flash"),
+and build position embeddings image by image. Here images of equal size become one batch for PyTorch's scaled dot
+product, through transformers' own extension point, and positions are built once per size. The numbers are the same.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import groupby
 from typing import Any
 
@@ -17,12 +18,26 @@ from torch.nn.functional import scaled_dot_product_attention
 PACKED_ATTENTION = "packed_sdpa_flash"  # transformers hands packed sequences to names that contain "flash"
 
 
-def use_packed_vision_attention(model: Any) -> None:
-    """Let the vision tower of a Qwen-VL model (`model.model.visual`) attend to equal-sized images together."""
+def use_fast_vision(model: Any) -> None:
+    """Speed up the vision tower of a Qwen3-VL model (`model.model.visual`) in place."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(PACKED_ATTENTION, packed_attention)
-    model.model.visual.config._attn_implementation = PACKED_ATTENTION
+    tower = model.model.visual
+    tower.config._attn_implementation = PACKED_ATTENTION
+    tower.fast_pos_embed_interpolate = _once_per_size(tower.fast_pos_embed_interpolate)
+    tower.rot_pos_emb = _once_per_size(tower.rot_pos_emb)
+
+
+def _once_per_size(embed: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """`embed` maps grids [n, 3] to rows for every patch, image after image; equal neighbours share the computation."""
+
+    def embed_runs(grid_thw: Tensor) -> Tensor:
+        runs = [(grid, len(list(run))) for grid, run in groupby(grid_thw.tolist())]
+        parts = [(embed(torch.tensor([grid], device=grid_thw.device)), count) for grid, count in runs]
+        return torch.cat([part.repeat(count, *[1] * (part.dim() - 1)) for part, count in parts])
+
+    return embed_runs
 
 
 def packed_attention(
