@@ -119,14 +119,14 @@ def _build_trainer(config: TrainConfig, directory: Path, progress: ProgressRepor
     import torch
 
     from cua_agent.envs.miniwob.browser import BrowserMissing
-    from cua_agent.models.loaders import ModelNotFound
+    from cua_agent.models.loaders import ModelNotFound, UnsupportedModel
     from trainers.checkpoint import CheckpointError
     from trainers.legacy.trainer import CUAGRPOTrainer
 
     torch.set_num_threads(config.threads)
     try:
         return CUAGRPOTrainer(config, directory, progress)
-    except (BrowserMissing, CheckpointError, ModelNotFound) as error:
+    except (BrowserMissing, CheckpointError, ModelNotFound, UnsupportedModel) as error:
         raise ConfigError(str(error)) from error
 
 

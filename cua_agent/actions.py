@@ -137,15 +137,5 @@ class ReportTaskComplete:
 
 
 Action = (
-    Tap
-    | DoubleTap
-    | LongPress
-    | TypeText
-    | Swipe
-    | Scroll
-    | Drag
-    | PressKey
-    | PressButton
-    | Wait
-    | ReportTaskComplete
+    Tap | DoubleTap | LongPress | TypeText | Swipe | Scroll | Drag | PressKey | PressButton | Wait | ReportTaskComplete
 )

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cua_agent.models.loaders import ModelNotFound, load_policy
+from cua_agent.models.loaders import ModelNotFound, UnsupportedModel, load_policy
 from cua_agent.models.policy import PolicyModel
 
 FAMILIES = ["qwen3_vl", "qwen2_5_vl"]
@@ -101,10 +101,19 @@ def test_missing_models_are_one_quick_line(monkeypatch: pytest.MonkeyPatch, tmp_
 
 def test_other_architectures_and_types_are_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    with pytest.raises(ValueError, match=r"is a 'llama' model; allowed: qwen2_vl, qwen2_5_vl, qwen3_vl"):
+    with pytest.raises(UnsupportedModel, match=r"is a 'llama' model; allowed: qwen2_vl, qwen2_5_vl, qwen3_vl"):
         load_policy(str(tmp_path))
     with pytest.raises(ValueError, match=r"model\.dtype='float64'; allowed: float32, bfloat16"):
         load_policy(str(tmp_path), dtype="float64")
+
+
+@pytest.mark.parametrize("config", ['{"model_type": "no-such-type"}', "{}", "{"])
+def test_an_unreadable_configuration_is_one_line(config: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(UnsupportedModel) as caught:
+        load_policy(str(tmp_path))
+    assert str(caught.value).startswith(f"model.path={str(tmp_path)!r}: config.json: ")
+    assert "\n" not in str(caught.value)
 
 
 def test_bfloat16(tmp_path: Path) -> None:

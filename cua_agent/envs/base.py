@@ -11,7 +11,7 @@ from cua_agent.actions import Action, Point
 from cua_agent.tasks import CUATask
 
 
-class EnvironmentFailure(Exception):
+class EnvironmentFailure(Exception):  # noqa: N818 (an event of the world, not a fault of the program)
     """The world broke (dead box, crashed browser, network): the episode is lost, not failed.
 
     An episode that ends with this is an `infra_error`: it is replaced and counted, never scored 0.

@@ -11,7 +11,7 @@ import numpy.typing as npt
 StopReason = Literal["stop", "length"]
 
 
-class InferenceFailure(Exception):
+class InferenceFailure(Exception):  # noqa: N818 (an event of the world, not a fault of the program)
     """The engine could not answer (dead server, time-out): costs the episode, which is replaced."""
 
 

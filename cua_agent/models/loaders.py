@@ -38,6 +38,10 @@ class ModelNotFound(ValueError):  # noqa: N818 (a state of the world, not a faul
         )
 
 
+class UnsupportedModel(ValueError):  # noqa: N818 (a state of the world, not a fault of the program)
+    """`model.path` leads to a model that no policy can be made of; the message is one line."""
+
+
 def load_policy(
     path: str,
     *,
@@ -53,7 +57,7 @@ def load_policy(
     With `lora` a fresh adapter is trained and the rest is frozen; without it all weights are trained, and
     `keep_reference` keeps a frozen copy of them for `PolicyModel.reference`. A saved adapter is itself what is trained
     further: its own rank and targets hold, not those of `lora`. `device_map` (accelerate) replaces `device`.
-    Raises `ModelNotFound`, and `ValueError` for a model of another architecture or an unknown dtype.
+    Raises `ModelNotFound`, `UnsupportedModel` for one of another architecture, `ValueError` for an unknown dtype.
     """
     from transformers import AutoModelForImageTextToText, AutoTokenizer
     from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
@@ -84,10 +88,10 @@ def load_policy(
 
 
 def special_tokens(tokenizer: Any, config: Any) -> SpecialTokens:
-    """The ids that the agent and the sampler need; raises `ValueError` when the tokenizer has no end-of-turn token."""
+    """The ids that the agent and the sampler need; raises `UnsupportedModel` when the tokenizer has no end of turn."""
     vocabulary: dict[str, int] = tokenizer.get_vocab()
     if END_OF_TURN not in vocabulary:
-        raise ValueError(f"the tokenizer has no {END_OF_TURN} token: not a chat model of the Qwen family")
+        raise UnsupportedModel(f"the tokenizer has no {END_OF_TURN} token: not a chat model of the Qwen family")
     unused = set(range(config.text_config.vocab_size)) - set(vocabulary.values())
     placeholders = {config.image_token_id, config.video_token_id}
     never = {vocabulary[token] for token in NEVER_SAMPLED if token in vocabulary}
@@ -127,13 +131,21 @@ def _check_hub(repository: str) -> None:
     try:
         HfApi().model_info(repository, timeout=_HUB_TIMEOUT_S)
     except (httpx.HTTPError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelNotFound(path=repository, why=f"no such directory, and the hub answered: {reason}") from None
+        why = f"no such directory, and the hub answered: {_first_line(error)}"
+        raise ModelNotFound(repository, why) from None
 
 
 def _check_architecture(path: str, source: str) -> None:
     from transformers import AutoConfig
 
-    model_type = AutoConfig.from_pretrained(source).model_type
+    try:
+        model_type = AutoConfig.from_pretrained(source).model_type
+    except (OSError, ValueError) as error:
+        raise UnsupportedModel(f"model.path={path!r}: config.json: {_first_line(error)}") from None
     if model_type not in SUPPORTED_MODEL_TYPES:
-        raise ValueError(f"model.path={path!r} is a {model_type!r} model; allowed: {', '.join(SUPPORTED_MODEL_TYPES)}")
+        allowed = ", ".join(SUPPORTED_MODEL_TYPES)
+        raise UnsupportedModel(f"model.path={path!r} is a {model_type!r} model; allowed: {allowed}")
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

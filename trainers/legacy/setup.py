@@ -39,7 +39,8 @@ class Parts:
 
 
 def build_parts(config: TrainConfig) -> Parts:
-    """Load everything that `config` names. Raises `ConfigError`, or `ModelNotFound` for the model."""
+    """Load everything that `config` names. Raises `ConfigError`; for the model `ModelNotFound` or
+    `UnsupportedModel`."""
     train_tasks = training_tasks(config.env)
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)  # LoRA dropout
