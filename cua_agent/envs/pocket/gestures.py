@@ -85,10 +85,15 @@ def _tap(state: PhoneState, at: Location) -> str | None:
 def _type(state: PhoneState, text: str, press_enter: bool) -> str | None:
     if state.dialog or state.focus is None:
         return "no text field has the focus"
-    state.draft[state.focus] = text[:_MAX_TEXT]
+    _write(state, state.focus, text[:_MAX_TEXT])
     if press_enter:
         _submit(state)
     return None
+
+
+def _write(state: PhoneState, field: str, text: str) -> None:
+    state.draft[field] = text
+    state.first_row[state.screen] = 0  # what a search finds is shown from its top
 
 
 def _submit(state: PhoneState) -> None:
@@ -124,7 +129,7 @@ def _key(state: PhoneState, key: str) -> str | None:
         _submit(state)
         return None
     if key == "backspace" and state.focus:
-        state.draft[state.focus] = state.draft.get(state.focus, "")[:-1]
+        _write(state, state.focus, state.draft.get(state.focus, "")[:-1])
         return None
     if key in ("back", "escape"):
         go_back(state)

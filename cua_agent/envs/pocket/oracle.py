@@ -89,7 +89,7 @@ def _next_move(state: PhoneState, goal: Validator, before: Mapping[str, str], se
             level = re.search(r"level: (\d+)", before[BATTERY])
             return _switches(state, {LOW_POWER: str(int(int(level[1]) < percent))}, seen) if level else None
         case NotifyingAppOpened():
-            return _notification(state, before)
+            return _notification(state, before, seen)
         case AlarmIs(hour, minutes, on):
             time = f"{hour}:{minutes:02d}"
             return None if time in seen and state.alarms[time] is on else ("Clock", Tap(Target(time)))
@@ -124,10 +124,10 @@ def _timeout(state: PhoneState, steps: int, before: Mapping[str, str]) -> Move |
     return None if state.timeout == wanted else ("Screen timeout", Tap(Target(wanted)))
 
 
-def _notification(state: PhoneState, before: Mapping[str, str]) -> Move | None:
+def _notification(state: PhoneState, before: Mapping[str, str], seen: set[str]) -> Move | None:
     package = before[NOTIFICATIONS].strip().removeprefix("pkg=")
     app = next(name for name, value in PACKAGES.items() if value == package)
-    return None if state.screen == app else ("home", Tap(Target(app)))
+    return None if state.screen == app and app in seen else ("home", Tap(Target(app)))
 
 
 def _contact(state: PhoneState) -> Move | None:

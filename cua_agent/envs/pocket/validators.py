@@ -70,9 +70,9 @@ class TimeoutMoved:
         return {TIMEOUT: (await probe(get_command(TIMEOUT))).strip()}
 
     async def score(self, probe: Probe, before: Mapping[str, str]) -> float:
-        wanted = TIMEOUT_STEPS_MS.index(int(before[TIMEOUT])) + self.steps
-        value = (await probe(get_command(TIMEOUT))).strip()
-        return float(0 <= wanted < len(TIMEOUT_STEPS_MS) and value == str(TIMEOUT_STEPS_MS[wanted]))
+        entries = [str(entry) for entry in TIMEOUT_STEPS_MS]
+        start, now = before[TIMEOUT], (await probe(get_command(TIMEOUT))).strip()
+        return float(start in entries and now in entries and entries.index(now) - entries.index(start) == self.steps)
 
 
 @dataclass(frozen=True)
