@@ -1,0 +1,169 @@
+"""The documentation says what is there: links, commands, keys, presets and the example of a world of one's own."""
+
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cua_agent.__main__ import find_task, parse_options
+from cua_agent.envs.pocket.tasks import FAMILIES, HELD_OUT_FAMILIES
+from trainers.compose import choices, load_config
+from trainers.config import TrainConfig
+from trainers.config_validation import fields_of
+from trainers.task_sampler import training_tasks
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+NAMED_DIRECTORIES = ("outputs/my-run/checkpoints/best", "outputs/my-lora/checkpoints/best", "my-model", "tiny-again")
+"""What the documented commands suppose to be there."""
+FILE_NAMES = {"eval.jsonl"}
+"""What reads like a key and is none."""
+
+
+def page_id(page: Path) -> str:
+    return page.name
+
+
+def text_of(page: Path) -> str:
+    return re.sub(r"<!--.*?-->", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+def fenced(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text_of(page), re.MULTILINE | re.DOTALL)
+
+
+def prose(page: Path) -> str:
+    return re.sub(r"^```.*?^```", "", text_of(page), flags=re.MULTILINE | re.DOTALL)
+
+
+def inline_code(page: Path) -> list[str]:
+    return re.findall(r"`([^`\n]+)`", prose(page))
+
+
+def commands() -> Iterator[list[str]]:
+    """Every command of a shell block, and every one written inline, as its words."""
+    for page in PAGES:
+        blocks = "\n".join(fenced(page, "bash")).replace("\\\n", " ")
+        inline = [code for code in inline_code(page) if re.match(r"(python|make) ", code) and "..." not in code]
+        for line in [*blocks.splitlines(), *inline]:
+            if words := shlex.split(line, comments=True):
+                yield words
+
+
+def commands_of(*start: str) -> list[list[str]]:
+    """The arguments of the documented commands that begin with `start` and have any, each once."""
+    found = [words[len(start) :] for words in commands() if words[: len(start)] == list(start)]
+    return [list(words) for words in dict.fromkeys(map(tuple, found)) if words]
+
+
+def anchors(page: Path) -> set[str]:
+    """GitHub's anchors of a page's headings."""
+    titles = re.findall(r"^#+ (.+)$", text_of(page), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_links_and_images_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)\s]+)\)", prose(page))
+    for link in links:
+        if re.match(r"https?://", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), f"{page.name}: {link}"
+        assert not anchor or anchor in anchors(target), f"{page.name}: {link}"
+
+
+def test_every_page_can_be_reached_from_the_readme() -> None:
+    readme = text_of(PAGES[0])
+    assert len(PAGES) > 6
+    assert [page.name for page in PAGES[1:] if f"(docs/{page.name})" not in readme] == []
+
+
+@pytest.fixture
+def named_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for directory in NAMED_DIRECTORIES:
+        Path(directory).mkdir(parents=True)
+
+
+@pytest.mark.parametrize("arguments", commands_of("python", "train.py"), ids=" ".join)
+def test_training_commands_compose(arguments: list[str], named_directories: None) -> None:
+    overrides = [argument for argument in arguments if argument not in ("--config", "--help")]
+    if overrides != ["backend=areal"]:
+        assert training_tasks(load_config(overrides).env)
+
+
+@pytest.mark.parametrize("arguments", commands_of("python", "-m", "cua_agent"), ids=" ".join)
+def test_episode_commands_name_tasks_and_keys_that_exist(arguments: list[str], named_directories: None) -> None:
+    options = parse_options([argument for argument in arguments if argument not in ("--list", "--help")])
+    if not {"--list", "--help"} & set(arguments):
+        find_task(options.env, options.task)
+    assert options.model == "tiny" or Path(options.model).is_dir()
+
+
+def test_training_and_episode_commands_were_found() -> None:
+    assert len(commands_of("python", "train.py")) > 20
+    assert len(commands_of("python", "-m", "cua_agent")) > 4
+
+
+def test_make_targets_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    named = {target for (target, *_) in commands_of("make")}
+    assert {"run", "test", "setup", "browser"} <= named
+    assert {target for target in named if not re.search(rf"^{target}:", makefile, re.MULTILINE)} == set()
+
+
+def test_scripts_know_the_options_that_are_given_to_them() -> None:
+    scripts = [words[1:] for words in commands() if words[0] == "python" and words[1].startswith(("scripts", "bench"))]
+    assert scripts
+    for script, *arguments in scripts:
+        source = (ROOT / script).read_text(encoding="utf-8")
+        unknown = [argument for argument in arguments if argument.startswith("--") and f'"{argument}"' not in source]
+        assert unknown == [], script
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_keys_named_in_the_text_exist(page: Path) -> None:
+    known = {name for name, _ in fields_of(TrainConfig)}
+    sections = {name.partition(".")[0] for name in known if "." in name}
+    keys = {code.partition("=")[0] for code in inline_code(page) if re.fullmatch(r"[a-z_]+(\.[a-z_]+)+(=.*)?", code)}
+    assert {key for key in keys if key.partition(".")[0] in sections and key not in known | FILE_NAMES} == set()
+
+
+def test_the_readme_lists_every_preset() -> None:
+    table = {words[2].removeprefix("experiment=") for words in commands_in_table(PAGES[0])}
+    assert table == set(choices("experiment"))
+
+
+def commands_in_table(page: Path) -> list[list[str]]:
+    return [shlex.split(command) for command in re.findall(r"^\| `(python train\.py [^`]+)` \|", prose(page), re.M)]
+
+
+def test_the_table_of_families_is_complete() -> None:
+    page = ROOT / "docs" / "environments.md"
+    section = prose(page).partition("### Task families")[2].partition("###")[0]
+    table = set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE))
+    assert table == {family.category for family in (*FAMILIES, *HELD_OUT_FAMILIES)}
+
+
+def run_python(source: str, folder: Path) -> str:
+    command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{source}"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
+
+
+def test_the_example_world_works_as_printed(tmp_path: Path) -> None:
+    page = ROOT / "docs" / "environments.md"
+    printed = next(block for block in fenced(page, "text") if block.startswith("before"))
+    assert run_python(fenced(page, "python")[0], tmp_path) == printed
+
+
+@pytest.mark.slow
+def test_the_example_world_can_be_trained_on(tmp_path: Path) -> None:
+    world, training = fenced(ROOT / "docs" / "environments.md", "python")
+    assert "TrainResult(steps=2, stop_reason='max_steps'" in run_python(f"{world}\n{training}", tmp_path)
+    assert (tmp_path / "outputs" / "lamp" / "summary.json").is_file()
