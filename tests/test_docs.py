@@ -145,10 +145,10 @@ def commands_in_table(page: Path) -> list[list[str]]:
 
 
 def test_the_table_of_families_is_complete() -> None:
-    page = ROOT / "docs" / "environments.md"
-    section = prose(page).partition("### Task families")[2].partition("###")[0]
-    table = set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE))
-    assert table == {family.category for family in (*FAMILIES, *HELD_OUT_FAMILIES)}
+    section = prose(ROOT / "docs" / "environments.md").partition("### Task families")[2].partition("###")[0]
+    table = dict(re.findall(r"^\| `(\w+)` \| (\w+) \|", section, re.MULTILINE))
+    assert set(table) == {family.category for family in (*FAMILIES, *HELD_OUT_FAMILIES)}
+    assert {family for family, default in table.items() if default == "yes"} == set(load_config([]).env.tasks)
 
 
 def run_python(source: str, folder: Path) -> str:
