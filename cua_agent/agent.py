@@ -185,7 +185,7 @@ class StandaloneGBoxCUAAgent:
     def _has_room(self, conversation: Conversation) -> bool:
         needed = len(conversation.prompt()[0]) + self._config.max_new_tokens
         if needed > self._config.max_length and conversation.turns == 0:
-            raise ValueError(
+            raise ContextTooShort(
                 f"max_length={self._config.max_length} cannot hold one turn, which may take {needed} tokens"
             )
         return needed <= self._config.max_length

@@ -19,6 +19,7 @@ import json
 import time
 from pathlib import Path
 
+import torch
 from torch.utils.data import DataLoader
 
 from cua_agent.actions import Direction
@@ -29,13 +30,13 @@ from cua_agent.cloning.measure import describe_tally, measure_success
 from cua_agent.cloning.recordings import Recordings
 from cua_agent.envs.pocket import state as phone
 from cua_agent.envs.pocket.describe import describe_screen
-from cua_agent.models.fast_vision import use_fast_vision
 from cua_agent.models.loaders import load_policy
 from cua_agent.models.policy import PolicyModel
 from cua_agent.models.tiny import build_model, build_tokenizer, save_tiny
 from cua_agent.parsing import ACTION_NAMES
 from cua_agent.tasks import get_eval_tasks, get_training_tasks
 
+EMPHASISED = ("toggle", "toggle_pair", "alarm", "contact")  # hang on one row's state among many: learned last
 MINIWOB_SIZE = (224, 160)  # (height, width) that the policy sees of a page of 210 x 160
 
 
@@ -53,12 +54,13 @@ def tokenizer_words() -> set[str]:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="directory of the finished model")
+    parser.add_argument("--init", type=Path, help="go on from this model instead of from random weights")
     parser.add_argument("--recordings", type=Path, help="MiniWoB++ episodes of scripts/record_miniwob_demos.py")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--workers", type=int, default=2, help="processes that draw demonstrations")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=8.0, help="time limit of the first stage")
-    parser.add_argument("--steps", type=int, default=6000, help="steps of the first stage")
+    parser.add_argument("--steps", type=int, default=6000, help="steps of the first stage; 0 leaves it out")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--descriptions", type=float, default=0.3, help="share of screen descriptions")
@@ -89,25 +91,27 @@ def train_stage(policy: PolicyModel, stream: ExampleStream, schedule: CloneSched
 def main() -> None:
     args = parse_arguments()
     recordings = Recordings(args.recordings, MINIWOB_SIZE) if args.recordings else None
-    words = sorted(tokenizer_words())
-    tokenizer = build_tokenizer(words + (recordings.texts if recordings else []), words)
-    save_tiny(args.out, build_model(tokenizer, args.seed, **args.sizes), tokenizer)
-    policy = load_policy(str(args.out))
-    use_fast_vision(policy.model)
+    torch.set_float32_matmul_precision("high")
+    if args.init is None:
+        words = sorted(tokenizer_words())
+        tokenizer = build_tokenizer(words + (recordings.texts if recordings else []), words)
+        save_tiny(args.out, build_model(tokenizer, args.seed, **args.sizes), tokenizer)
+    policy = load_policy(str(args.init or args.out))
     policy.model.to(args.device)
     size = sum(parameter.numel() for parameter in policy.model.parameters())
-    print(f"{size:,} parameters, {len(tokenizer)} tokens", flush=True)
+    print(f"{size:,} parameters, {len(policy.tokenizer)} tokens", flush=True)
 
     def stage(mix: Mix, schedule: CloneSchedule, label: str, directory: Path) -> None:
         train_stage(policy, ExampleStream(policy, mix, args.seed, recordings), schedule, args)
-        save_tiny(directory, policy.model, tokenizer)
-        for greedy in (True, False):
+        save_tiny(directory, policy.model, policy.tokenizer)
+        for greedy in (True, False) if args.measure_episodes else ():
             tally = asyncio.run(measure_success(policy, args.measure_episodes, greedy=greedy))
             print(f"{label} {'greedy' if greedy else 'sampled'} {describe_tally(tally)}", flush=True)
 
-    clean = Mix(args.batch, Noise(explore=0.15), args.descriptions, recordings=0.15)
-    schedule = CloneSchedule(args.steps, args.learning_rate, minutes=args.minutes)
-    stage(clean, schedule, "clean", args.out.with_name(f"{args.out.name}_clean"))
+    if args.steps:
+        clean = Mix(args.batch, Noise(explore=0.15), args.descriptions, recordings=0.1, emphasis=EMPHASISED)
+        schedule = CloneSchedule(args.steps, args.learning_rate, minutes=args.minutes)
+        stage(clean, schedule, "clean", args.out.with_name(f"{args.out.name}_clean"))
     good = {name: value.clone() for name, value in policy.model.state_dict().items()}
     for mistakes in args.mistakes:
         policy.model.load_state_dict(good)

@@ -61,7 +61,7 @@ class EnvConfig:
     scale: int = Field(default=1, ge=1, le=8, description="pocket: screenshot pixels per logical pixel")
     latency: LatencyConfig = Field(default_factory=LatencyConfig)
     tasks: tuple[str, ...] = Field(
-        default=(), description="task categories to train and evaluate on; empty: the default mix"
+        default=(), description="task categories to train and evaluate on; empty: all"
     )
     browser_path: PathText = Field(
         default="/usr/bin/chromium-headless-shell", description="miniwob: the browser's executable"
@@ -80,6 +80,7 @@ class ModelConfig:
     prompt: Literal["brief", "full"] = Field(
         default="brief", description="how much of the tool schema the prompt spells out"
     )
+    freeze_vision: bool = Field(default=True, description="train the language model only, not the vision tower")
     max_length: int = Field(default=2048, ge=64, description="most tokens of one training row")
 
 
@@ -134,7 +135,7 @@ class RolloutConfig:
     max_staleness: int = Field(default=0, ge=0, description="bound on policy versions behind; legacy always stays at 0")
     context: Literal["full", "last_k"] = Field(default="full", description="screenshots kept in the conversation")
     last_k: int = Field(default=3, ge=1, description="screenshots kept with context=last_k")
-    max_refills: int = Field(default=2, ge=0, description="further rounds of groups when too many gave no signal")
+    max_refills: int = Field(default=1, ge=0, description="further rounds of groups when too many gave no signal")
     infra_retries: int = Field(default=3, ge=0, description="replacements of one episode lost to infrastructure")
 
 
@@ -177,13 +178,13 @@ class LossConfig:
 class OptimConfig:
     """AdamW and its schedule."""
 
-    learning_rate: float = Field(default=2e-4, gt=0, description="peak learning rate")
+    learning_rate: float = Field(default=3e-4, gt=0, description="peak learning rate")
     betas: tuple[Momentum, Momentum] = Field(default=(0.9, 0.95), description="AdamW's two momenta")
     weight_decay: float = Field(default=0.0, ge=0, description="decoupled weight decay")
     warmup_steps: int = Field(default=2, ge=0, description="steps of linear warm-up")
     max_grad_norm: float = Field(default=1.0, gt=0, description="gradient clipping")
     updates_per_batch: int = Field(default=1, ge=1, description="optimiser steps on each batch")
-    micro_batch_tokens: int = Field(default=8192, ge=64, description="token budget of one forward pass")
+    micro_batch_tokens: int = Field(default=4096, ge=64, description="token budget of one forward pass")
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -191,7 +192,7 @@ class EvalConfig:
     """Evaluation on held-out seeds and templates."""
 
     every_steps: int = Field(
-        default=10, ge=0, description="steps between evaluations; 0: only at the start and the end"
+        default=5, ge=0, description="steps between evaluations; 0: only at the start and the end"
     )
     episodes: int = Field(default=200, ge=1, description="episodes of one evaluation")
     baseline: bool = Field(default=True, description="evaluate before the first step")
@@ -224,7 +225,7 @@ class TrainConfig:
 
     backend: Literal["legacy"] = Field(default="legacy", description="legacy: our own synchronous loop")
     experiment: Name = Field(default="default", description="preset: a file of conf/experiment")
-    max_steps: int = Field(default=40, ge=1, description="training steps")
+    max_steps: int = Field(default=20, ge=1, description="training steps")
     max_minutes: float | None = Field(default=None, gt=0, description="limit on training time, evaluations not counted")
     seed: int = Field(default=0, ge=0, lt=2**31, description="of tasks, sampling and initialisation")
     output_dir: PathText = Field(default="outputs", description="parent of the run directory")

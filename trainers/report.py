@@ -6,18 +6,18 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from cua_agent.tasks import get_training_tasks
 from trainers.config import TrainConfig
 from trainers.curves import CURVE, draw, read_curve
 from trainers.protocol import TrainResult
 from trainers.run_directory import display_path, resume_command
+from trainers.task_sampler import training_tasks
 
 
 def closing_words(result: TrainResult, directory: Path, config: TrainConfig, overrides: Sequence[str]) -> str:
     """How the run that was started with `overrides` ended, and where everything is; draws its learning curve."""
     draw([read_curve(directory)], directory / CURVE)
     shown = shlex.quote(str(display_path(directory)))
-    model, task = config.model, get_training_tasks(config.env.name)[0]
+    model, task = config.model, training_tasks(config.env)[0]
     lines = [
         f"Done after {result.steps} steps in {result.wall_s / 60:.1f} min ({result.stop_reason}).",
         f"Success on unseen seeds: {_percent(result.eval_success_start)} at the start, "

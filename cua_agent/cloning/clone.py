@@ -39,11 +39,11 @@ class CloneSchedule:
 
 def clone(
     policy: PolicyModel,
-    batches: Iterator[CloneBatch],
+    batches: Iterator[list[CloneBatch]],
     schedule: CloneSchedule,
     report: Callable[[int, float], None],
 ) -> None:
-    """Train all weights in place; `report(step, loss)` is called after every step."""
+    """Train all weights in place on batches that come in chunks; `report(step, loss)` is called after every step."""
     model, device = policy.model, policy.device
     optimizer = torch.optim.AdamW(model.parameters(), lr=schedule.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     model.train()
@@ -51,29 +51,35 @@ def clone(
     while (progress := schedule.progress(step, time.monotonic() - started)) < 1:
         for group in optimizer.param_groups:
             group["lr"] = schedule.rate(step, progress)
-        loss = imitation_loss(policy, next(batches), device)
-        loss.backward()  # type: ignore[no-untyped-call]
+        chunks = next(batches)
+        tokens = sum(int(chunk.labels.sum()) for chunk in chunks)
+        total = 0.0
+        for chunk in chunks:
+            loss = imitation_loss(policy, chunk, device) / tokens
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += float(loss.detach())
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        report(step, float(loss.detach()))
+        report(step, total)
         step += 1
     model.eval()
 
 
 def imitation_loss(policy: PolicyModel, batch: CloneBatch, device: torch.device) -> Tensor:
-    """Mean negative log-likelihood of the labelled tokens (scalar)."""
+    """Summed negative log-likelihood of the labelled tokens (scalar)."""
     input_ids, labels = batch.input_ids.to(device), batch.labels.to(device)
     pixels, grids = zip(*(patchify_stack(stack.to(device)) for stack in batch.images), strict=True)
-    output = policy.model(
+    hidden = policy.base_model.model(
         input_ids=input_ids,
         attention_mask=batch.attention_mask.to(device),
         position_ids=batch.positions.to(device),
         pixel_values=torch.cat(pixels),
         image_grid_thw=torch.cat(grids),
-    )
+    ).last_hidden_state
     chosen = labels[:, 1:].bool()
-    return cross_entropy(output.logits[:, :-1][chosen].float(), input_ids[:, 1:][chosen])
+    logits = policy.base_model.lm_head(hidden[:, :-1][chosen])  # the head on labelled tokens only
+    return cross_entropy(logits.float(), input_ids[:, 1:][chosen], reduction="sum")
 
 
 def patchify_stack(images: Tensor, patch: int = 16, merge: int = 2) -> tuple[Tensor, Tensor]:

@@ -89,7 +89,7 @@ async def demonstrate(codec: Codec, task: CUATask, seed: int, noise: Noise, rng:
     return row
 
 
-def balanced_task(tasks: Sequence[CUATask], rng: random.Random) -> CUATask:
-    """A task of a category that is drawn evenly, however many tasks the categories have."""
-    category = rng.choice(sorted({task.category for task in tasks}))
+def balanced_task(tasks: Sequence[CUATask], rng: random.Random, extra: Sequence[str] = ()) -> CUATask:
+    """A task of a category that is drawn evenly, however many tasks the categories have; `extra` are further lots."""
+    category = rng.choice([*sorted({task.category for task in tasks}), *extra])
     return rng.choice([task for task in tasks if task.category == category])

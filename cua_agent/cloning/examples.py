@@ -26,16 +26,23 @@ from cua_agent.prompts import END_OF_TURN, first_prompt, preamble
 from cua_agent.tasks import get_training_tasks, seed_for
 
 DESCRIBE = "Describe the screen."
+EMPHASIS = 3
+_CHUNKS = 3  # rows of like length are padded together
+_RICH_SCREENS = ("Settings", "Clock", "Contacts")  # much to read: described more often than others
 
 
 @dataclass(frozen=True)
 class Mix:
-    """What a batch is made of: its size, the expert's noise, and the shares of descriptions and of recordings."""
+    """What a batch is made of: its size, the expert's noise, and the shares of descriptions and of recordings.
+
+    `emphasis`: categories drawn `EMPHASIS` times as often as the others.
+    """
 
     batch_size: int
     noise: Noise
     descriptions: float = 0.0
     recordings: float = 0.0
+    emphasis: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -64,7 +71,7 @@ class CachingCodec:
 
 
 @dataclass
-class ExampleStream(IterableDataset[CloneBatch]):
+class ExampleStream(IterableDataset[list[CloneBatch]]):
     """Fresh batches for ever, from seeds of use "clone" only; every worker draws its own.
 
     `recordings` are episodes recorded beforehand (MiniWoB++ needs a browser).
@@ -75,14 +82,17 @@ class ExampleStream(IterableDataset[CloneBatch]):
     seed: int = 0
     recordings: Recordings | None = field(default=None, repr=False)
 
-    def __iter__(self) -> Iterator[CloneBatch]:
+    def __iter__(self) -> Iterator[list[CloneBatch]]:
         torch.set_num_threads(1)
         worker = get_worker_info()
         rng = random.Random(self.seed * 1000 + (worker.id if worker else 0))
         codec = CachingCodec(self.policy)
         loop = asyncio.new_event_loop()
         while True:
-            yield collate_examples(self.policy, loop.run_until_complete(self._examples(codec, rng)))
+            examples = sorted(loop.run_until_complete(self._examples(codec, rng)), key=_chunk_key)
+            size = -(-len(examples) // _CHUNKS)
+            chunks = [examples[start : start + size] for start in range(0, len(examples), size)]
+            yield [collate_examples(self.policy, chunk) for chunk in chunks]
 
     async def _examples(self, codec: Codec, rng: random.Random) -> list[Example]:
         mix, tasks = self.mix, get_training_tasks("pocket")
@@ -93,7 +103,8 @@ class ExampleStream(IterableDataset[CloneBatch]):
             if rng.random() < mix.descriptions:
                 examples.append(description_example(codec, seed, rng))
             else:
-                examples.append(as_example(await demonstrate(codec, balanced_task(tasks, rng), seed, mix.noise, rng)))
+                task = balanced_task(tasks, rng, mix.emphasis * (EMPHASIS - 1))
+                examples.append(as_example(await demonstrate(codec, task, seed, mix.noise, rng)))
         return examples
 
 
@@ -110,12 +121,17 @@ def description_example(codec: Codec, seed: int, rng: random.Random) -> Example:
 def random_screen(seed: int, rng: random.Random) -> PhoneState:
     """Any screen of a seed's phone, also scrolled; dialogs are rare."""
     state = make_state(seed, "shuffled")
-    state.screen = rng.choice(list(PARENTS))
+    state.screen = rng.choice([*PARENTS, *_RICH_SCREENS * (EMPHASIS - 1)])
     state.contact = rng.choice(state.contacts)
     state.first_row[state.screen] = rng.choice((0, 2))
     if rng.random() < 0.8:
         state.dialog = None
     return state
+
+
+def _chunk_key(example: Example) -> tuple[tuple[int, ...], int]:
+    """Neighbours have images of one size and like lengths."""
+    return example.images[0].shape, len(example.input_ids)
 
 
 def collate_examples(policy: PolicyModel, examples: Sequence[Example]) -> CloneBatch:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from cua_agent.models.fast_vision import use_fast_vision
 from cua_agent.models.lora import LoraSpec, adapter_base, attach_lora, load_adapter
 from cua_agent.models.policy import PolicyModel, SpecialTokens
 
@@ -50,17 +51,20 @@ def load_policy(
     device_map: str | None = None,
     attn_implementation: str = "sdpa",
     lora: LoraSpec | None = None,
+    freeze_vision: bool = False,
     keep_reference: bool = False,
 ) -> PolicyModel:
     """Load a Qwen2-VL, Qwen2.5-VL or Qwen3-VL checkpoint, or an adapter directory with the base model it names.
 
     With `lora` a fresh adapter is trained and the rest is frozen; without it all weights are trained, and
-    `keep_reference` keeps a frozen copy of them for `PolicyModel.reference`. A saved adapter is itself what is trained
+    `keep_reference` keeps a frozen copy of them for `PolicyModel.reference`; `freeze_vision` leaves the vision tower as
+    it is. A saved adapter is itself what is trained
     further: its own rank and targets hold, not those of `lora`. `device_map` (accelerate) replaces `device`.
     Raises `ModelNotFound`, `UnsupportedModel` for one of another architecture, `ValueError` for an unknown dtype.
     """
     from transformers import AutoModelForImageTextToText, AutoTokenizer
     from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
+    from transformers.utils import logging as transformers_logging
 
     if dtype not in ("float32", "bfloat16"):
         raise ValueError(f"model.dtype={dtype!r}; allowed: float32, bfloat16")
@@ -71,15 +75,21 @@ def load_policy(
         return replace(policy, model=load_adapter(policy.model, Path(path).expanduser()))
     source = _resolve(path)
     _check_architecture(path, source)
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     model = AutoModelForImageTextToText.from_pretrained(
         source, dtype=getattr(torch, dtype), attn_implementation=attn_implementation, device_map=device_map
     )
     if device_map is None:
         model = model.to(device)
+    if model.config.model_type == "qwen3_vl" and attn_implementation == "sdpa":
+        use_fast_vision(model)
+    if freeze_vision:
+        model.model.visual.requires_grad_(False)
     tokenizer = AutoTokenizer.from_pretrained(source)
     special = special_tokens(tokenizer, model.config)
     image_processor = Qwen2VLImageProcessor.from_pretrained(source)
 
+    model.name_or_path = path  # what an adapter names as its base: "tiny" rather than where it lies on this machine
     adapted = attach_lora(model, lora) if lora else model
     policy = PolicyModel(adapted, tokenizer, image_processor, special)
     if keep_reference and lora is None:

@@ -66,6 +66,7 @@ def build_policy(config: TrainConfig) -> PolicyModel:
         device_map=config.loader.device_map,
         attn_implementation=config.loader.attn_implementation,
         lora=LoraSpec(lora.r, lora.alpha, lora.dropout, lora.target_modules, config.seed) if lora.enabled else None,
+        freeze_vision=config.model.freeze_vision,
         keep_reference=config.loss.kl_coefficient > 0,
     )
 

@@ -126,9 +126,13 @@ def element_at(state: PhoneState, x: int, y: int) -> Element | None:
 
 
 def find_element(state: PhoneState, name: str) -> Element | None:
-    """The element that a person would call `name` (case does not matter)."""
+    """The element that a person would call `name` (case does not matter).
+
+    The slider is not found: it has no one place to touch. Coordinates drag it.
+    """
     wanted = name.strip().casefold()
-    return next((element for element in elements(state) if element.name.casefold() == wanted), None)
+    found = (element for element in elements(state) if element.name.casefold() == wanted and element.box != SLIDER)
+    return next(found, None)
 
 
 def set_brightness_at(state: PhoneState, x: int) -> None:
