@@ -29,7 +29,7 @@ from cua_agent.envs.pocket.state import ALARM_TIMES, APPS, DIALOGS, NAMES, TIMEO
 from cua_agent.tasks import CUATask, get_eval_tasks, get_training_tasks, seed_for
 
 BAR = 0.6
-GOALS = 3  # of each family
+GOALS = 2  # of each family
 LEARN, CHOOSE, TEST = range(25), range(100, 112), range(200, 800)  # seeds; those of TEST are shared by a family's goals
 TASKS = get_training_tasks() + get_eval_tasks(split="templates")
 CATEGORIES = sorted({task.category for task in TASKS})

@@ -10,11 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pocket_rig import environment_in, phone
 
+from cua_agent.envs.pocket.describe import describe_screen
 from cua_agent.envs.pocket.draw import draw
 from cua_agent.envs.pocket.screens import HEIGHT, SLIDER, WIDTH, element_at, elements, find_element
 from cua_agent.envs.pocket.state import ALARM_TIMES, BATTERY_SAVER, DIALOGS, PARENTS, TOGGLES, PhoneState
 
 SCREENS = tuple(PARENTS)
+ROWS_BELOW = ("Do not disturb", "About phone")  # out of view at first
 
 
 def pixels(state: PhoneState, scale: int = 1) -> np.ndarray:
@@ -131,3 +133,49 @@ def test_what_is_not_on_the_screen_is_not_located() -> None:
     covered = environment_in(phone("home", dialog="New tips"))
     assert asyncio.run(covered.locate("Home")) is None
     assert asyncio.run(covered.locate("Close")) is not None
+
+
+OFF = dict.fromkeys((*TOGGLES, BATTERY_SAVER), False)
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        (
+            phone(
+                "Settings",
+                settings_rows=("Wi-Fi", "Display", "Bluetooth", "Battery", "Airplane mode", *ROWS_BELOW),
+                toggles=OFF | {"Wi-Fi": True},
+                battery=20,
+            ),
+            "Settings: Wi-Fi on, Display, Bluetooth off, Battery, Airplane mode off. low",
+        ),
+        (
+            phone("Clock", alarms={"8:00": True, "6:00": False}, battery=50),
+            "Clock: 8:00 on, 6:00 off. high",
+        ),
+        (
+            phone("Contacts", contacts=("Ben", "Anna"), starred="Anna", battery=10),
+            "Contacts: Search, Ben, Anna star. low",
+        ),
+        (
+            phone("Display", brightness=75, battery=90),
+            "Display: -, +, Brightness 75%, Screen timeout. high",
+        ),
+        (
+            phone("Screen timeout", timeout="1 minute", battery=90),
+            "Screen timeout: 15 seconds, 30 seconds, 1 minute selected, 2 minutes, 5 minutes. high",
+        ),
+        (phone("Battery", toggles=OFF, battery=30), "Battery: Battery saver off, 30%. low"),
+        (phone("Browser", page_word="river", battery=90), "Browser: Address bar, river. high"),
+        (phone("Contact", contact="Leo", battery=90), "Contact: Leo. high"),
+        (
+            phone("home", notification="Mail", battery=90),
+            "home: Settings, Browser, Clock, Contacts, Mail notification, Camera. high",
+        ),
+        (phone("home", dialog="Battery is low"), "Battery is low: OK"),
+    ],
+    ids=lambda value: value.screen if isinstance(value, PhoneState) else "",
+)
+def test_a_screen_in_words(state: PhoneState, words: str) -> None:
+    assert describe_screen(state) == words
