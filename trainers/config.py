@@ -60,9 +60,7 @@ class EnvConfig:
     )
     scale: int = Field(default=1, ge=1, le=8, description="pocket: screenshot pixels per logical pixel")
     latency: LatencyConfig = Field(default_factory=LatencyConfig)
-    tasks: tuple[str, ...] = Field(
-        default=(), description="task categories to train and evaluate on; empty: all"
-    )
+    tasks: tuple[str, ...] = Field(default=(), description="task categories to train and evaluate on; empty: all")
     browser_path: PathText = Field(
         default="/usr/bin/chromium-headless-shell", description="miniwob: the browser's executable"
     )
@@ -191,9 +189,7 @@ class OptimConfig:
 class EvalConfig:
     """Evaluation on held-out seeds and templates."""
 
-    every_steps: int = Field(
-        default=5, ge=0, description="steps between evaluations; 0: only at the start and the end"
-    )
+    every_steps: int = Field(default=5, ge=0, description="steps between evaluations; 0: only at the start and the end")
     episodes: int = Field(default=200, ge=1, description="episodes of one evaluation")
     baseline: bool = Field(default=True, description="evaluate before the first step")
     target_success: float | None = Field(default=None, gt=0, le=1, description="stop early at this success rate")
