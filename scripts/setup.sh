@@ -32,8 +32,10 @@ install() { .venv/bin/python -m pip install --disable-pip-version-check --quiet 
 
 torch=$(grep '^torch==' requirements/cpu.txt)
 if ! .venv/bin/python -m pip freeze 2>/dev/null | grep -q "^$torch"; then
-    echo "installing $torch, the build without CUDA"
-    install "$torch+cpu" 2>/dev/null || install --index-url https://download.pytorch.org/whl/cpu "$torch"
+    # Where the configured index has the build without CUDA, that one (name an index that has it in
+    # PIP_EXTRA_INDEX_URL); otherwise the default build, which needs its own dependencies.
+    echo "installing $torch"
+    install "$torch+cpu" 2>/dev/null || .venv/bin/python -m pip install --disable-pip-version-check --quiet "$torch"
 fi
 echo "installing requirements/cpu.txt (takes minutes the first time)"
 install --requirement requirements/cpu.txt
