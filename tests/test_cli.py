@@ -139,7 +139,7 @@ def test_a_finished_run_says_where_its_results_are(monkeypatch, tmp_path, capsys
     assert (status, trainer.closed) == (0, 1)
     words = capsys.readouterr().out
     assert "40.0 % at the start, 90.0 % at the end, best 95.0 %" in words
-    assert f"resume={directory} max_steps=80" in words
+    assert f"resume={directory} max_steps={2 * TrainConfig().max_steps}" in words
     assert f"model={directory}/checkpoints/best grounding=target prompt=brief" in words
     assert (directory / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
 
