@@ -64,7 +64,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--descriptions", type=float, default=0.3, help="share of screen descriptions")
-    parser.add_argument("--mistakes", type=float, nargs="*", default=[0.15], help="mistake rates of the second stage")
+    parser.add_argument("--mistakes", type=float, nargs="*", default=[0.35], help="mistake rates of the second stage")
     parser.add_argument("--mistake-steps", type=int, default=400)
     parser.add_argument("--measure-episodes", type=int, default=360)
     parser.add_argument("--sizes", type=json.loads, default={}, help="JSON overrides of the architecture's sizes")

@@ -107,14 +107,14 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0, **sizes: Any)
 
 def tiny_config(
     tokenizer: PreTrainedTokenizerFast,
-    hidden: int = 128,
+    hidden: int = 192,
     layers: int = 4,
-    heads: int = 4,
-    head_dim: int = 32,
-    ffn: int = 384,
-    vision_hidden: int = 96,
-    vision_depth: int = 3,
-    vision_heads: int = 3,
+    heads: int = 3,
+    head_dim: int = 64,
+    ffn: int = 512,
+    vision_hidden: int = 128,
+    vision_depth: int = 4,
+    vision_heads: int = 4,
 ) -> Any:
     """A `Qwen3VLConfig`. Its initialisation ranges are larger than those of wide models, which learn slowly here."""
     from transformers import Qwen3VLConfig

@@ -145,7 +145,7 @@ FAMILIES = (
     Family(
         "brightness",
         "medium",
-        10,
+        8,  # as many as the longest way takes: no turns to count up from 0 % without looking
         _brightness,
         ("Set the brightness to {level}%.", "Make sure the brightness is {level}%."),
         ("The brightness should be {level}%.",),
