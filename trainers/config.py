@@ -176,11 +176,11 @@ class LossConfig:
 class OptimConfig:
     """AdamW and its schedule."""
 
-    learning_rate: float = Field(default=3e-4, gt=0, description="peak learning rate")
+    learning_rate: float = Field(default=2e-4, gt=0, description="peak learning rate")
     betas: tuple[Momentum, Momentum] = Field(default=(0.9, 0.95), description="AdamW's two momenta")
     weight_decay: float = Field(default=0.0, ge=0, description="decoupled weight decay")
     warmup_steps: int = Field(default=2, ge=0, description="steps of linear warm-up")
-    max_grad_norm: float = Field(default=1.0, gt=0, description="gradient clipping")
+    max_grad_norm: float = Field(default=0.3, gt=0, description="gradient clipping")
     updates_per_batch: int = Field(default=1, ge=1, description="optimiser steps on each batch")
     micro_batch_tokens: int = Field(default=4096, ge=64, description="token budget of one forward pass")
 
