@@ -107,14 +107,17 @@ def load_checkpoint(path: Path, *, policy: PolicyModel, optimizer: Optimizer, sc
     return state
 
 
+def _adapter_weights(model: Any) -> dict[str, torch.Tensor]:
+    """The adapter's tensors. Embeddings are not part of it; asking peft to find out would ask the hub for the base."""
+    weights: dict[str, torch.Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
+    return weights
+
+
 def save_weights(directory: Path, policy: PolicyModel) -> None:
     """Export what is trained (the adapter, or all weights), loadable with `load_policy(directory)`."""
     model: Any = policy.model
     if policy.has_adapter:
-        adapter = {
-            name: t.detach().cpu().contiguous()
-            for name, t in get_peft_model_state_dict(model, save_embedding_layers=False).items()
-        }
+        adapter = {name: t.detach().cpu().contiguous() for name, t in _adapter_weights(model).items()}
         save_file(adapter, directory / ADAPTER_WEIGHTS, metadata={"format": "pt"})
         model.active_peft_config.save_pretrained(str(directory))
     else:
@@ -141,10 +144,7 @@ def _check_kind(path: Path, policy: PolicyModel) -> None:
         raise CheckpointError(f"checkpoint {path} holds {saved}, the run trains {wanted}: change lora.enabled")
     if has_adapter:
         model: Any = policy.model
-        own = {
-            name: list(tensor.shape)
-            for name, tensor in get_peft_model_state_dict(model, save_embedding_layers=False).items()
-        }
+        own = {name: list(tensor.shape) for name, tensor in _adapter_weights(model).items()}
         with safe_open(path / ADAPTER_WEIGHTS, framework="pt") as file:
             saved_shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
         if own != saved_shapes:
