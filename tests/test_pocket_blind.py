@@ -162,10 +162,7 @@ async def blind_plan_success(task: CUATask, test: range = TEST) -> float:
 
 @pytest.mark.parametrize(
     "category",
-    [
-        pytest.param(category, marks=(pytest.mark.slow,) if category == "brightness" else ())
-        for category in CATEGORIES
-    ],
+    [pytest.param(category, marks=(pytest.mark.slow,) if category == "brightness" else ()) for category in CATEGORIES],
 )
 def test_no_plan_solves_a_family_even_when_well_navigated(category: str) -> None:
     rate = mean_success(category, blind_plan_success)
