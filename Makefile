@@ -35,7 +35,7 @@ lint: $(SETUP) ## ruff and mypy
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
 
-docs: $(SETUP) ## rewrite docs/configuration.md from trainers/config.py
+docs: $(SETUP) ## rewrite docs/configuration.md from trainers/config
 	$(PYTHON) scripts/make_config_docs.py
 
 clean: ## remove caches and build output; .venv and outputs/ stay

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainers.compose import load_config
 from trainers.config import ConfigError, TrainConfig
+from trainers.config.compose import load_config
 
 if TYPE_CHECKING:
     from trainers.metrics import ProgressReporter
@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit status."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if {"--help", "-h"} & set(arguments):
-        from trainers.config_reference import help_text
+        from trainers.config.reference import help_text
 
         print(help_text())
         return DONE

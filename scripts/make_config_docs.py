@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from trainers.compose import CONF, GROUPS, choices
-from trainers.config_reference import markdown
+from trainers.config.compose import CONF, GROUPS, choices
+from trainers.config.reference import markdown
 
 TARGET = CONF.parent / "docs" / "configuration.md"
 INTRODUCTION = """\
 # Configuration
 
-<!-- Made by scripts/make_config_docs.py (make docs); edit trainers/config.py instead. -->
+<!-- Made by scripts/make_config_docs.py (make docs); edit trainers/config instead. -->
 
 A run is configured with `key=value` on the command line:
 

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainers.compose import CONF, GROUPS, choices, load_config
 from trainers.config import ConfigError, TrainConfig, from_mapping
-from trainers.config_reference import COMMON_KEYS, sections
-from trainers.config_validation import fields_of
+from trainers.config.compose import CONF, GROUPS, choices, load_config
+from trainers.config.reference import COMMON_KEYS, sections
+from trainers.config.validation import fields_of
 
 LEAVES = {key: kind for key, kind in fields_of(TrainConfig) if not dataclasses.is_dataclass(kind)}
 

@@ -11,9 +11,9 @@ import pytest
 
 from cua_agent.__main__ import find_task, parse_options
 from cua_agent.envs.pocket.tasks import FAMILIES, HELD_OUT_FAMILIES
-from trainers.compose import choices, load_config
 from trainers.config import TrainConfig
-from trainers.config_validation import fields_of
+from trainers.config.compose import choices, load_config
+from trainers.config.validation import fields_of
 from trainers.task_sampler import training_tasks
 
 ROOT = Path(__file__).parents[1]

@@ -48,7 +48,7 @@ def test_the_agent_knows_nothing_of_the_trainers() -> None:
         ("unsloth", "cua_agent/models/unsloth"),
         ("playwright", "cua_agent/envs/miniwob"),
         ("miniwob", "cua_agent/envs/miniwob"),
-        ("hydra", "trainers/compose.py"),
+        ("hydra", "trainers/config/compose.py"),
     ],
 )
 def test_a_foreign_system_is_imported_in_one_place_only(package: str, home: str) -> None:
@@ -58,7 +58,15 @@ def test_a_foreign_system_is_imported_in_one_place_only(package: str, home: str)
 
 @pytest.mark.parametrize(
     "module",
-    ["train", "cua_agent", "cua_agent.actions", "cua_agent.tasks", "trainers", "trainers.config", "trainers.compose"],
+    [
+        "train",
+        "cua_agent",
+        "cua_agent.actions",
+        "cua_agent.tasks",
+        "trainers",
+        "trainers.config",
+        "trainers.config.compose",
+    ],
 )
 def test_importing_an_entry_point_loads_nothing_heavy(module: str) -> None:
     program = f"import sys, {module}; print(*sys.modules)"

@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from trainers.compose import GROUPS, choices
 from trainers.config import TrainConfig
+from trainers.config.compose import GROUPS, choices
 
 COMMON_KEYS = (
     "max_steps",

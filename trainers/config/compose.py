@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from trainers.config import ConfigError, TrainConfig, from_mapping
-from trainers.config_validation import check_keys, shown
+from trainers.config.validation import check_keys, shown
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
+CONF = Path(__file__).resolve().parents[2] / "conf"
 GROUPS = ("backend", "env", "model", "loader", "inference", "experiment")
 
 

@@ -1,0 +1,31 @@
+"""Typed configuration: what Hydra's merged tree becomes before anything heavy is loaded.
+
+The defaults, allowed values and one-line help of every key live in this package and nowhere else: `conf/` holds only
+what differs from them, and `docs/configuration.md` and `train.py --help` are made from them.
+"""
+
+from trainers.config.learning import AdvantageConfig, LossConfig, OptimConfig, RewardConfig, RolloutConfig
+from trainers.config.policy import InferenceConfig, LoaderConfig, LoraConfig, ModelConfig
+from trainers.config.run import CheckpointConfig, EvalConfig, LoggingConfig, TrainConfig, from_mapping
+from trainers.config.validation import ConfigError
+from trainers.config.world import EnvConfig, LatencyConfig
+
+__all__ = [
+    "AdvantageConfig",
+    "CheckpointConfig",
+    "ConfigError",
+    "EnvConfig",
+    "EvalConfig",
+    "InferenceConfig",
+    "LatencyConfig",
+    "LoaderConfig",
+    "LoggingConfig",
+    "LoraConfig",
+    "LossConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "RewardConfig",
+    "RolloutConfig",
+    "TrainConfig",
+    "from_mapping",
+]

@@ -1,0 +1,76 @@
+"""Learning: rollouts, rewards, advantages, loss and optimiser."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from trainers.config.types import Momentum
+from trainers.config.validation import STRICT
+
+
+@dataclass(frozen=True, config=STRICT)
+class RolloutConfig:
+    """How episodes are collected."""
+
+    group_size: int = Field(default=8, ge=2, description="episodes per group (same task, same start)")
+    groups_per_step: int = Field(default=8, ge=1, description="groups per training step")
+    max_turns: int = Field(default=12, ge=1, description="upper bound over every task's own limit of turns")
+    max_new_tokens: int = Field(default=48, ge=1, description="most sampled tokens of a turn")
+    concurrency: int = Field(default=64, ge=1, description="episodes at a time; 1 is one after the other")
+    temperature: float = Field(default=1.0, gt=0, description="sampling temperature")
+    max_staleness: int = Field(default=0, ge=0, description="bound on policy versions behind; legacy always stays at 0")
+    context: Literal["full", "last_k"] = Field(default="full", description="screenshots kept in the conversation")
+    last_k: int = Field(default=3, ge=1, description="screenshots kept with context=last_k")
+    max_refills: int = Field(default=1, ge=0, description="further rounds of groups when too many gave no signal")
+    infra_retries: int = Field(default=3, ge=0, description="replacements of one episode lost to infrastructure")
+
+
+@dataclass(frozen=True, config=STRICT)
+class RewardConfig:
+    """Reward of an episode by its outcome."""
+
+    success: float = Field(default=1.0, description="the goal holds")
+    false_claim: float = Field(default=0.0, description="reported complete, but the goal does not hold")
+    failure: float = Field(default=0.0, description="the world ended the episode, goal not reached")
+    out_of_turns: float = Field(default=0.0, description="ran out of turns")
+
+
+@dataclass(frozen=True, config=STRICT)
+class AdvantageConfig:
+    """Group-relative advantages."""
+
+    normalise_by_std: bool = Field(default=True, description="divide by the group's standard deviation")
+    min_group_std: float = Field(default=1e-4, ge=0, description="groups below have no signal and are filtered")
+
+
+@dataclass(frozen=True, config=STRICT)
+class LossConfig:
+    """The policy-gradient loss."""
+
+    kind: Literal["ppo_clip", "policy_gradient"] = Field(default="ppo_clip", description="objective")
+    clip_epsilon: float = Field(default=0.2, gt=0, lt=1, description="PPO's clip range")
+    kl_coefficient: float = Field(
+        default=0.0, ge=0, description="weight of the KL to the frozen reference; 0: no reference"
+    )
+    kl_estimator: Literal["k1", "k3"] = Field(default="k3", description="estimator of that KL")
+    entropy_coefficient: float = Field(default=0.0, ge=0, description="weight of the entropy bonus")
+    normalisation: Literal["token_mean", "sequence_mean", "constant"] = Field(
+        default="token_mean", description="what the summed token losses are divided by"
+    )
+    constant_length: int = Field(default=256, ge=1, description="divisor per trajectory with normalisation=constant")
+
+
+@dataclass(frozen=True, config=STRICT)
+class OptimConfig:
+    """AdamW and its schedule."""
+
+    learning_rate: float = Field(default=2e-4, gt=0, description="peak learning rate")
+    betas: tuple[Momentum, Momentum] = Field(default=(0.9, 0.95), description="AdamW's two momenta")
+    weight_decay: float = Field(default=0.0, ge=0, description="decoupled weight decay")
+    warmup_steps: int = Field(default=2, ge=0, description="steps of linear warm-up")
+    max_grad_norm: float = Field(default=0.3, gt=0, description="gradient clipping")
+    updates_per_batch: int = Field(default=1, ge=1, description="optimiser steps on each batch")
+    micro_batch_tokens: int = Field(default=4096, ge=64, description="token budget of one forward pass")

@@ -1,0 +1,65 @@
+"""The policy: model, loader, adapter, and the engine that samples it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from trainers.config.types import PathText, Regex
+from trainers.config.validation import STRICT
+
+
+@dataclass(frozen=True, config=STRICT)
+class ModelConfig:
+    """The vision-language model and how it is spoken to."""
+
+    path: PathText = Field(default="tiny", description="tiny (built in), a local directory, or a hub id")
+    dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="of weights and activations")
+    grounding: Literal["target", "coordinates"] = Field(
+        default="target", description="name the element, or give its position"
+    )
+    prompt: Literal["brief", "full"] = Field(
+        default="brief", description="how much of the tool schema the prompt spells out"
+    )
+    freeze_vision: bool = Field(default=True, description="train the language model only, not the vision tower")
+    max_length: int = Field(default=2048, ge=64, description="most tokens of one training row")
+
+
+@dataclass(frozen=True, config=STRICT)
+class LoaderConfig:
+    """How the model gets into memory."""
+
+    name: Literal["peft"] = Field(default="peft", description="transformers and peft")
+    device: Annotated[str, Field(pattern=r"^(cpu|mps|cuda(:\d+)?)$")] = Field(
+        default="cpu", description="cpu, mps, cuda or cuda:N"
+    )
+    device_map: str | None = Field(
+        default=None, description="accelerate's device_map, for models larger than one device"
+    )
+    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = Field(
+        default="sdpa", description="attention kernel"
+    )
+
+
+@dataclass(frozen=True, config=STRICT)
+class LoraConfig:
+    """Low-rank adapters instead of full weights."""
+
+    enabled: bool = Field(default=False, description="train an adapter; false: all weights")
+    r: int = Field(default=16, ge=1, description="rank")
+    alpha: int = Field(default=32, ge=1, description="scale of the adapter, divided by r")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout on the adapter's input")
+    target_modules: Regex = Field(
+        default=r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)",
+        description="regular expression over module names",
+    )
+
+
+@dataclass(frozen=True, config=STRICT)
+class InferenceConfig:
+    """The engine that samples the agent's turns."""
+
+    name: Literal["local"] = Field(default="local", description="in process, continuous batching")
+    max_batch: int = Field(default=64, ge=1, description="episodes decoded together")

@@ -1,0 +1,85 @@
+"""The run as a whole: evaluation, checkpoints, logging, and everything together."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from trainers.config.learning import AdvantageConfig, LossConfig, OptimConfig, RewardConfig, RolloutConfig
+from trainers.config.policy import InferenceConfig, LoaderConfig, LoraConfig, ModelConfig
+from trainers.config.types import Name, PathText
+from trainers.config.validation import STRICT, build, check_model_path, check_resume_path
+from trainers.config.world import EnvConfig
+
+
+@dataclass(frozen=True, config=STRICT)
+class EvalConfig:
+    """Evaluation on held-out seeds and templates."""
+
+    every_steps: int = Field(default=5, ge=0, description="steps between evaluations; 0: only at the start and the end")
+    episodes: int = Field(default=200, ge=1, description="episodes of one evaluation")
+    baseline: bool = Field(default=True, description="evaluate before the first step")
+    target_success: float | None = Field(default=None, gt=0, le=1, description="stop early at this success rate")
+    patience: int | None = Field(default=None, ge=1, description="evaluations without a new best before stopping")
+
+
+@dataclass(frozen=True, config=STRICT)
+class CheckpointConfig:
+    """What is kept to resume from."""
+
+    every_steps: int = Field(default=0, ge=0, description="steps between checkpoints; 0: only the best and the last")
+    keep: int = Field(default=2, ge=1, description="periodic checkpoints kept")
+
+
+@dataclass(frozen=True, config=STRICT)
+class LoggingConfig:
+    """Where metrics go besides the run directory's own files."""
+
+    tensorboard: bool = Field(default=True, description="write event files to tensorboard/")
+    wandb: bool = Field(default=False, description="log to Weights & Biases")
+    trackio: bool = Field(default=False, description="log to trackio")
+    project: Name = Field(default="cua-grpo", description="project name at wandb or trackio")
+    save_trajectories: int = Field(default=1, ge=0, description="recorded batches kept (the newest); 0: none")
+
+
+@dataclass(frozen=True, config=STRICT)
+class TrainConfig:
+    """A whole run."""
+
+    backend: Literal["legacy"] = Field(default="legacy", description="legacy: our own synchronous loop")
+    experiment: Name = Field(default="default", description="preset: a file of conf/experiment")
+    max_steps: int = Field(default=20, ge=1, description="training steps")
+    max_minutes: float | None = Field(default=None, gt=0, description="limit on training time, evaluations not counted")
+    seed: int = Field(default=0, ge=0, lt=2**31, description="of tasks, sampling and initialisation")
+    output_dir: PathText = Field(default="outputs", description="parent of the run directory")
+    run_name: Name | None = Field(
+        default=None, description="name of the run directory; null: time, backend, experiment, seed"
+    )
+    resume: PathText | None = Field(default=None, description="checkpoint or run directory to go on from")
+    threads: int = Field(default=2, ge=1, description="torch threads on the CPU")
+    env: EnvConfig = Field(default_factory=EnvConfig)
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    loader: LoaderConfig = Field(default_factory=LoaderConfig)
+    lora: LoraConfig = Field(default_factory=LoraConfig)
+    inference: InferenceConfig = Field(default_factory=InferenceConfig)
+    rollout: RolloutConfig = Field(default_factory=RolloutConfig)
+    reward: RewardConfig = Field(default_factory=RewardConfig)
+    advantage: AdvantageConfig = Field(default_factory=AdvantageConfig)
+    loss: LossConfig = Field(default_factory=LossConfig)
+    optim: OptimConfig = Field(default_factory=OptimConfig)
+    eval: EvalConfig = Field(default_factory=EvalConfig)
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    logging: LoggingConfig = Field(default_factory=LoggingConfig)
+
+
+def from_mapping(tree: dict[str, object]) -> TrainConfig:
+    """Build and validate a `TrainConfig` from a plain nested mapping; absent keys take their defaults.
+
+    Raises `ConfigError` on an unknown key, an illegal value, or a local model or checkpoint path that is not there.
+    """
+    config = build(TrainConfig, tree)
+    check_model_path(config.model.path)
+    check_resume_path(config.resume)
+    return config

@@ -1,0 +1,46 @@
+"""The world: environment and its latency."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
+
+from trainers.config.types import PathText
+from trainers.config.validation import STRICT
+
+
+@dataclass(frozen=True, config=STRICT)
+class LatencyConfig:
+    """Delay that every action on `pocket` costs: stands for a cloud box's round trip."""
+
+    kind: Literal["none", "constant", "lognormal"] = Field(default="none", description="distribution of the delay")
+    mean_s: float = Field(default=0.0, ge=0, description="mean delay of an action in seconds")
+    sigma: float = Field(
+        default=1.0, gt=0, description="lognormal: sigma of the underlying normal; 1 gives a heavy tail"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> LatencyConfig:
+        if (self.kind == "none") != (self.mean_s == 0):
+            raise ValueError(f"kind={self.kind} with mean_s={self.mean_s:g}; a delay needs a kind and mean_s > 0")
+        return self
+
+
+@dataclass(frozen=True, config=STRICT)
+class EnvConfig:
+    """The world the agent acts in."""
+
+    name: Literal["pocket", "miniwob"] = Field(
+        default="pocket", description="simulated phone, or MiniWoB++ in Chromium"
+    )
+    layout: Literal["fixed", "themed", "shuffled"] = Field(
+        default="shuffled", description="pocket: order of the home screen"
+    )
+    scale: int = Field(default=1, ge=1, le=8, description="pocket: screenshot pixels per logical pixel")
+    latency: LatencyConfig = Field(default_factory=LatencyConfig)
+    tasks: tuple[str, ...] = Field(default=(), description="task categories to train and evaluate on; empty: all")
+    browser_path: PathText = Field(
+        default="/usr/bin/chromium-headless-shell", description="miniwob: the browser's executable"
+    )
