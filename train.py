@@ -120,11 +120,18 @@ def _build_trainer(config: TrainConfig, directory: Path, progress: ProgressRepor
 
     from cua_agent.envs.miniwob.browser import BrowserMissing
     from cua_agent.models.loaders import ModelNotFound, UnsupportedModel
-    from trainers.checkpoint import CheckpointError
-    from trainers.legacy.trainer import CUAGRPOTrainer
+    from trainers.checkpoint import CheckpointError, find_checkpoint
 
     torch.set_num_threads(config.threads)
     try:
+        if config.resume is not None:
+            find_checkpoint(config.resume)  # refused before the model is loaded
+        if config.backend == "areal":
+            from trainers.areal.trainer import AReaLGRPOTrainer
+
+            return AReaLGRPOTrainer(config, directory, progress)
+        from trainers.legacy.trainer import CUAGRPOTrainer
+
         return CUAGRPOTrainer(config, directory, progress)
     except (BrowserMissing, CheckpointError, ModelNotFound, UnsupportedModel) as error:
         raise ConfigError(str(error)) from error

@@ -20,9 +20,9 @@ from cua_agent.models.policy import PolicyModel
 from cua_agent.trajectory import Outcome, Trajectory, Turn
 from tests.toy_world import SquareEnvironment, toy_task
 from trainers.config import EvalConfig, LoggingConfig, OptimConfig, RolloutConfig, TrainConfig
-from trainers.legacy.setup import Parts
 from trainers.legacy.trainer import CUAGRPOTrainer
 from trainers.metrics import StepMetrics
+from trainers.parts import Parts
 from trainers.protocol import Batch, EvalRecord
 from trainers.rollouts import EpisodeSpec
 from trainers.trajectory_store import load_batch
@@ -138,13 +138,17 @@ def rig_maker(weights: Path, directory_of_runs: Path) -> Iterator[MakeRig]:
     def make(config: TrainConfig = CONFIG, **runner: Any) -> Rig:
         lora = LoraSpec(r=4) if config.lora.enabled else None
         policy = load_policy(str(weights), lora=lora, keep_reference=config.loss.kl_coefficient > 0)
-        engine = LocalEngine(policy)
-        one_token = OneTokenRunner(policy, engine, **runner)
+        runners: list[OneTokenRunner] = []
+
+        def runner_for(engine: LocalEngine) -> OneTokenRunner:
+            runners.append(OneTokenRunner(policy, engine, **runner))
+            return runners[-1]
+
         held_out = {"seeds": TASKS, "templates": TASKS[:1]}
-        parts = Parts(policy, engine, squares(), one_token, TASKS, held_out)  # type: ignore[arg-type]
+        parts = Parts(policy, squares, runner_for, TASKS, held_out)  # type: ignore[arg-type]
         watcher, directory = Watcher(), directory_of_runs / f"run{len(rigs)}"
         trainer = CUAGRPOTrainer(config, directory, watcher, parts)
-        rigs.append(Rig(trainer, policy, engine, one_token, watcher, directory))
+        rigs.append(Rig(trainer, policy, runners[0].engine, runners[0], watcher, directory))
         return rigs[-1]
 
     yield make

@@ -13,7 +13,6 @@ from cua_agent.models.lora import LoraSpec
 from trainers import checkpoint
 from trainers.checkpoint import (
     CheckpointError,
-    TrainerState,
     latest_checkpoint,
     load_checkpoint,
     prune_checkpoints,
@@ -25,6 +24,7 @@ from trainers.config import LossConfig
 from trainers.grpo.batching import micro_batches
 from trainers.grpo.forward import score_tokens
 from trainers.grpo.gradients import accumulate_gradients
+from trainers.protocol import TrainerState
 
 STATE = TrainerState(step=3, policy_version=3, data_position=24, best_success=0.75, best_step=2, staleness_max=1)
 

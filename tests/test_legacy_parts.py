@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from cua_agent.trajectory import Outcome, Trajectory
-from trainers.checkpoint import TrainerState
 from trainers.config import EvalConfig, TrainConfig
-from trainers.legacy.interrupts import interrupts_held
-from trainers.legacy.learner import warmup_factor
-from trainers.legacy.step_metrics import staleness
-from trainers.legacy.stopping import observe, out_of_budget, stop_after_evaluation
+from trainers.grpo.learner import warmup_factor
+from trainers.interrupts import interrupts_held
+from trainers.protocol import TrainerState
+from trainers.step_metrics import staleness
+from trainers.stopping import observe, out_of_budget, stop_after_evaluation
 
 
 def test_a_second_interrupt_is_not_held() -> None:

@@ -17,7 +17,7 @@ from cua_agent.envs.base import EnvironmentFailure
 from cua_agent.tasks import seed_for
 from tests.legacy_rig import CONFIG, TASKS, MakeRig, rig_maker
 from tests.tiny_random import build
-from trainers.checkpoint import CheckpointError, verify_checkpoint
+from trainers.checkpoint import CheckpointError, find_checkpoint, verify_checkpoint
 from trainers.config import (
     CheckpointConfig,
     EvalConfig,
@@ -25,8 +25,7 @@ from trainers.config import (
     LossConfig,
     OptimConfig,
 )
-from trainers.legacy.learner import PolicyLearner
-from trainers.legacy.setup import find_checkpoint
+from trainers.grpo.learner import PolicyLearner
 from trainers.protocol import Batch
 from trainers.rollouts import EpisodeSpec
 
@@ -367,7 +366,6 @@ def test_close_is_safe_to_call_twice(make_rig: MakeRig) -> None:
 
 
 def test_find_checkpoint(make_rig: MakeRig, tmp_path: Path) -> None:
-    assert find_checkpoint(None) is None
     rig = make_rig()
     rig.trainer.save(rig.directory / "checkpoints" / "last")
     assert find_checkpoint(str(rig.directory)) == rig.directory / "checkpoints" / "last"

@@ -19,7 +19,7 @@ import json
 import os
 import random
 import shutil
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from cua_agent.models.policy import PolicyModel
+from trainers.protocol import TrainerState
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -40,29 +41,6 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be used; the message is one line naming it and the reason."""
-
-
-@dataclass(frozen=True)
-class TrainerState:
-    """Progress of a run: everything a trainer needs to go on, besides weights, optimiser and generators.
-
-    `data_position` counts the training groups drawn so far; `staleness_*` are over trained episodes; the `_s` fields
-    are seconds already spent.
-    """
-
-    step: int = 0
-    policy_version: int = 0
-    data_position: int = 0
-    eval_success_start: float | None = None
-    best_success: float | None = None
-    best_step: int | None = None
-    evaluations_without_best: int = 0
-    staleness_sum: int = 0
-    staleness_count: int = 0
-    staleness_max: int = 0
-    wall_s: float = 0.0
-    rollout_s: float = 0.0
-    train_s: float = 0.0
 
 
 def save_checkpoint(
@@ -191,6 +169,20 @@ def latest_checkpoint(directory: Path) -> Path | None:
             continue
         return path
     return None
+
+
+def find_checkpoint(resume: str) -> Path:
+    """The checkpoint that `resume` means: the directory itself, or the newest intact one of a run directory.
+
+    Raises `CheckpointError` when there is none.
+    """
+    directory = Path(resume).expanduser()
+    if (directory / MANIFEST).is_file():
+        return directory
+    newest = latest_checkpoint(directory / "checkpoints")
+    if newest is None:
+        raise CheckpointError(f"resume={resume!r} is neither a checkpoint nor a run directory with an intact one")
+    return newest
 
 
 def prune_checkpoints(directory: Path, *, keep: int, best_step: int | None) -> None:

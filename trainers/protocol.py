@@ -71,6 +71,29 @@ class TrainResult:
     staleness_max: int
 
 
+@dataclass(frozen=True)
+class TrainerState:
+    """Progress of a run: everything a trainer needs to go on, besides weights, optimiser and generators.
+
+    `data_position` counts the training groups drawn so far; `staleness_*` are over trained episodes; the `_s` fields
+    are seconds already spent.
+    """
+
+    step: int = 0
+    policy_version: int = 0
+    data_position: int = 0
+    eval_success_start: float | None = None
+    best_success: float | None = None
+    best_step: int | None = None
+    evaluations_without_best: int = 0
+    staleness_sum: int = 0
+    staleness_count: int = 0
+    staleness_max: int = 0
+    wall_s: float = 0.0
+    rollout_s: float = 0.0
+    train_s: float = 0.0
+
+
 class Trainer(Protocol):
     """A backend: owns the policy, its optimiser and its rollouts."""
 
@@ -100,4 +123,28 @@ class Trainer(Protocol):
 
     def close(self) -> None:
         """Release environments, engine and writers; safe to call twice."""
+        ...
+
+
+class Learner(Protocol):
+    """Turns batches into weight updates: owns the trained weights, their optimiser and its schedule."""
+
+    def update(self, batch: Batch) -> StepRecord:
+        """One optimiser step on a given batch."""
+        ...
+
+    def loss_and_gradients(self, batch: Batch) -> LossRecord:
+        """Loss and gradients on a given batch; nothing changes."""
+        ...
+
+    def save(self, path: Path, state: TrainerState) -> None:
+        """Write the checkpoint directory `path`, atomically."""
+        ...
+
+    def load(self, path: Path) -> TrainerState:
+        """Restore everything that `save` wrote. Raises `CheckpointError`."""
+        ...
+
+    def close(self) -> None:
+        """Release what the learner holds; safe to call twice."""
         ...

@@ -79,6 +79,53 @@ OnDone = Callable[[int, int], None]
 """Called with (episodes done, episodes of the round) whenever one ends."""
 
 
+@dataclass(frozen=True)
+class Usage:
+    """What rollouts cost: wall seconds that training waited for them, and environment-seconds lent to episodes, of the
+    `capacity_s` (pool size x wall seconds) that there were to lend."""
+
+    wall_s: float = 0.0
+    busy_s: float = 0.0
+    capacity_s: float = 0.0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(self.wall_s + other.wall_s, self.busy_s + other.busy_s, self.capacity_s + other.capacity_s)
+
+    @property
+    def utilisation(self) -> float:
+        """Share of the time that environments were lent to an episode, 0..1."""
+        return self.busy_s / self.capacity_s if self.capacity_s else 0.0
+
+
+class Rollouts(Protocol):
+    """Where a trainer's experience comes from."""
+
+    @property
+    def position(self) -> int:
+        """Groups drawn for training that a resumed run must not play again."""
+        ...
+
+    def collect(self, on_done: OnDone) -> tuple[Collected, Usage]:
+        """The groups that the next training step learns from, and those without signal beside them."""
+        ...
+
+    def play(self, specs: Sequence[EpisodeSpec], on_done: OnDone) -> list[Played]:
+        """Play single episodes with the newest weights, for an evaluation; results in the order of `specs`."""
+        ...
+
+    def publish(self, version: int) -> None:
+        """The policy's weights changed and are now `version`: sample with them from here on."""
+        ...
+
+    def restore(self, version: int, position: int) -> None:
+        """A checkpoint was loaded: go on from there."""
+        ...
+
+    def close(self) -> None:
+        """Close environments and engine; safe to call twice."""
+        ...
+
+
 async def play_episode(pool: EnvironmentPool, run: EpisodeRunner, spec: EpisodeSpec, retries: int) -> Played:
     """Play `spec`, again on another environment for up to `retries` times when infrastructure loses it."""
     lost: list[str] = []

@@ -48,7 +48,12 @@ class LoggingConfig:
 class TrainConfig:
     """A whole run."""
 
-    backend: Literal["legacy"] = Field(default="legacy", description="legacy: our own synchronous loop")
+    backend: Literal["legacy", "areal"] = Field(
+        default="legacy", description="legacy: our own synchronous loop; areal: asynchronous, on AReaL"
+    )
+    phase: Literal[1, 2, 3] = Field(
+        default=3, description="areal: how much of AReaL is used; 1 rollouts, 2 and the model engine, 3 everything"
+    )
     experiment: Name = Field(default="default", description="preset: a file of conf/experiment")
     max_steps: int = Field(default=20, ge=1, description="training steps")
     max_minutes: float | None = Field(default=None, gt=0, description="limit on training time, evaluations not counted")
@@ -72,6 +77,11 @@ class TrainConfig:
     eval: EvalConfig = Field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     logging: LoggingConfig = Field(default_factory=LoggingConfig)
+
+    @property
+    def active_phase(self) -> int | None:
+        """The phase of the migration that a run belongs to; None for the legacy backend."""
+        return self.phase if self.backend == "areal" else None
 
 
 def from_mapping(tree: dict[str, object]) -> TrainConfig:

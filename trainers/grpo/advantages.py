@@ -69,6 +69,11 @@ def group_advantages(trajectories: Sequence[Trajectory], config: AdvantageConfig
     )
 
 
+def has_signal(group: Sequence[Trajectory], config: AdvantageConfig) -> bool:
+    """Whether the rows of one group teach anything: their episodes' rewards differ."""
+    return group_advantages(group, config).groups_kept == 1
+
+
 def _advantages_of_group(rewards: dict[str, float], config: AdvantageConfig) -> dict[str, float]:
     """Advantages by episode id; empty when the group carries no signal."""
     if len(rewards) < MIN_GROUP_EPISODES:

@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 
 from cua_agent.trajectory import Trajectory
-from trainers.checkpoint import TrainerState
 from trainers.evaluation import turn_count
 from trainers.metrics import StepMetrics
-from trainers.protocol import Batch, StepRecord
+from trainers.protocol import Batch, StepRecord, TrainerState
 from trainers.rollouts import Collected, Episode
 
 _KEYS = {f.name for f in fields(StepMetrics)}

@@ -1,11 +1,11 @@
-"""What the synchronous trainer is made of, built from its configuration."""
+"""What a trainer of either backend is made of, built from its configuration."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 
 import torch
 
@@ -20,7 +20,6 @@ from cua_agent.models.lora import LoraSpec
 from cua_agent.models.policy import PolicyModel
 from cua_agent.tasks import CUATask, EvalSplit, get_eval_tasks
 from cua_agent.trajectory import Trajectory
-from trainers.checkpoint import MANIFEST, CheckpointError, latest_checkpoint
 from trainers.config import TrainConfig
 from trainers.rollouts import EpisodeRunner, EpisodeSpec
 from trainers.task_sampler import training_tasks
@@ -28,12 +27,15 @@ from trainers.task_sampler import training_tasks
 
 @dataclass(frozen=True)
 class Parts:
-    """The policy, what serves it, and the world it acts in."""
+    """The policy and the world it acts in.
+
+    `environments` opens what environments share (a browser), for one event loop at a time; `runner_for` makes what
+    plays episodes with an engine.
+    """
 
     policy: PolicyModel
-    engine: InferenceEngine
-    environments: AbstractAsyncContextManager[EnvironmentFactory]
-    run_episode: EpisodeRunner
+    environments: Callable[[], AbstractAsyncContextManager[EnvironmentFactory]]
+    runner_for: Callable[[InferenceEngine], EpisodeRunner]
     train_tasks: Sequence[CUATask]
     eval_tasks: Mapping[EvalSplit, Sequence[CUATask]]
 
@@ -45,12 +47,10 @@ def build_parts(config: TrainConfig) -> Parts:
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)  # LoRA dropout
     policy = build_policy(config)
-    engine = LocalEngine(policy, max_batch=config.inference.max_batch)
     return Parts(
         policy=policy,
-        engine=engine,
-        environments=environment_factory(config.env),
-        run_episode=agent_runner(policy, engine, config),
+        environments=partial(environment_factory, config.env),
+        runner_for=partial(agent_runner, policy, config),
         train_tasks=train_tasks,
         eval_tasks={"seeds": _held_out("seeds", config), "templates": _held_out("templates", config)},
     )
@@ -71,6 +71,11 @@ def build_policy(config: TrainConfig) -> PolicyModel:
     )
 
 
+def build_engine(config: TrainConfig, policy: PolicyModel) -> InferenceEngine:
+    """The engine that `inference` names, serving `policy`."""
+    return LocalEngine(policy, max_batch=config.inference.max_batch)
+
+
 def agent_config(config: TrainConfig) -> AgentConfig:
     """How the agent plays a training or evaluation episode."""
     return AgentConfig(
@@ -85,7 +90,7 @@ def agent_config(config: TrainConfig) -> AgentConfig:
     )
 
 
-def agent_runner(policy: PolicyModel, engine: InferenceEngine, config: TrainConfig) -> EpisodeRunner:
+def agent_runner(policy: PolicyModel, config: TrainConfig, engine: InferenceEngine) -> EpisodeRunner:
     """Plays episodes with `StandaloneGBoxCUAAgent`; a lost one raises why."""
     how = agent_config(config)
 
@@ -99,22 +104,6 @@ def agent_runner(policy: PolicyModel, engine: InferenceEngine, config: TrainConf
         return episode.trajectories
 
     return run
-
-
-def find_checkpoint(path: str | None) -> Path | None:
-    """The checkpoint that `resume` means: the directory itself, or the newest intact one of a run directory.
-
-    Raises `CheckpointError` when there is none.
-    """
-    if path is None:
-        return None
-    directory = Path(path).expanduser()
-    if (directory / MANIFEST).is_file():
-        return directory
-    newest = latest_checkpoint(directory / "checkpoints")
-    if newest is None:
-        raise CheckpointError(f"resume={path!r} is neither a checkpoint nor a run directory with an intact one")
-    return newest
 
 
 def _held_out(split: EvalSplit, config: TrainConfig) -> list[CUATask]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from trainers.checkpoint import TrainerState
 from trainers.config import EvalConfig, TrainConfig
+from trainers.protocol import TrainerState
 
 
 def observe(state: TrainerState, success_rate: float) -> TrainerState:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -13,12 +14,13 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from cua_agent.models.policy import PolicyModel
 from cua_agent.trajectory import Trajectory
+from trainers.checkpoint import load_checkpoint, save_checkpoint
 from trainers.config import OptimConfig, TrainConfig
 from trainers.grpo.batching import collate, weigh_rows
 from trainers.grpo.forward import loss_inputs, reference_logprobs, score_tokens
 from trainers.grpo.gradients import accumulate_gradients
 from trainers.grpo.loss import LossSums, grpo_loss
-from trainers.protocol import Batch, LossRecord, StepRecord
+from trainers.protocol import Batch, LossRecord, StepRecord, TrainerState
 
 
 def warmup_factor(update: int, warmup_updates: int) -> float:
@@ -67,6 +69,15 @@ class PolicyLearner:
         }
         self.optimizer.zero_grad(set_to_none=True)
         return LossRecord(metrics, gradients)
+
+    def save(self, path: Path, state: TrainerState) -> None:
+        save_checkpoint(path, policy=self._policy, optimizer=self.optimizer, scheduler=self.scheduler, state=state)
+
+    def load(self, path: Path) -> TrainerState:
+        return load_checkpoint(path, policy=self._policy, optimizer=self.optimizer, scheduler=self.scheduler)
+
+    def close(self) -> None:
+        pass
 
     def loss_of(self, trajectory: Trajectory, advantage: float) -> Tensor:
         """The loss of a batch that holds this trajectory alone: 0-d float64, with gradient."""

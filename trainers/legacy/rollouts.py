@@ -1,0 +1,107 @@
+"""Synchronous rollouts: one event loop, one pool of environments, blocking calls."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+
+from cua_agent.envs.base import EnvironmentFailure
+from cua_agent.envs.pool import EnvironmentPool
+from cua_agent.inference.base import InferenceEngine
+from trainers.config import TrainConfig
+from trainers.grpo.advantages import has_signal
+from trainers.parts import Parts
+from trainers.rollouts import (
+    Collected,
+    EpisodeSpec,
+    Group,
+    GroupSpec,
+    OnDone,
+    Played,
+    Usage,
+    collect,
+    play_all,
+    play_groups,
+)
+from trainers.task_sampler import TaskSampler
+
+
+class SynchronousRollouts:
+    """Plays the groups of one step to their end, then those of the next; implements `Rollouts`.
+
+    Owns one event loop for its whole life, because a browser lives on the loop that started it.
+    """
+
+    def __init__(self, config: TrainConfig, parts: Parts, engine: InferenceEngine) -> None:
+        self._config = config
+        self._parts = parts
+        self._engine = engine
+        self._run_episode = parts.runner_for(engine)
+        self._sampler = TaskSampler(parts.train_tasks, config.seed)
+        self._stack = AsyncExitStack()
+        self._runner = asyncio.Runner()
+        self._closed = False
+        try:
+            self._pool = self._runner.run(self._open())
+        except BaseException:
+            self._runner.close()
+            raise
+
+    async def _open(self) -> EnvironmentPool:
+        self._stack.push_async_callback(self._engine.close)
+        factory = await self._stack.enter_async_context(self._parts.environments())
+        return await self._stack.enter_async_context(EnvironmentPool(factory, self._config.rollout.concurrency))
+
+    @property
+    def position(self) -> int:
+        return self._sampler.position
+
+    def collect(self, on_done: OnDone) -> tuple[Collected, Usage]:
+        """The groups of one step, filtered and refilled. When it raises, `position` is what it was.
+
+        Raises `EnvironmentFailure` when every episode was lost.
+        """
+        rollout, position = self._config.rollout, self._sampler.position
+
+        async def play_round(specs: Sequence[GroupSpec]) -> tuple[list[Group], list[str]]:
+            return await play_groups(
+                self._pool, self._run_episode, specs, rollout.group_size, rollout.infra_retries, on_done
+            )
+
+        def worth_training_on(group: Group) -> bool:
+            return has_signal(group.rows, self._config.advantage)
+
+        started, busy = time.perf_counter(), self._pool.busy_s
+        round_of_groups = collect(
+            play_round, self._sampler.next, worth_training_on, rollout.groups_per_step, rollout.max_refills
+        )
+        try:
+            collected = self._runner.run(round_of_groups)
+            if not collected.episodes:
+                lost = collected.lost
+                raise EnvironmentFailure(f"all {len(lost)} episodes of a step were lost; the last: {lost[-1]}")
+        except BaseException:
+            self._sampler.position = position  # nothing was learnt from these groups: a resumed run plays them again
+            raise
+        wall_s = time.perf_counter() - started
+        return collected, Usage(wall_s, self._pool.busy_s - busy, wall_s * self._pool.size)
+
+    def play(self, specs: Sequence[EpisodeSpec], on_done: OnDone) -> list[Played]:
+        retries = self._config.rollout.infra_retries
+        return self._runner.run(play_all(self._pool, self._run_episode, specs, retries, on_done))
+
+    def publish(self, version: int) -> None:
+        self._engine.update_weights(version)
+
+    def restore(self, version: int, position: int) -> None:
+        self._sampler.position = position
+        self.publish(version)
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        with self._runner:
+            self._runner.run(self._stack.aclose())
