@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,8 +12,10 @@ import pytest
 
 from cua_agent.__main__ import find_task, parse_options
 from cua_agent.envs.pocket.tasks import FAMILIES, HELD_OUT_FAMILIES
-from trainers.config import TrainConfig
+from trainers.config import TrainConfig, compose
 from trainers.config.compose import choices, load_config
+from trainers.config.from_env import convert, render
+from trainers.config.old_variables import VARIABLES
 from trainers.config.validation import fields_of
 from trainers.task_sampler import training_tasks
 
@@ -86,9 +89,13 @@ def test_every_page_can_be_reached_from_the_readme() -> None:
 
 @pytest.fixture
 def named_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the documented commands suppose to be there, the preset of an old `.env` included."""
+    shutil.copytree(compose.CONF, tmp_path / "conf")
+    monkeypatch.setattr(compose, "CONF", tmp_path / "conf")
     monkeypatch.chdir(tmp_path)
     for directory in NAMED_DIRECTORIES:
         Path(directory).mkdir(parents=True)
+    Path("conf/experiment/mine.yaml").write_text(render(convert({}), "old.env"), encoding="utf-8")
 
 
 @pytest.mark.parametrize("arguments", commands_of("python", "train.py"), ids=" ".join)
@@ -149,6 +156,16 @@ def test_the_table_of_families_is_complete() -> None:
     table = dict(re.findall(r"^\| `(\w+)` \| (\w+) \|", section, re.MULTILINE))
     assert set(table) == {family.category for family in (*FAMILIES, *HELD_OUT_FAMILIES)}
     assert {family for family, default in table.items() if default == "yes"} == set(load_config([]).env.tasks)
+
+
+def test_the_table_of_old_variables_is_complete() -> None:
+    rows = re.findall(
+        r"^\| `([A-Z_0-9]+)` \| `([a-z_.]+)` \| (.+) \|$", prose(ROOT / "docs" / "migration-env.md"), re.M
+    )
+    assert rows == [
+        (variable.name, variable.key, "none" if variable.default is None else f"`{variable.default}`")
+        for variable in VARIABLES
+    ]
 
 
 def run_python(source: str, folder: Path) -> str:

@@ -33,8 +33,9 @@ def load_config(overrides: Sequence[str]) -> TrainConfig:
 
     ConfigStore.instance().store("schema", asdict(TrainConfig()))
     expanded = [_expand_model(override) for override in overrides]
-    for override in expanded:
-        _check(_parse(override))
+    parsed = [_parse(override) for override in expanded]
+    for override in parsed:
+        _check(override)
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             tree = OmegaConf.to_container(compose("config", expanded), resolve=True, throw_on_missing=True)
@@ -42,7 +43,14 @@ def load_config(overrides: Sequence[str]) -> TrainConfig:
         raise ConfigError(_first_line(error)) from error
     except YAMLError as error:
         raise ConfigError(f"a file of conf/ is not YAML: {shown(str(error), 250)}") from error
-    return from_mapping(cast(dict[str, object], tree))
+    return from_mapping(_named(cast(dict[str, object], tree), parsed))
+
+
+def _named(tree: dict[str, object], overrides: Sequence[Override]) -> dict[str, object]:
+    """`tree` under the name of the experiment that was chosen, unless that sets a name of its own."""
+    chosen = [override.value() for override in overrides if override.key_or_group == "experiment"][-1:]
+    named = chosen and isinstance(chosen[0], str) and tree["experiment"] == TrainConfig().experiment
+    return {**tree, "experiment": chosen[0]} if named else tree
 
 
 def _parse(override: str) -> Override:
