@@ -31,6 +31,11 @@ class Point:
         last = COORDINATE_MAX + 1
         return self.x * width // last, self.y * height // last
 
+    @classmethod
+    def at_pixel(cls, x: int, y: int, width: int, height: int) -> Point:
+        """The middle of a pixel; `to_pixels` gives the same pixel back on screens of up to 1001 pixels each way."""
+        return cls(*((2 * pixel + 1) * (COORDINATE_MAX + 1) // (2 * size) for pixel, size in ((x, width), (y, height))))
+
 
 @dataclass(frozen=True)
 class Target:

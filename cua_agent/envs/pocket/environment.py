@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 
-from cua_agent.actions import COORDINATE_MAX, Action, Point, Wait
+from cua_agent.actions import Action, Point, Wait
 from cua_agent.envs.base import Observation, StepResult
 from cua_agent.envs.pocket.draw import draw
 from cua_agent.envs.pocket.gestures import apply_action
@@ -61,8 +61,7 @@ class PocketEnvironment:
         element = find_element(self.state, target)
         if element is None:
             return None
-        x, y = element.centre
-        return Point(_normalise(x, WIDTH), _normalise(y, HEIGHT))
+        return Point.at_pixel(*element.centre, WIDTH, HEIGHT)
 
     async def compute_reward(self) -> float:
         return await self.task.validation.score(self.shell, self.before)
@@ -78,8 +77,3 @@ class PocketEnvironment:
         seconds = self.latency.sample()
         if seconds > 0:
             await asyncio.sleep(seconds)
-
-
-def _normalise(pixel: int, size: int) -> int:
-    """The normalised coordinate of a pixel's middle, which converts back to the same pixel."""
-    return (2 * pixel + 1) * (COORDINATE_MAX + 1) // (2 * size)
