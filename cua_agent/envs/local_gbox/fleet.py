@@ -139,10 +139,14 @@ class Fleet:
         """Delete a box that did not start in time."""
         self._end(box, "create timed out", "terminated", self.clock(), gone=True)
 
-    def kill(self, box: Box, status: int) -> None:
-        """Break a running box: from now on it answers `status`, 404 (the service forgot it) or 409 (in error)."""
-        if box.status in ALIVE:
+    def kill(self, box: Box, status: int) -> bool:
+        """Break a box: from now on it answers `status`, 404 (the service forgot it) or 409 (in error). Returns whether
+        it was alive."""
+        self._bring_up_to_date(box)
+        alive = box.status in ALIVE
+        if alive:
             self._end(box, "died", "error", self.clock(), gone=status == 404)
+        return alive
 
     def report(self) -> dict[str, object]:
         """The ledger, with boxes whose time is up counted as ended."""

@@ -124,7 +124,7 @@ class Gallery:
         try:
             png = self.stored(key, now) if key else base64.b64decode(source.partition(",")[2] or source, validate=True)
             return Image.open(io.BytesIO(png)).convert("RGB") if png else None
-        except (binascii.Error, UnidentifiedImageError, OSError):
+        except (binascii.Error, UnidentifiedImageError, OSError, SyntaxError):  # SyntaxError: PIL's for a broken PNG
             return None
 
 

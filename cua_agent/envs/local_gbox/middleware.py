@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cua_agent.envs.local_gbox.errors import error_body
-from cua_agent.envs.local_gbox.faults import Fault, FaultKind, Operation
+from cua_agent.envs.local_gbox.faults import ALWAYS_AFTER, Fault, FaultKind, Operation
 from cua_agent.envs.local_gbox.fleet import Box, Fleet
 from cua_agent.envs.local_gbox.images import DATA_URI, cut_short
 from cua_agent.envs.local_gbox.ledger import CLIENT_GONE, ActionEntry, FaultEntry
@@ -69,6 +69,34 @@ class Answer:
         return response
 
 
+@dataclass
+class Exchange:
+    """One API request on its way through: what it does, to which box (None: to none, or an unknown one)."""
+
+    scope: Scope
+    receive: Receive
+    send: Send
+    operation: Operation
+    box: Box | None
+
+    @property
+    def entry(self) -> ActionEntry | None:
+        """What the application wrote into the ledger; None as long as nothing was executed."""
+        entry: ActionEntry | None = self.scope["state"].get(ENTRY)
+        return entry
+
+    async def reply(self, response: Response) -> None:
+        await response(self.scope, self.receive, self.send)
+
+    async def until_hung_up(self) -> None:
+        """Returns when the client has closed the connection."""
+        while (await self.receive())["type"] != "http.disconnect":
+            pass
+
+    async def is_hung_up(self) -> bool:
+        return await Request(self.scope, self.receive).is_disconnected()
+
+
 class FaultInjection:
     """Lets the fleet's faults happen to API requests, and writes them into the ledger."""
 
@@ -80,93 +108,84 @@ class FaultInjection:
         if scope["type"] != "http" or not scope["path"].startswith(API):
             await self._app(scope, receive, send)
             return
+        scope.setdefault("state", {})
         operation, box_id = classify(scope["method"], scope["path"].removeprefix(API))
-        box = self._fleet.find(box_id)
-        fault = self._decide(operation, box)
-        state = scope.setdefault("state", {})
-        if fault and not fault.after:
-            self._note(fault, operation, box_id)
-            if await self._before(fault, box, scope, receive, send):
-                return
+        exchange = Exchange(scope, receive, send, operation, self._fleet.find(box_id))
+        fault = self._decide(exchange)
+        if fault and not fault.after and await self._is_over_before(fault, exchange):
+            return
         answer = Answer()
         await self._app(scope, receive, answer.collect)
-        entry: ActionEntry | None = state.get(ENTRY)
+        former = self._swap_last_answer(exchange, answer)
         if fault and fault.after:
-            await self._after(fault, operation, box, answer, entry, scope, receive, send)
+            await self._break_answer(fault, exchange, answer, former)
             return
-        if entry and await Request(scope, receive).is_disconnected():
-            entry.lost = CLIENT_GONE
-        if box and entry and operation is Operation.ACTION:
-            box.last_answer = answer.body
-        await answer.response()(scope, receive, send)
+        if exchange.entry and await exchange.is_hung_up():
+            exchange.entry.lost = CLIENT_GONE
+        await exchange.reply(answer.response())
 
-    def _decide(self, operation: Operation, box: Box | None) -> Fault | None:
+    def _decide(self, exchange: Exchange) -> Fault | None:
+        box, operation = exchange.box, exchange.operation
         counts: Counter[str] = box.requests if box else self._fleet.requests
         counts[operation] += 1
         stream = str(box.ordinal) if box else ""
         return self._fleet.options.faults.decide(stream, operation, counts[operation])
 
-    def _note(self, fault: Fault, operation: Operation, box_id: str) -> None:
-        self._fleet.ledger.faults.append(FaultEntry(fault.kind, operation, box_id, fault.after))
+    def _note(self, fault: Fault, exchange: Exchange) -> None:
+        box_id = exchange.box.id if exchange.box else ""
+        self._fleet.ledger.faults.append(FaultEntry(fault.kind, exchange.operation, box_id, fault.after))
+        if exchange.entry:
+            exchange.entry.lost = fault.kind
 
-    async def _before(self, fault: Fault, box: Box | None, scope: Scope, receive: Receive, send: Send) -> bool:
-        """Break a request that has not taken effect; returns whether it is over."""
+    def _swap_last_answer(self, exchange: Exchange, answer: Answer) -> bytes | None:
+        """Keep the answer of an executed action; returns that of the box's former one."""
+        box = exchange.box
+        if box is None or exchange.entry is None or exchange.operation is not Operation.ACTION:
+            return None
+        former, box.last_answer = box.last_answer, answer.body
+        return former
+
+    async def _is_over_before(self, fault: Fault, exchange: Exchange) -> bool:
+        """Break a request that has not taken effect; False when the application is to answer it."""
         if fault.kind is FaultKind.DEATH:
-            if box:
-                self._fleet.kill(box, fault.status)
+            if exchange.box and self._fleet.kill(exchange.box, fault.status):
+                self._note(fault, exchange)
             return False
+        self._note(fault, exchange)
         if fault.kind is FaultKind.SLOW_CREATE:
-            scope["state"][EXTRA_CREATE_S] = self._fleet.options.slow_create_s
+            exchange.scope["state"][EXTRA_CREATE_S] = self._fleet.options.slow_create_s
             return False
-        await self._spoil(fault, scope, receive, send)
+        await self._spoil(fault, exchange)
         return True
 
-    async def _after(
-        self,
-        fault: Fault,
-        operation: Operation,
-        box: Box | None,
-        answer: Answer,
-        entry: ActionEntry | None,
-        scope: Scope,
-        receive: Receive,
-        send: Send,
-    ) -> None:
-        """Break the answer of a request that has taken effect."""
-        former = box.last_answer if box else None
-        if box and entry and operation is Operation.ACTION:
-            box.last_answer = answer.body
-        if fault.kind in (FaultKind.TRUNCATED_IMAGE, FaultKind.DUPLICATE):
+    async def _break_answer(self, fault: Fault, exchange: Exchange, answer: Answer, former: bytes | None) -> None:
+        """Break the answer of a request that the application has dealt with."""
+        if fault.kind in ALWAYS_AFTER:
             spoiled = former if fault.kind is FaultKind.DUPLICATE else truncated(answer.body)
-            if answer.status >= 400 or spoiled is None:
-                # There is nothing to repeat or to cut: no fault.
-                await answer.response()(scope, receive, send)
-                return
-            answer.body = spoiled
-        self._note(fault, operation, box.id if box else "")
-        if entry:
-            entry.lost = fault.kind
-        if fault.kind in (FaultKind.TRUNCATED_IMAGE, FaultKind.DUPLICATE):
-            await answer.response()(scope, receive, send)
-        else:
-            await self._spoil(fault, scope, receive, send)
+            if spoiled is not None:  # else there is nothing to repeat or to cut: no fault
+                self._note(fault, exchange)
+                answer.body = spoiled
+            await exchange.reply(answer.response())
+            return
+        self._note(fault, exchange)
+        await self._spoil(fault, exchange)
 
-    async def _spoil(self, fault: Fault, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _spoil(self, fault: Fault, exchange: Exchange) -> None:
         """Give a bad answer, or none."""
-        status, headers = fault.status, {}
+        options, status, headers = self._fleet.options, fault.status, {}
         if fault.kind is FaultKind.DROP:
-            scope[TRANSPORT].abort()
-            await _hung_up(receive)
+            exchange.scope[TRANSPORT].abort()
+            await exchange.until_hung_up()
             return
         if fault.kind is FaultKind.TIMEOUT:
             try:
-                await asyncio.wait_for(_hung_up(receive), self._fleet.options.hang_s)
+                await asyncio.wait_for(exchange.until_hung_up(), options.hang_s)
                 return
             except TimeoutError:
                 status = 504
         if fault.kind is FaultKind.RATE_LIMIT:
-            status, headers = 429, {"Retry-After": str(self._fleet.options.retry_after_s)}
-        await JSONResponse(error_body(status, f"injected fault: {fault.kind}"), status, headers)(scope, receive, send)
+            status, headers = 429, {"Retry-After": str(options.retry_after_s)}
+        await exchange.reply(JSONResponse(error_body(status, f"injected fault: {fault.kind}"), status, headers))
 
 
 def classify(method: str, path: str) -> tuple[Operation, str]:
@@ -203,9 +222,3 @@ def truncated(body: bytes) -> bytes | None:
 
     cut_body = json.dumps(json.loads(body, object_hook=cut)).encode() if body else b""
     return cut_body if found else None
-
-
-async def _hung_up(receive: Receive) -> None:
-    """Returns when the client has closed the connection."""
-    while (await receive())["type"] != "http.disconnect":
-        pass

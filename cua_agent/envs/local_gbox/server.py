@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
+from urllib.request import urlopen
 
 import uvicorn
 from fastapi import FastAPI, Request
@@ -36,9 +39,22 @@ class DroppableProtocol(H11Protocol):
 
         async def with_transport(scope: Scope, receive: Receive, send: Send) -> None:
             scope[TRANSPORT] = transport
-            await inner(scope, receive, send)  # type: ignore[arg-type]
+            with suppress(asyncio.CancelledError):  # the server closes, see `Server.shutdown`
+                await inner(scope, receive, send)  # type: ignore[arg-type]
 
         self.app = with_transport  # type: ignore[assignment]
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, which on its end drops requests that are still under way: a hanging one would hold it up."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+        await asyncio.sleep(0.01)  # lets the connections notice
+        for task in list(self.server_state.tasks):
+            task.cancel()
+        await super().shutdown(sockets)
 
 
 def make_app(options: LocalGBoxOptions, clock: Callable[[], float] = time.time) -> FastAPI:
@@ -97,15 +113,16 @@ class LocalGBox:
 
     origin: str
     api_key: str
-    fleet: Fleet
 
     @property
     def base_url(self) -> str:
         return f"{self.origin}{API}/"
 
     def ledger(self) -> dict[str, Any]:
-        """What `GET /ledger` answers; call it when no request is under way."""
-        return self.fleet.report()
+        """What `GET /ledger` answers."""
+        with urlopen(f"{self.origin}/ledger") as response:  # asked over HTTP: the fleet lives on another thread
+            report: dict[str, Any] = json.load(response)
+        return report
 
 
 def listen(options: LocalGBoxOptions) -> socket.socket:
@@ -120,11 +137,17 @@ def origin_of(listener: socket.socket) -> str:
     return f"http://{host}:{port}"
 
 
-def make_server(app: FastAPI) -> uvicorn.Server:
+def make_server(app: FastAPI) -> Server:
     config = uvicorn.Config(
-        app, http=DroppableProtocol, ws="none", lifespan="off", log_level="warning", timeout_graceful_shutdown=1
+        app,
+        http=DroppableProtocol,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        log_level="warning",
+        timeout_graceful_shutdown=1,
     )
-    return uvicorn.Server(config)
+    return Server(config)
 
 
 @contextmanager
@@ -140,7 +163,7 @@ def running(options: LocalGBoxOptions | None = None, clock: Callable[[], float] 
             _wait_until(lambda: server.started or not thread.is_alive())
             if not server.started:
                 raise RuntimeError("the local GBox did not start")
-            yield LocalGBox(origin_of(listener), options.api_key, app.state.fleet)
+            yield LocalGBox(origin_of(listener), options.api_key)
         finally:
             server.should_exit = True
             thread.join(START_TIMEOUT_S)
