@@ -13,6 +13,7 @@ from cua_agent.models.lora import LoraSpec
 from trainers import checkpoint
 from trainers.checkpoint import (
     CheckpointError,
+    Optimisation,
     latest_checkpoint,
     load_checkpoint,
     prune_checkpoints,
@@ -44,7 +45,8 @@ class Run:
 
     @property
     def parts(self):
-        return {"policy": self.policy, "optimizer": self.optimizer, "scheduler": self.scheduler}
+        trained = dict(self.policy.trainable_parameters())
+        return {"policy": self.policy, "optimisation": Optimisation(self.optimizer, self.scheduler, trained)}
 
     def train(self, steps):
         batch = ragged_batch(self.policy)
@@ -86,7 +88,8 @@ def test_optimiser_state_goes_by_parameter_name(base, tmp_path):
     other = Run(base, 4)
     names, parameters = zip(*reversed(other.policy.trainable_parameters()), strict=True)
     optimizer = torch.optim.AdamW(parameters, lr=1.0)
-    load_checkpoint(tmp_path / "c", policy=other.policy, optimizer=optimizer, scheduler=other.scheduler)
+    optimisation = Optimisation(optimizer, other.scheduler, dict(zip(names, parameters, strict=True)))
+    load_checkpoint(tmp_path / "c", policy=other.policy, optimisation=optimisation)
     expected = dict(run.policy.trainable_parameters())
     for name, parameter in zip(names, parameters, strict=True):
         torch.testing.assert_close(

@@ -74,7 +74,7 @@ def test_help_is_quick_and_lists_presets_keys_and_defaults(tmp_path: Path) -> No
     [
         ["rollout.grup_size=4"],
         ["rollout.group_size=1"],
-        ["backend=areal"],
+        ["backend=nothing"],
         ["env=gbox"],
         ["model=/no/such/model"],
         ["resume=/no/such/run"],
@@ -107,9 +107,9 @@ def test_a_model_of_another_architecture_is_one_line_and_status_2(tmp_path: Path
 
 
 def test_the_process_itself_exits_with_that_status_and_line(tmp_path: Path) -> None:
-    done = command("backend=areal", cwd=tmp_path)
+    done = command("backend=nothing", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "error: backend=areal: no such backend; allowed: legacy\n"
+    assert done.stderr == "error: backend=nothing: no such backend; allowed: areal, legacy\n"
 
 
 def test_the_whole_traceback_on_demand(tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ def test_model_takes_a_directory_or_a_hub_id(tmp_path) -> None:
         ("eval.target_success=1.5", ["eval.target_success=1.5", "less than or equal to 1"]),
         ("eval.patience=0", ["eval.patience=0", "greater than or equal to 1"]),
         ("run_name=../up", ["run_name=../up", "match"]),
-        ("backend=areal", ["backend=areal", "allowed: legacy"]),
+        ("backend=nothing", ["backend=nothing", "allowed: areal, legacy"]),
         ("env=gbox", ["env=gbox", "miniwob, pocket"]),
         ("experiment=null", ["experiment=null", "default"]),
         ("model=qwen3_vl_4", ["model=qwen3_vl_4", "qwen3_vl_4b", "a directory"]),

@@ -19,7 +19,8 @@ import json
 import os
 import random
 import shutil
-from dataclasses import asdict, fields
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ import torch
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -43,9 +45,21 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be used; the message is one line naming it and the reason."""
 
 
-def save_checkpoint(
-    path: Path, *, policy: PolicyModel, optimizer: Optimizer, scheduler: LRScheduler, state: TrainerState
-) -> None:
+@dataclass(frozen=True)
+class Optimisation:
+    """An optimiser, its schedule, and the trained parameters by name.
+
+    Where parameters are sharded, `gather` makes a tensor whole and `scatter` shards one like a parameter.
+    """
+
+    optimizer: Optimizer
+    scheduler: LRScheduler
+    parameters: Mapping[str, nn.Parameter]
+    gather: Callable[[Tensor], Tensor] = lambda tensor: tensor
+    scatter: Callable[[Tensor, nn.Parameter], Tensor] = lambda tensor, _: tensor
+
+
+def save_checkpoint(path: Path, *, policy: PolicyModel, optimisation: Optimisation, state: TrainerState) -> None:
     """Write the checkpoint directory `path`, atomically; a checkpoint already there is replaced."""
     path = Path(path).absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,7 +69,7 @@ def save_checkpoint(
     try:
         save_weights(temporary, policy)
         torch.save(
-            {"optimizer": _named_optimizer_state(optimizer, policy), "scheduler": scheduler.state_dict()},
+            {"optimizer": _named_optimizer_state(optimisation), "scheduler": optimisation.scheduler.state_dict()},
             temporary / "optimizer.pt",
         )
         torch.save(_rng_state(), temporary / "rng.pt")
@@ -66,7 +80,7 @@ def save_checkpoint(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def load_checkpoint(path: Path, *, policy: PolicyModel, optimizer: Optimizer, scheduler: LRScheduler) -> TrainerState:
+def load_checkpoint(path: Path, *, policy: PolicyModel, optimisation: Optimisation) -> TrainerState:
     """Restore weights, optimiser, scheduler and random generators in place; returns the rest.
 
     Raises `CheckpointError`, before anything is changed, when the checkpoint is torn, tampered with, or of another
@@ -77,10 +91,10 @@ def load_checkpoint(path: Path, *, policy: PolicyModel, optimizer: Optimizer, sc
     state = read_state(path)
     _check_kind(path, policy)
     saved = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
-    optimizer_state = _positional_optimizer_state(path, saved["optimizer"], optimizer, policy)
+    optimizer_state = _positional_optimizer_state(path, saved["optimizer"], optimisation)
     load_weights(path, policy)
-    optimizer.load_state_dict(optimizer_state)
-    scheduler.load_state_dict(saved["scheduler"])
+    optimisation.optimizer.load_state_dict(optimizer_state)
+    optimisation.scheduler.load_state_dict(saved["scheduler"])
     _set_rng_state(torch.load(path / "rng.pt", map_location="cpu", weights_only=True))
     return state
 
@@ -204,32 +218,57 @@ def _by_step(directory: Path) -> list[tuple[int, Path]]:
     return sorted(found, key=lambda item: (item[0], not item[1].name.startswith("."), item[1].name))
 
 
-def _named_optimizer_state(optimizer: Optimizer, policy: PolicyModel) -> dict[str, Any]:
-    """The optimiser's state by parameter name: independent of the order in which a backend lists parameters."""
-    names = {id(parameter): name for name, parameter in policy.trainable_parameters()}
-    state = {names[id(parameter)]: dict(values) for parameter, values in optimizer.state.items()}
+_IMPLEMENTATION = ("fused", "foreach", "capturable", "differentiable")
+"""How an optimiser computes, not what: each backend keeps its own choice."""
+
+
+def _named_optimizer_state(optimisation: Optimisation) -> dict[str, Any]:
+    """The optimiser's state by parameter name: independent of the order in which a backend lists parameters, and of
+    frozen ones among them."""
+    names = {id(parameter): name for name, parameter in optimisation.parameters.items()}
+    state = {
+        names[id(parameter)]: {key: _gathered(value, optimisation) for key, value in values.items()}
+        for parameter, values in optimisation.optimizer.state.items()
+    }
     groups = [
-        {**{k: v for k, v in group.items() if k != "params"}, "params": [names[id(p)] for p in group["params"]]}
-        for group in optimizer.param_groups
+        {
+            **{key: value for key, value in group.items() if key != "params"},
+            "params": [names[id(p)] for p in group["params"] if id(p) in names],
+        }
+        for group in optimisation.optimizer.param_groups
     ]
     return {"state": state, "param_groups": groups}
 
 
-def _positional_optimizer_state(
-    path: Path, named: dict[str, Any], optimizer: Optimizer, policy: PolicyModel
-) -> dict[str, Any]:
+def _gathered(value: Any, optimisation: Optimisation) -> Any:
+    return optimisation.gather(value) if isinstance(value, Tensor) else value
+
+
+def _positional_optimizer_state(path: Path, named: dict[str, Any], optimisation: Optimisation) -> dict[str, Any]:
     """What `optimizer.load_state_dict` wants. Raises `CheckpointError` when the trained parameters differ."""
-    names = {id(parameter): name for name, parameter in policy.trainable_parameters()}
-    own = [[names[id(p)] for p in group["params"]] for group in optimizer.param_groups]
-    saved = [group["params"] for group in named["param_groups"]]
-    if [set(group) for group in own] != [set(group) for group in saved]:
+    names = {id(parameter): name for name, parameter in optimisation.parameters.items()}
+    own_groups = optimisation.optimizer.param_groups
+    own = [{names[id(p)] for p in group["params"] if id(p) in names} for group in own_groups]
+    if own != [set(group["params"]) for group in named["param_groups"]]:
         raise CheckpointError(f"checkpoint {path} trained other parameters than this run: compare lora and model")
-    index = {name: i for i, name in enumerate(name for group in own for name in group)}
-    groups = [
-        {**group, "params": [index[name] for name in params]}
-        for group, params in zip(named["param_groups"], own, strict=True)
-    ]
-    return {"state": {index[name]: values for name, values in named["state"].items()}, "param_groups": groups}
+    positions = {names.get(id(p)): i for i, p in enumerate(p for group in own_groups for p in group["params"])}
+    state = {
+        positions[name]: {
+            key: optimisation.scatter(value, optimisation.parameters[name]) if _is_per_element(value) else value
+            for key, value in values.items()
+        }
+        for name, values in named["state"].items()
+    }
+    groups, first = [], 0
+    for saved, present in zip(named["param_groups"], own_groups, strict=True):
+        kept = {key: present[key] for key in _IMPLEMENTATION if key in present}
+        groups.append({**saved, **kept, "params": list(range(first, first + len(present["params"])))})
+        first += len(present["params"])
+    return {"state": state, "param_groups": groups}
+
+
+def _is_per_element(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dim() > 0
 
 
 def _rng_state() -> dict[str, Any]:

@@ -86,6 +86,7 @@ def agent_config(config: TrainConfig) -> AgentConfig:
         max_turns=config.rollout.max_turns,
         max_new_tokens=config.rollout.max_new_tokens,
         temperature=config.rollout.temperature,
+        greedy=config.rollout.greedy,
         max_length=config.model.max_length,
     )
 

@@ -34,11 +34,12 @@ class TaskSampler:
 
     def next(self, count: int) -> list[GroupSpec]:
         """The next `count` groups."""
-        specs = [self._at(self.position + offset) for offset in range(count)]
+        specs = [self.at(self.position + offset) for offset in range(count)]
         self.position += count
         return specs
 
-    def _at(self, index: int) -> GroupSpec:
+    def at(self, index: int) -> GroupSpec:
+        """The group at a position, whatever was drawn before."""
         lap, place = divmod(index, len(self._by_category))
         category = self._shuffled(sorted(self._by_category), "categories", lap)[place]
         tasks = self._by_category[category]

@@ -50,6 +50,7 @@ class LocalEngine:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._paused = False
 
     @property
     def version(self) -> int:
@@ -88,6 +89,14 @@ class LocalEngine:
         self._version = version
         self._waiting = [*self._table.interrupt(), *self._waiting]
         self._cache.clear()
+
+    def pause(self) -> None:
+        """Sample no further token until `resume`; requests wait."""
+        self._paused = True
+
+    def resume(self) -> None:
+        self._paused = False
+        self._wake.set()
 
     async def close(self) -> None:
         """Stop serving; requests in progress fail."""
@@ -139,7 +148,7 @@ class LocalEngine:
 
     async def _work_arrived(self) -> None:
         """Wait until there is something to do; when nobody decodes, let everybody who is ready join the prefill."""
-        while not self._waiting and not self._table.active:
+        while self._paused or (not self._waiting and not self._table.active):
             self._wake.clear()
             await self._wake.wait()
         seen = 0

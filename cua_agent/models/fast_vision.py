@@ -19,14 +19,21 @@ PACKED_ATTENTION = "packed_sdpa_flash"  # transformers hands packed sequences to
 
 
 def use_fast_vision(model: Any) -> None:
-    """Speed up the vision tower of a Qwen3-VL model (`model.model.visual`) in place."""
+    """Speed up the vision tower of a Qwen3-VL model (`model.model.visual`) in place; again on a copy of the model."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(PACKED_ATTENTION, packed_attention)
     tower = model.model.visual
     tower.config._attn_implementation = PACKED_ATTENTION
-    tower.fast_pos_embed_interpolate = _once_per_size(tower.fast_pos_embed_interpolate)
-    tower.rot_pos_emb = _once_per_size(tower.rot_pos_emb)
+    for name in ("fast_pos_embed_interpolate", "rot_pos_emb"):
+        stock = getattr(type(tower), name).__get__(tower)
+        setattr(tower, name, _once_per_size(stock))
+
+
+def has_fast_vision(model: Any) -> bool:
+    """Whether `use_fast_vision` was applied to `model`, or to what it is a copy of."""
+    tower = getattr(model.model, "visual", None)
+    return tower is not None and tower.config._attn_implementation == PACKED_ATTENTION
 
 
 def _once_per_size(embed: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

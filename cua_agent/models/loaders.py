@@ -114,6 +114,14 @@ def special_tokens(tokenizer: Any, config: Any) -> SpecialTokens:
     )
 
 
+def model_source(path: str) -> str:
+    """Where configuration and tokenizer of `model.path` are, for an adapter those of its base: a directory or hub id.
+
+    Raises `ModelNotFound`.
+    """
+    return _resolve(adapter_base(Path(path).expanduser()) or path)
+
+
 def _resolve(path: str) -> str:
     """The directory or hub id to load from, checked before anything heavy happens."""
     if path == TINY:

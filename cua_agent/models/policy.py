@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import copy
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from cua_agent.models.fast_vision import has_fast_vision, use_fast_vision
 from cua_agent.models.mrope import mrope_positions
 from cua_agent.models.pixels import patchify, resized_shape
 
@@ -95,6 +97,23 @@ class PolicyModel:
 
     def trainable_parameters(self) -> list[tuple[str, nn.Parameter]]:
         return [(name, parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad]
+
+    def frozen_copy(self) -> PolicyModel:
+        """The same policy in a model of its own that nothing trains: weights that are trained here are copied, frozen
+        ones are shared."""
+        shared = {id(parameter): parameter for parameter in self.model.parameters() if not parameter.requires_grad}
+        model = copy.deepcopy(self.model, dict[int, Any](shared)).eval().requires_grad_(False)
+        frozen = replace(self, model=model, reference_weights=None)
+        if has_fast_vision(frozen.base_model):
+            use_fast_vision(frozen.base_model)
+        return frozen
+
+    @torch.no_grad()
+    def load_trained(self, weights: Mapping[str, Tensor]) -> None:
+        """Overwrite, in place, the parameters that `weights` names. Raises `KeyError` for one that is not there."""
+        parameters = dict(self.model.named_parameters())
+        for name, weight in weights.items():
+            parameters[name].copy_(weight)
 
     @contextmanager
     def reference(self) -> Iterator[None]:

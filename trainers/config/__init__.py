@@ -4,6 +4,7 @@ The defaults, allowed values and one-line help of every key live in this package
 what differs from them, and `docs/configuration.md` and `train.py --help` are made from them.
 """
 
+from trainers.config.areal import ArealConfig
 from trainers.config.learning import AdvantageConfig, LossConfig, OptimConfig, RewardConfig, RolloutConfig
 from trainers.config.policy import InferenceConfig, LoaderConfig, LoraConfig, ModelConfig
 from trainers.config.run import CheckpointConfig, EvalConfig, LoggingConfig, TrainConfig, from_mapping
@@ -12,6 +13,7 @@ from trainers.config.world import EnvConfig, LatencyConfig
 
 __all__ = [
     "AdvantageConfig",
+    "ArealConfig",
     "CheckpointConfig",
     "ConfigError",
     "EnvConfig",

@@ -21,7 +21,10 @@ class RolloutConfig:
     max_new_tokens: int = Field(default=48, ge=1, description="most sampled tokens of a turn")
     concurrency: int = Field(default=64, ge=1, description="episodes at a time; 1 is one after the other")
     temperature: float = Field(default=1.0, gt=0, description="sampling temperature")
-    max_staleness: int = Field(default=0, ge=0, description="bound on policy versions behind; legacy always stays at 0")
+    greedy: bool = Field(default=False, description="take the likeliest token: no exploration, for comparing backends")
+    max_staleness: int = Field(
+        default=0, ge=0, description="areal: most policy versions between a token and its update; legacy stays at 0"
+    )
     context: Literal["full", "last_k"] = Field(default="full", description="screenshots kept in the conversation")
     last_k: int = Field(default=3, ge=1, description="screenshots kept with context=last_k")
     max_refills: int = Field(default=1, ge=0, description="further rounds of groups when too many gave no signal")
@@ -52,6 +55,12 @@ class LossConfig:
 
     kind: Literal["ppo_clip", "policy_gradient"] = Field(default="ppo_clip", description="objective")
     clip_epsilon: float = Field(default=0.2, gt=0, lt=1, description="PPO's clip range")
+    decoupled: bool = Field(
+        default=False, description="ppo_clip: clip around the present policy, weight by present / sampling policy"
+    )
+    behaviour_weight_cap: float = Field(
+        default=5.0, gt=1, description="decoupled: tokens with a larger weight are left out"
+    )
     kl_coefficient: float = Field(
         default=0.0, ge=0, description="weight of the KL to the frozen reference; 0: no reference"
     )

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from trainers.config.areal import ArealConfig
 from trainers.config.learning import AdvantageConfig, LossConfig, OptimConfig, RewardConfig, RolloutConfig
 from trainers.config.policy import InferenceConfig, LoaderConfig, LoraConfig, ModelConfig
 from trainers.config.types import Name, PathText
@@ -51,8 +52,8 @@ class TrainConfig:
     backend: Literal["legacy", "areal"] = Field(
         default="legacy", description="legacy: our own synchronous loop; areal: asynchronous, on AReaL"
     )
-    phase: Literal[1, 2, 3] = Field(
-        default=3, description="areal: how much of AReaL is used; 1 rollouts, 2 and the model engine, 3 everything"
+    phase: Literal[1, 2] = Field(
+        default=2, description="areal: how much of AReaL is used; 1: it collects, 2: its engine holds the model too"
     )
     experiment: Name = Field(default="default", description="preset: a file of conf/experiment")
     max_steps: int = Field(default=20, ge=1, description="training steps")
@@ -77,6 +78,7 @@ class TrainConfig:
     eval: EvalConfig = Field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     logging: LoggingConfig = Field(default_factory=LoggingConfig)
+    areal: ArealConfig = Field(default_factory=ArealConfig)
 
     @property
     def active_phase(self) -> int | None:

@@ -49,7 +49,10 @@ def reference_logprobs(policy: PolicyModel, micro: MicroBatch, temperature: floa
 
 
 def loss_inputs(micro: MicroBatch, scores: TokenScores, reference: Tensor | None = None) -> LossInputs:
-    """Line up what the rollout recorded with what the training forward computed, token by token."""
+    """Line up what the rollout recorded with what the training forward computed, token by token.
+
+    The update starts from the weights that computed `scores`, which makes them the proximal policy.
+    """
     counts = micro.loss_mask.sum(-1)
     return LossInputs(
         logprobs=scores.logprobs,
@@ -58,6 +61,7 @@ def loss_inputs(micro: MicroBatch, scores: TokenScores, reference: Tensor | None
         coefficients=micro.coefficients.repeat_interleave(counts),
         entropy=scores.entropy,
         reference_logprobs=reference,
+        proximal_logprobs=scores.logprobs.detach(),
     )
 
 

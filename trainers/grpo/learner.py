@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from cua_agent.models.policy import PolicyModel
 from cua_agent.trajectory import Trajectory
-from trainers.checkpoint import load_checkpoint, save_checkpoint
+from trainers.checkpoint import Optimisation, load_checkpoint, save_checkpoint
 from trainers.config import OptimConfig, TrainConfig
 from trainers.grpo.batching import collate, weigh_rows
 from trainers.grpo.forward import loss_inputs, reference_logprobs, score_tokens
@@ -70,11 +70,15 @@ class PolicyLearner:
         self.optimizer.zero_grad(set_to_none=True)
         return LossRecord(metrics, gradients)
 
+    def trained_weights(self) -> dict[str, Tensor]:
+        """The trained parameters by name, as they are now; not copies."""
+        return {name: parameter.detach() for name, parameter in self._policy.trainable_parameters()}
+
     def save(self, path: Path, state: TrainerState) -> None:
-        save_checkpoint(path, policy=self._policy, optimizer=self.optimizer, scheduler=self.scheduler, state=state)
+        save_checkpoint(path, policy=self._policy, optimisation=self._optimisation(), state=state)
 
     def load(self, path: Path) -> TrainerState:
-        return load_checkpoint(path, policy=self._policy, optimizer=self.optimizer, scheduler=self.scheduler)
+        return load_checkpoint(path, policy=self._policy, optimisation=self._optimisation())
 
     def close(self) -> None:
         pass
@@ -87,6 +91,9 @@ class PolicyLearner:
         reference = reference_logprobs(self._policy, micro, temperature) if loss.kl_coefficient else None
         scores = score_tokens(self._policy, micro, temperature, entropy_gradient=loss.entropy_coefficient != 0)
         return grpo_loss(loss_inputs(micro, scores, reference), loss).loss
+
+    def _optimisation(self) -> Optimisation:
+        return Optimisation(self.optimizer, self.scheduler, dict(self._policy.trainable_parameters()))
 
     def _accumulate(self, batch: Batch) -> LossSums:
         self.optimizer.zero_grad(set_to_none=True)

@@ -22,8 +22,9 @@ class LossInputs:
     """The N trained tokens of a micro-batch, all rows concatenated; every tensor is [N], float32 unless noted.
 
     `logprobs` and `entropy` belong to the policy being trained (with gradient), `old_logprobs` to the policy that
-    sampled, `reference_logprobs` to the frozen reference (None: no KL term). `advantages` repeats each episode's
-    advantage on its tokens. `coefficients` (float64) is from `token_coefficients`.
+    sampled, `reference_logprobs` to the frozen reference (None: no KL term), `proximal_logprobs` to the policy that the
+    update starts from (without gradient; for the decoupled loss only). `advantages` repeats each episode's advantage on
+    its tokens. `coefficients` (float64) is from `token_coefficients`.
     """
 
     logprobs: Tensor
@@ -32,6 +33,7 @@ class LossInputs:
     coefficients: Tensor
     entropy: Tensor
     reference_logprobs: Tensor | None = None
+    proximal_logprobs: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,20 @@ def ppo_clip(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, epsilon
     return -torch.minimum(unclipped, clipped), clipped < unclipped
 
 
+def decoupled_ppo_clip(
+    logprobs: Tensor, proximal: Tensor, old_logprobs: Tensor, advantages: Tensor, epsilon: float, cap: float
+) -> tuple[Tensor, Tensor]:
+    """`ppo_clip` around the proximal policy, each token weighted by proximal / behaviour, and whether it was clipped.
+
+    For tokens that an older policy sampled: Hilton et al., "Batch size-invariance for policy optimization" (arXiv
+    2110.00641), section 3, as AReaL uses it (arXiv 2505.24298, section 5.2). A token whose weight exceeds `cap` is too
+    far off-policy to be corrected: it contributes 0.
+    """
+    clipped_loss, clipped = ppo_clip(logprobs, proximal, advantages, epsilon)
+    weight = (proximal - old_logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+    return torch.where(weight <= cap, clipped_loss * weight, 0.0), clipped & (weight <= cap)
+
+
 def policy_gradient(logprobs: Tensor, advantages: Tensor) -> Tensor:
     """-A * log pi per token: REINFORCE (Williams, 1992). Has no ratio: exact only on tokens of the present policy."""
     return -advantages * logprobs
@@ -129,14 +145,7 @@ def policy_gradient(logprobs: Tensor, advantages: Tensor) -> Tensor:
 
 def grpo_loss(inputs: LossInputs, config: LossConfig) -> LossOutputs:
     """Policy loss + kl_coefficient * KL - entropy_coefficient * entropy, each token times its coefficient."""
-    if config.kind == "ppo_clip":
-        policy, clipped = ppo_clip(inputs.logprobs, inputs.old_logprobs, inputs.advantages, config.clip_epsilon)
-    elif config.kind == "policy_gradient":
-        policy = policy_gradient(inputs.logprobs, inputs.advantages)
-        clipped = torch.zeros_like(policy, dtype=torch.bool)
-    else:
-        raise ValueError(f"loss.kind={config.kind!r}: allowed are ppo_clip, policy_gradient")
-
+    policy, clipped = _policy_loss(inputs, config)
     objective, kl = policy, None
     if inputs.reference_logprobs is not None:
         kl = ESTIMATORS[config.kl_estimator](inputs.logprobs, inputs.reference_logprobs)
@@ -148,6 +157,27 @@ def grpo_loss(inputs: LossInputs, config: LossConfig) -> LossOutputs:
 
     loss = (inputs.coefficients * objective.double()).sum()
     return LossOutputs(loss, _sums(inputs, loss, policy, clipped, kl))
+
+
+def _policy_loss(inputs: LossInputs, config: LossConfig) -> tuple[Tensor, Tensor]:
+    """The policy's loss per token, and where clipping took effect."""
+    if config.kind == "policy_gradient":
+        loss = policy_gradient(inputs.logprobs, inputs.advantages)
+        return loss, torch.zeros_like(loss, dtype=torch.bool)
+    if config.kind != "ppo_clip":
+        raise ValueError(f"loss.kind={config.kind!r}: allowed are ppo_clip, policy_gradient")
+    if not config.decoupled:
+        return ppo_clip(inputs.logprobs, inputs.old_logprobs, inputs.advantages, config.clip_epsilon)
+    if inputs.proximal_logprobs is None:
+        raise ValueError("loss.decoupled=true needs proximal log-probs, and there are none")
+    return decoupled_ppo_clip(
+        inputs.logprobs,
+        inputs.proximal_logprobs,
+        inputs.old_logprobs,
+        inputs.advantages,
+        config.clip_epsilon,
+        config.behaviour_weight_cap,
+    )
 
 
 @torch.no_grad()

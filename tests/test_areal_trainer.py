@@ -1,0 +1,85 @@
+"""The asynchronous trainer on a toy world: it collects ahead, within the bound, and survives what breaks."""
+
+import asyncio
+import json
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cua_agent.envs.base import EnvironmentFailure
+from cua_agent.models.loaders import load_policy
+from tests.legacy_rig import CONFIG, TASKS, OneTokenRunner, Watcher, squares
+from tests.tiny_random import build
+from trainers.config import ModelConfig, TrainConfig
+from trainers.parts import Parts
+from trainers.rollouts import EpisodeSpec
+
+pytest.importorskip("areal")
+pytestmark = pytest.mark.slow
+
+Hook = Any
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("tiny") / "model")
+
+
+class SlowRunner(OneTokenRunner):
+    """Some episodes take long: one in four by `delay_s`."""
+
+    async def __call__(self, environment: Any, spec: EpisodeSpec) -> Any:
+        if not spec.episode_id.startswith("eval") and hash(spec.episode_id) % 4 == 0:
+            await asyncio.sleep(0.05)
+        return await super().__call__(environment, spec)
+
+
+def trained(weights: Path, directory: Path, config: TrainConfig, **runner: Any) -> list[dict[str, Any]]:
+    from trainers.areal.trainer import AReaLGRPOTrainer
+
+    policy = load_policy(str(weights))
+    held_out = {"seeds": TASKS, "templates": TASKS[:1]}
+    parts = Parts(policy, squares, lambda engine: SlowRunner(policy, engine, **runner), TASKS, held_out)
+    config = replace(config, backend="areal", model=ModelConfig(path=str(weights), freeze_vision=False))
+    with closing(AReaLGRPOTrainer(config, directory, Watcher(), parts)) as trainer:
+        trainer.train()
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("phase", [1, 2])
+@pytest.mark.parametrize("bound", [0, 2])
+def test_staleness_stays_within_the_bound(weights: Path, tmp_path: Path, phase: int, bound: int) -> None:
+    config = replace(CONFIG, phase=phase, max_steps=6, rollout=replace(CONFIG.rollout, max_staleness=bound))
+    rows = trained(weights, tmp_path / "run", config)
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert max(row["staleness_max"] for row in rows) <= bound
+    assert bound == 0 or max(row["staleness_max"] for row in rows) > 0
+    assert all(row["groups_kept"] <= CONFIG.rollout.groups_per_step for row in rows)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["backend"], summary["phase"], summary["steps"]) == ("areal", phase, 6)
+
+
+def test_a_lost_episode_is_replaced_and_counted(weights: Path, tmp_path: Path) -> None:
+    lost: list[str] = []
+
+    def lose_some(spec: EpisodeSpec) -> None:
+        if spec.episode_id.endswith("-1"):
+            lost.append(spec.episode_id)
+            raise EnvironmentFailure("the box died")
+
+    rows = trained(weights, tmp_path / "run", replace(CONFIG, phase=1), hook=lose_some)
+    assert sum(row["episodes_infra_error"] for row in rows) > 0
+    assert len(lost) >= sum(row["episodes_infra_error"] for row in rows)
+
+
+@pytest.mark.parametrize("error", [EnvironmentFailure("no box answers"), RuntimeError("a bug")])
+def test_a_run_of_failures_stops_training_with_the_cause(weights: Path, tmp_path: Path, error: Exception) -> None:
+    def hook(spec: EpisodeSpec) -> None:
+        if not spec.episode_id.startswith("eval"):
+            raise error
+
+    with pytest.raises(EnvironmentFailure, match=f"8 groups in a row were lost; the last: .*{error}"):
+        trained(weights, tmp_path / "run", replace(CONFIG, phase=1), hook=hook)

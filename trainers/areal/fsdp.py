@@ -1,0 +1,114 @@
+"""AReaL's FSDP engine around a model that is already in memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from areal.api import FinetuneSpec
+from areal.api.cli_args import PPOActorConfig
+from areal.engine.fsdp_engine import FSDPPPOActor, FSDPTrainContext
+from areal.infra.platforms import current_platform
+from areal.utils.data import MicroBatchItem
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim.lr_scheduler import LambdaLR
+
+from cua_agent.models.policy import PolicyModel
+from trainers.config import OptimConfig
+from trainers.grpo.learner import warmup_factor
+
+IMPOSSIBLE = -1e9
+"""Logit of a token that must not be sampled: its probability is exactly 0, and 0 * logit stays finite."""
+
+PACKED_SAFELY = ("sdpa", "eager")
+"""Attention that reads sequence boundaries from positions; flash attention takes AReaL's cu_seqlens."""
+
+
+class PolicyActor(FSDPPPOActor):  # type: ignore[misc]
+    """`FSDPPPOActor` that trains `policy.model` itself: a plain model or a `PeftModel`, whoever loaded it.
+
+    The model is sharded in place. Its log-probs are those of sampling: at the rollouts' temperature, over the tokens
+    that may be sampled. Packed sequences do not see each other.
+    """
+
+    def __init__(self, config: PPOActorConfig, policy: PolicyModel, optim: OptimConfig) -> None:
+        super().__init__(config=config)
+        self.policy = policy
+        self._warmup_steps = optim.warmup_steps * optim.updates_per_batch
+
+    def _create_device_model(self) -> None:
+        current_platform.set_device(int(os.environ["LOCAL_RANK"]))
+        self.device = self.policy.device
+        self.tokenizer, self.processor = self.policy.tokenizer, None
+        self.model = self.policy.model
+        base = self.policy.base_model
+        ban_tokens(base, self.policy.special.banned)
+        if self.policy.has_adapter:  # AReaL asks `model.model`, which is one level less with an adapter
+            base.compute_3d_position_ids = base.model.compute_3d_position_ids
+
+    def _create_optimizer(self, ft_spec: FinetuneSpec) -> None:
+        super()._create_optimizer(ft_spec)
+        warmup = self._warmup_steps
+        self.lr_scheduler = LambdaLR(self.optimizer, lambda update: warmup_factor(update, warmup))
+
+    def _prepare_mb_inputs(self, mb_item: MicroBatchItem) -> tuple[dict[str, Any], FSDPTrainContext]:
+        inputs, context = super()._prepare_mb_inputs(mb_item)
+        if self.config.attn_impl in PACKED_SAFELY:
+            inputs["position_ids"] = with_text_positions(inputs["position_ids"], inputs["cu_seqlens"])
+        return inputs, context
+
+    def trained_weights(self) -> dict[str, Tensor]:
+        """The trained parameters by name, whole, on every rank."""
+        return {name: whole(parameter) for name, parameter in self.policy.trainable_parameters()}
+
+    @torch.no_grad()
+    def load_trained(self, weights: Mapping[str, Tensor]) -> None:
+        """Overwrite the trained parameters with whole tensors of the same names."""
+        for name, parameter in self.policy.trainable_parameters():
+            parameter.copy_(like(weights[name], parameter))
+
+    def gradients(self) -> dict[str, Tensor]:
+        """Gradients of the trained parameters by name, whole, float32 on the CPU."""
+        return {
+            name: whole(parameter.grad).float().cpu().clone()
+            for name, parameter in self.policy.trainable_parameters()
+            if parameter.grad is not None
+        }
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor that is not sharded any more; detached."""
+    detached = tensor.detach()
+    gathered: Tensor = detached.full_tensor() if isinstance(detached, DTensor) else detached
+    return gathered
+
+
+def like(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """A whole tensor, sharded as `parameter` is."""
+    if not isinstance(parameter, DTensor):
+        return tensor
+    return distribute_tensor(tensor.to(parameter.device), parameter.device_mesh, parameter.placements)
+
+
+def ban_tokens(model: Any, banned: tuple[int, ...]) -> None:
+    """Make `model.lm_head` give the `banned` ids probability 0."""
+    ids = torch.tensor(banned, dtype=torch.int64)
+
+    def silence(_: nn.Module, __: Any, logits: Tensor) -> Tensor:
+        return logits.index_fill(-1, ids.to(logits.device), IMPOSSIBLE)
+
+    model.lm_head.register_forward_hook(silence)
+
+
+def with_text_positions(position_ids: Tensor, cu_seqlens: Tensor) -> Tensor:
+    """M-RoPE positions [3, 1, T] of packed sequences with a row of plain positions before them: int64 [4, 1, T].
+
+    Plain positions start at 0 in every sequence, which is how transformers' Qwen-VL models recognise packed sequences
+    and keep them from attending to each other. `cu_seqlens` int [n + 1] holds their boundaries.
+    """
+    lengths = torch.diff(cu_seqlens).tolist()
+    plain = torch.cat([torch.arange(length, device=position_ids.device) for length in lengths])
+    return torch.cat([plain[None, None], position_ids.long()])

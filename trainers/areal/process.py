@@ -1,0 +1,82 @@
+"""What AReaL wants of a process before it is imported, and what has to be mended in it afterwards."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import socket
+from pathlib import Path
+
+from trainers.config import ConfigError
+
+EXTRA = "backend=areal needs the package areal: pip install --no-deps -r requirements/cpu.txt, or the extra [areal]"
+
+
+def prepare_process(run_directory: Path) -> None:
+    """Make this process one rank of AReaL's SPMD mode (the only one, unless a launcher said otherwise).
+
+    Raises `ConfigError` when areal is not installed.
+    """
+    if importlib.util.find_spec("areal") is None:
+        raise ConfigError(EXTRA)
+    defaults = {
+        "AREAL_SPMD_MODE": "1",
+        "RANK": "0",
+        "WORLD_SIZE": "1",
+        "LOCAL_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(_free_port()),
+        "TORCHDYNAMO_DISABLE": "1",  # compiling the first log-prob call takes minutes on a CPU
+        "WANDB_MODE": "disabled",  # AReaL's own logger; runs are logged by trainers.metrics
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+    _quiet_logging()
+    _resolve_names_in(run_directory / "areal" / "names")
+    _no_async_saver()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _quiet_logging() -> None:
+    """AReaL logs every micro-batch; what matters reaches the user as progress and errors."""
+    from areal.utils import logging as areal_logging
+
+    get_logger = areal_logging.getLogger
+
+    def get_quiet_logger(*args: object, **kwargs: object) -> logging.Logger:
+        logger: logging.Logger = get_logger(*args, **kwargs)
+        logger.setLevel(logging.ERROR)
+        return logger
+
+    areal_logging.getLogger = get_quiet_logger
+    for name, logger in logging.root.manager.loggerDict.items():
+        if isinstance(logger, logging.Logger) and getattr(logger, "handlers", None) and not name.startswith("_"):
+            logger.setLevel(max(logger.level, logging.ERROR) if _is_areals(logger) else logger.level)
+
+
+def _is_areals(logger: logging.Logger) -> bool:
+    from areal.utils import logging as areal_logging
+
+    return logger.name in areal_logging.LOGGER_COLORS_EXACT
+
+
+def _resolve_names_in(directory: Path) -> None:
+    """AReaL's name service in the run's own directory: another run, or a restart, finds no stale entries."""
+    from areal.api.cli_args import NameResolveConfig
+    from areal.utils import name_resolve
+
+    name_resolve.reconfigure(NameResolveConfig(type="nfs", nfs_record_root=str(directory)))
+
+
+def _no_async_saver() -> None:
+    """The check for asynchronous saving imports an engine that needs triton, in every mode (areal/utils/saver.py)."""
+    from areal.utils.saver import Saver
+
+    Saver._should_use_async = lambda *_: False

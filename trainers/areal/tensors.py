@@ -1,0 +1,87 @@
+"""Trajectories as AReaL's tensors, and the filter that AReaL applies to them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from cua_agent.models.policy import PolicyModel
+from cua_agent.trajectory import NO_VERSION, Trajectory
+from trainers.config import AdvantageConfig
+from trainers.grpo.advantages import MIN_GROUP_EPISODES
+
+TensorDict = dict[str, Any]
+
+
+def rows_to_tensors(policy: PolicyModel, rows: Sequence[Trajectory], *, pixels: bool = True) -> TensorDict:
+    """AReaL's contract for B rows of at most L tokens.
+
+    `input_ids` int64, `loss_mask` int32, `logprobs` float32, `versions` int32, `attention_mask` bool and
+    `mm_token_type_ids` int64 (1 on image placeholders), all [B, L]; `rewards` float32 [B]; `multi_modal_input`, a
+    mapping of `pixel_values` and `image_grid_thw` a row (with `pixels`, when there are images). Ours besides, [B]:
+    `group` and `episode` (int64: numbered in the order of their first row) and `weight` (float32, 1 / rows of the
+    episode).
+    """
+    ids = [torch.from_numpy(np.ascontiguousarray(row.input_ids)) for row in rows]
+    input_ids = _padded(ids, policy.special.pad_id)
+    tensors: TensorDict = {
+        "input_ids": input_ids,
+        "attention_mask": _padded([torch.ones(len(row), dtype=torch.bool) for row in rows], 0),
+        "loss_mask": _padded([torch.from_numpy(row.loss_mask) for row in rows], 0),
+        "logprobs": _padded([torch.from_numpy(row.logprobs) for row in rows], 0.0),
+        "versions": _padded([torch.from_numpy(row.versions) for row in rows], NO_VERSION),
+        "rewards": torch.tensor([row.reward for row in rows], dtype=torch.float32),
+        "mm_token_type_ids": (input_ids == policy.special.image_token_id).long(),
+        "group": _numbered([row.group_id for row in rows]),
+        "episode": _numbered([row.episode_id for row in rows]),
+        "weight": torch.tensor([row.weight for row in rows], dtype=torch.float32),
+    }
+    if pixels and all(row.images for row in rows):
+        tensors["multi_modal_input"] = [_images(policy, row) for row in rows]
+    return tensors
+
+
+def carries_signal(group: Mapping[str, Any], config: AdvantageConfig) -> bool:
+    """Whether the rewards of a group's episodes differ: AReaL's `should_accept_fn`; agrees with `has_signal`."""
+    first = first_rows(group["episode"])
+    rewards = group["rewards"][first].double()
+    std = float(rewards.std(correction=0)) if len(rewards) >= MIN_GROUP_EPISODES else 0.0
+    return std > 0 and std >= config.min_group_std
+
+
+def first_rows(numbers: Tensor) -> Tensor:
+    """Indices int64 of the rows at which a new number appears, in order; `numbers` int64 [B]."""
+    seen: dict[int, int] = {}
+    for index, number in enumerate(numbers.tolist()):
+        seen.setdefault(number, index)
+    return torch.tensor(list(seen.values()), dtype=torch.int64)
+
+
+def _padded(tensors: list[Tensor], fill: float) -> Tensor:
+    padded: Tensor = pad_sequence(tensors, batch_first=True, padding_value=fill)
+    return padded
+
+
+def _numbered(names: Sequence[str]) -> Tensor:
+    numbers: dict[str, int] = {}
+    return torch.tensor([numbers.setdefault(name, len(numbers)) for name in names], dtype=torch.int64)
+
+
+def _images(policy: PolicyModel, row: Trajectory) -> dict[str, Tensor]:
+    pixel_values, image_grid_thw = policy.pixels(row.images)
+    return {"pixel_values": pixel_values, "image_grid_thw": image_grid_thw}
+
+
+_PER_TOKEN = ("loss_mask", "logprobs", "versions", "ref_logp", "advantages", "coefficients")
+
+
+def shifted(tensors: TensorDict) -> TensorDict:
+    """The same with every per-token entry moved to the position before its token, the one that predicts it: where
+    AReaL's losses look. (AReaL's `compute_advantages` moves its own.)"""
+    moved = {name: tensors[name].roll(-1, dims=-1) for name in _PER_TOKEN if name in tensors}
+    return {**tensors, **moved}

@@ -1,0 +1,108 @@
+"""Our agent loop as AReaL workflows: multi-turn, with a screenshot every turn."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from areal.api import InferenceEngine, RolloutWorkflow
+
+from cua_agent.inference.base import InferenceEngine as Engine
+from cua_agent.models.policy import PolicyModel
+from trainers.areal.client import EngineClient
+from trainers.areal.ledger import Finished, Ledger
+from trainers.areal.tensors import TensorDict, rows_to_tensors
+from trainers.areal.world import LoopWorld
+from trainers.config import RolloutConfig
+from trainers.rollouts import EpisodeRunner, EpisodeSpec, Group, GroupSpec, Played, play_all, play_groups
+from trainers.task_sampler import TaskSampler
+
+logger = logging.getLogger(__name__)
+
+RunnerFor = Callable[[Engine], EpisodeRunner]
+
+
+class GroupWorkflow(RolloutWorkflow):  # type: ignore[misc]
+    """Plays one group: the same task from the same start, `rollout.group_size` episodes together.
+
+    `data` is `{"index": n}`, the n-th group of the training sequence. The result is AReaL's tensor contract with one or
+    several rows an episode, or None when the group was lost. A lost episode is replaced, at most
+    `rollout.infra_retries` times; nothing is raised, because AReaL would take it for a rejection: what happened is in
+    the ledger.
+    """
+
+    def __init__(
+        self,
+        policy: PolicyModel,
+        world: LoopWorld,
+        runner_for: RunnerFor,
+        sampler: TaskSampler,
+        rollout: RolloutConfig,
+        ledger: Ledger,
+        *,
+        pixels: bool,
+    ) -> None:
+        self._policy = policy
+        self._world = world
+        self._runner_for = runner_for
+        self._sampler = sampler
+        self._rollout = rollout
+        self._ledger = ledger
+        self._pixels = pixels
+
+    async def arun_episode(self, engine: InferenceEngine, data: dict[str, Any]) -> TensorDict | None:
+        index = int(data["index"])
+        self._ledger.start(index, engine.get_version())
+        spec = self._sampler.at(index)
+        tensors: TensorDict | None = None
+        try:
+            finished = await self._play(engine, index, spec)
+            if rows := finished.group.rows:
+                tensors = await asyncio.to_thread(rows_to_tensors, self._policy, rows, pixels=self._pixels)
+        except Exception as error:
+            logger.exception("group %s (%s) broke off", spec.group_id, spec.task.id)
+            finished = Finished(index, Group(spec, []), error=error)
+        self._ledger.finish(finished)
+        return tensors
+
+    async def _play(self, engine: InferenceEngine, index: int, spec: GroupSpec) -> Finished:
+        pool = await self._world.pool()
+        run = self._runner_for(EngineClient(engine))
+        [group], lost = await play_groups(pool, run, [spec], self._rollout.group_size, self._rollout.infra_retries)
+        return Finished(index, group, lost)
+
+
+class EpisodesWorkflow(RolloutWorkflow):  # type: ignore[misc]
+    """Plays single episodes for an evaluation; `data` is `{"index": n}`, an index into `specs`.
+
+    What became of episode n is `played[n]`; an unexpected error is kept in `errors`.
+    """
+
+    def __init__(
+        self,
+        world: LoopWorld,
+        runner_for: RunnerFor,
+        specs: list[EpisodeSpec],
+        retries: int,
+        on_end: Callable[[], None],
+    ) -> None:
+        self._world = world
+        self._runner_for = runner_for
+        self._specs = specs
+        self._retries = retries
+        self._on_end = on_end
+        self.played: dict[int, Played] = {}
+        self.errors: list[Exception] = []
+
+    async def arun_episode(self, engine: InferenceEngine, data: dict[str, Any]) -> None:
+        index = int(data["index"])
+        try:
+            pool = await self._world.pool()
+            run = self._runner_for(EngineClient(engine))
+            [self.played[index]] = await play_all(pool, run, [self._specs[index]], self._retries)
+        except Exception as error:
+            self.errors.append(error)
+        finally:
+            self._on_end()

@@ -1,0 +1,16 @@
+"""The asynchronous backend: what AReaL is told besides what every backend is."""
+
+from __future__ import annotations
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from trainers.config.validation import STRICT
+
+
+@dataclass(frozen=True, config=STRICT)
+class ArealConfig:
+    """Keys of backend=areal."""
+
+    max_failures: int = Field(default=8, ge=1, description="groups lost in a row before the run stops")
+    packed_tokens: int = Field(default=1024, ge=64, description="phase 2: token budget of one packed forward pass")
