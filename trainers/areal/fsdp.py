@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim.lr_scheduler import LambdaLR
 
+from cua_agent.models.mrope import mrope_positions
 from cua_agent.models.policy import PolicyModel
 from trainers.config import OptimConfig
 from trainers.grpo.learner import warmup_factor
@@ -46,8 +48,8 @@ class PolicyActor(FSDPPPOActor):  # type: ignore[misc]
         self.model = self.policy.model
         base = self.policy.base_model
         ban_tokens(base, self.policy.special.banned)
-        if self.policy.has_adapter:  # AReaL asks `model.model`, which is one level less with an adapter
-            base.compute_3d_position_ids = base.model.compute_3d_position_ids
+        asked = base if self.policy.has_adapter else base.model  # what AReaL finds at `model.model`
+        asked.compute_3d_position_ids = partial(position_ids, self.policy)
 
     def _create_optimizer(self, ft_spec: FinetuneSpec) -> None:
         super()._create_optimizer(ft_spec)
@@ -101,6 +103,30 @@ def ban_tokens(model: Any, banned: tuple[int, ...]) -> None:
         return logits.index_fill(-1, ids.to(logits.device), IMPOSSIBLE)
 
     model.lm_head.register_forward_hook(silence)
+
+
+def position_ids(
+    policy: PolicyModel,
+    *,
+    attention_mask: Tensor,
+    mm_token_type_ids: Tensor,
+    image_grid_thw: Tensor | None = None,
+    **_: Any,
+) -> Tensor:
+    """M-RoPE positions int64 [3, B, L] of padded rows, 0 on padding; also for rows, or batches, without images.
+
+    `attention_mask`, `mm_token_type_ids` [B, L]; `image_grid_thw` int64 [n, 3] (patches), images of all rows in order.
+    """
+    merge = policy.image_processor.merge_size
+    grids = [] if image_grid_thw is None else [(h // merge, w // merge) for _, h, w in image_grid_thw.tolist()]
+    out = torch.zeros(3, *attention_mask.shape, dtype=torch.int64)
+    for row, length in enumerate(attention_mask.sum(-1).tolist()):
+        is_image = mm_token_type_ids[row, :length].bool().cpu().numpy()
+        own: list[tuple[int, int]] = []
+        while sum(h * w for h, w in own) < is_image.sum():
+            own.append(grids.pop(0))
+        out[:, row, :length] = torch.from_numpy(mrope_positions(is_image, own))
+    return out.to(attention_mask.device)
 
 
 def with_text_positions(position_ids: Tensor, cu_seqlens: Tensor) -> Tensor:

@@ -41,8 +41,8 @@ def rows_to_tensors(policy: PolicyModel, rows: Sequence[Trajectory], *, pixels: 
         "episode": _numbered([row.episode_id for row in rows]),
         "weight": torch.tensor([row.weight for row in rows], dtype=torch.float32),
     }
-    if pixels and all(row.images for row in rows):
-        tensors["multi_modal_input"] = [_images(policy, row) for row in rows]
+    if pixels and any(row.images for row in rows):
+        tensors["multi_modal_input"] = [_images(policy, row) if row.images else {} for row in rows]
     return tensors
 
 
