@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from types import FrameType
 from typing import get_args
 
 from pydantic import ValidationError
@@ -66,8 +69,9 @@ def serve(options: LocalGBoxOptions) -> int:
     try:
         listener = listen(options)
     except OSError as error:
-        raise OptionError(f"--port {options.port} on {options.host}: {error.strerror}") from None
+        raise OptionError(f"--port {options.port} on {options.host}: {os.strerror(error.errno or 0)}") from None
     app = make_app(options)
+    signal.signal(signal.SIGTERM, _stop)
     with listener:
         print(f"local GBox: GBOX_CLIENT_BASE_URL={origin_of(listener)}{API}/ GBOX_API_KEY={options.api_key}")
         print(f"ledger:     {origin_of(listener)}/ledger", flush=True)
@@ -81,6 +85,11 @@ def serve(options: LocalGBoxOptions) -> int:
                 f"{summary['executed']} actions, {len(summary['sent_twice'])} sent twice; faults: {served or 'none'}"
             )
     return DONE
+
+
+def _stop(number: int, _: FrameType | None) -> None:
+    """Leave in good order; uvicorn passes a signal on when it has shut down."""
+    raise SystemExit(128 + number)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

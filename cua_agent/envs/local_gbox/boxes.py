@@ -99,7 +99,7 @@ async def _create(
         if start_s > body.timeout:
             fleet.give_up(box)
             raise ApiError(408, f"the box did not run within {body.timeout:g} s and was deleted")
-        box = fleet.get(box.id)
+        fleet.started(box)
     return reply_of(box)
 
 

@@ -130,6 +130,11 @@ class Fleet:
         """A box whatever its state, also one that is gone."""
         return self._boxes.get(box_id)
 
+    def started(self, box: Box) -> None:
+        """A box's starting time was waited for: it runs, unless it has ended meanwhile."""
+        if box.status == "pending":
+            box.status, box.updated_at = "running", self.clock()
+
     def terminate(self, box: Box) -> None:
         """End a box; ending it again changes nothing."""
         if box.status != "terminated":

@@ -20,7 +20,7 @@ class Latency:
     mean_s: float = 0.0
     sigma: float = 1.0
     seed: int = 0
-    _rng: random.Random = field(init=False, repr=False)
+    _rng: random.Random = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         self._rng = random.Random(self.seed)

@@ -1,0 +1,137 @@
+"""`python -m cua_agent.envs.local_gbox` as a process."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import IO
+
+import pytest
+from local_gbox_rig import sdk
+
+from cua_agent.envs.local_gbox.__main__ import main, parse_options
+from cua_agent.envs.local_gbox.faults import FaultKind, FaultPlan
+from cua_agent.envs.local_gbox.options import LocalGBoxOptions
+from cua_agent.envs.local_gbox.server import LocalGBox, listen, running
+from cua_agent.envs.pocket.latency import Latency
+
+COMMAND = [sys.executable, "-m", "cua_agent.envs.local_gbox"]
+ROOT = Path(__file__).parents[1]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+def line_of(stream: IO[str] | None) -> str:
+    assert stream is not None
+    return stream.readline()
+
+
+def test_help() -> None:
+    done = subprocess.run([*COMMAND, "--help"], capture_output=True, text=True, check=True, cwd=ROOT, env=ENVIRONMENT)
+    for option in ("--port", "--host", "--seed", "--latency", "--fault-rate", "--faults", "--quota"):
+        assert option in done.stdout
+    assert "127.0.0.1" in done.stdout
+
+
+@pytest.mark.parametrize("interrupt", [signal.SIGINT, signal.SIGTERM])
+def test_serve_and_stop(interrupt: signal.Signals) -> None:
+    """A signal ends it at once, also while a request hangs; it says what is left, and no traceback."""
+    process = subprocess.Popen(
+        [*COMMAND, "--port", "0", "--api-key", "secret", "--fault-rate", "1", "--faults", "timeout", "--seed", "3"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=ENVIRONMENT,
+    )
+    try:
+        first = line_of(process.stdout)
+        match = re.fullmatch(
+            r"local GBox: GBOX_CLIENT_BASE_URL=(http://127\.0\.0\.1:\d+)/api/v1/ GBOX_API_KEY=secret\n", first
+        )
+        assert match, first
+        server = LocalGBox(match[1], "secret")
+        assert line_of(process.stdout) == f"ledger:     {match[1]}/ledger\n"
+        with sdk(server, timeout=0.3) as client, pytest.raises(Exception, match="timed out"):
+            client(lambda c: c.v1.boxes.list())
+        hanging = subprocess.Popen(
+            [sys.executable, "-c", _LIST, server.base_url, "secret"], cwd=ROOT, stderr=subprocess.DEVNULL
+        )
+        deadline = time.monotonic() + 20
+        while len(server.ledger()["faults"]) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        start = time.monotonic()
+        process.send_signal(interrupt)
+        rest, errors = process.communicate(timeout=20)
+        assert time.monotonic() - start < 5
+        hanging.wait(timeout=20)
+    finally:
+        process.kill()
+    assert errors == ""
+    assert rest == "0 boxes created, 0 still running; 0 actions, 0 sent twice; faults: 2 timeout\n"
+    assert process.returncode == 128 + interrupt
+
+
+_LIST = """
+import sys, httpx
+httpx.get(f"{sys.argv[1]}boxes", headers={"Authorization": f"Bearer {sys.argv[2]}"}, timeout=60)
+"""
+
+
+def test_options_reach_the_server() -> None:
+    latency = ["--latency", "lognormal", "--action-s", "0.5", "--create-s", "2", "--sigma", "0.7"]
+    faults = ["--fault-rate", "0.2", "--faults", "drop,death", "--fault-moment", "after"]
+    durations = ["--hang-s", "9", "--slow-create-s", "8", "--retry-after-s", "7"]
+    phones = ["--layout", "fixed", "--scale", "2", "--quota", "3"]
+    options = parse_options(["--port", "0", "--seed", "4", *phones, *latency, *faults, *durations])
+    assert options == LocalGBoxOptions(
+        port=0,
+        seed=4,
+        layout="fixed",
+        scale=2,
+        quota=3,
+        action_latency=Latency("lognormal", 0.5, 0.7, 4),
+        create_latency=Latency("lognormal", 2.0, 0.7, 4),
+        faults=FaultPlan(0.2, (FaultKind.DROP, FaultKind.DEATH), "after", 4),
+        hang_s=9,
+        slow_create_s=8,
+        retry_after_s=7,
+    )
+    assert parse_options([]) == LocalGBoxOptions(port=8600, **_default_latencies())
+
+
+def _default_latencies() -> dict[str, Latency]:
+    return {"action_latency": Latency("none", 1.0), "create_latency": Latency("none", 5.0)}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--fault-rate", "1.5"], "error: --fault-rate=1.5 must be from 0 to 1"),
+        (["--faults", "drop,rain"], "error: --faults: 'rain' is not one of server_error,rate_limit,"),
+        (["--scale", "9"], "error: --scale 9: Input should be less than or equal to 8"),
+        (["--hang-s", "0"], "error: --hang-s 0.0: Input should be greater than 0"),
+        (["--port", "70000"], "error: --port 70000: Input should be less than or equal to 65535"),
+        (["--quota", "0"], "error: --quota 0: Input should be greater than or equal to 1"),
+    ],
+)
+def test_bad_options(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(message) and error.count("\n") == 1
+
+
+def test_a_port_that_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
+    with listen(LocalGBoxOptions()) as taken:
+        port = taken.getsockname()[1]
+        assert main(["--port", str(port)]) == 2
+    assert capsys.readouterr().err == f"error: --port {port} on 127.0.0.1: Address already in use\n"
+
+
+def test_a_server_in_a_thread_leaves_nothing_behind() -> None:
+    with running() as server, sdk(server) as client:
+        client(lambda c: c.v1.boxes.create_android())
+    with sdk(server) as client, pytest.raises(Exception, match="Connection error"):
+        client(lambda c: c.v1.boxes.list())

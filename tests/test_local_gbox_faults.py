@@ -1,0 +1,278 @@
+"""Faults: which request fails is a pure decision by seed; how it fails is seen by the SDK over HTTP."""
+
+import io
+import time
+from collections import Counter
+from typing import Any
+
+import pytest
+from gbox_sdk import (
+    APIConnectionError,
+    APIStatusError,
+    APITimeoutError,
+    InternalServerError,
+    NotFoundError,
+    RateLimitError,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+from local_gbox_rig import AFTER, Sdk, png_of, sdk
+from PIL import Image
+
+from cua_agent.envs.local_gbox.faults import (
+    ALWAYS_AFTER,
+    APPLIES_TO,
+    HITS_AT_EITHER_MOMENT,
+    Fault,
+    FaultKind,
+    FaultPlan,
+    Moment,
+    Operation,
+    ScriptedFaults,
+)
+from cua_agent.envs.local_gbox.options import LocalGBoxOptions
+from cua_agent.envs.local_gbox.server import running
+
+A = Operation.ACTION
+SETTINGS = 17  # a seed whose phone starts on Settings, with airplane mode on and in view
+AIRPLANE = "global airplane_mode_on"
+
+
+def scripted(*faults: Fault | None, operation: Operation = A, **options: Any) -> LocalGBoxOptions:
+    """The n-th request of an operation meets the n-th fault."""
+    script = {(operation, number): fault for number, fault in enumerate(faults, 1) if fault}
+    return LocalGBoxOptions(faults=ScriptedFaults(script), **options)
+
+
+def box_on_settings(client: Sdk) -> str:
+    box = str(client(lambda c: c.v1.boxes.create_android()).id)
+    client.reset(box, SETTINGS)
+    return box
+
+
+@given(
+    seed=st.integers(0, 2**32),
+    stream=st.text(max_size=4),
+    operation=st.sampled_from(Operation),
+    number=st.integers(1, 10**6),
+    kinds=st.lists(st.sampled_from(FaultKind), unique=True).map(tuple),
+    moment=st.sampled_from(["before", "after", "either"]),
+)
+def test_decisions(
+    seed: int, stream: str, operation: Operation, number: int, kinds: tuple[FaultKind, ...], moment: Moment
+) -> None:
+    fault = FaultPlan(1.0, kinds, moment, seed).decide(stream, operation, number)
+    assert fault == FaultPlan(1.0, kinds, moment, seed).decide(stream, operation, number)
+    assert FaultPlan(0.0, kinds, moment, seed).decide(stream, operation, number) is None
+    possible = [kind for kind in kinds if operation in APPLIES_TO[kind]]
+    if fault is None:
+        assert not possible
+        return
+    assert fault.kind in possible
+    if fault.kind in HITS_AT_EITHER_MOMENT:
+        assert moment == "either" or fault.after == (moment == "after")
+    else:
+        assert fault.after == (fault.kind in ALWAYS_AFTER)
+    if fault.kind is FaultKind.SERVER_ERROR:
+        assert fault.status in (500, 502, 503, 504)
+    if fault.kind is FaultKind.DEATH:
+        assert fault.status in (404, 409)
+
+
+def test_rate_and_mixture() -> None:
+    plan = FaultPlan(0.2, seed=3)
+    faults = [plan.decide(str(box), A, number) for box in range(100) for number in range(1, 101)]
+    kinds = Counter(fault.kind for fault in faults if fault)
+    # 10,000 requests, 7 kinds: the standard deviations are 40 (of 2000) and 17 (of 286).
+    assert abs(sum(kinds.values()) - 2000) < 160
+    assert set(kinds) == set(FaultKind) - {FaultKind.SLOW_CREATE}
+    assert all(abs(count - 2000 / 7) < 68 for count in kinds.values())
+    halves = Counter(fault.after for fault in faults if fault and fault.kind in HITS_AT_EITHER_MOMENT)
+    assert abs(halves[True] - halves[False]) < 4 * sum(halves.values()) ** 0.5
+
+
+def test_bad_rate() -> None:
+    with pytest.raises(ValueError, match=r"rate=1.5 must be from 0 to 1"):
+        FaultPlan(1.5)
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        (Fault(FaultKind.SERVER_ERROR, False, 503), InternalServerError),
+        (Fault(FaultKind.SERVER_ERROR, True, 502), InternalServerError),
+        (Fault(FaultKind.DROP, False), APIConnectionError),
+        (Fault(FaultKind.DROP, True), APIConnectionError),
+        (Fault(FaultKind.TIMEOUT, False), APITimeoutError),
+        (Fault(FaultKind.TIMEOUT, True), APITimeoutError),
+        (Fault(FaultKind.RATE_LIMIT), RateLimitError),
+    ],
+    ids=lambda value: f"{value.kind}-{'after' if value.after else 'before'}" if isinstance(value, Fault) else "",
+)
+def test_an_action_without_answer(kind: Any, fault: Fault, error: type[Exception]) -> None:
+    """The client cannot tell, the shell can: the tap took effect when the fault came after it, and only then."""
+    with running(scripted(fault, retry_after_s=7)) as server, sdk(server, kind, timeout=0.5) as client:
+        box = box_on_settings(client)
+        with pytest.raises(error) as raised:
+            client.act(box, "tap", target="Airplane mode", options=AFTER)
+        assert isinstance(raised.value, APITimeoutError) == (fault.kind is FaultKind.TIMEOUT)
+        if isinstance(raised.value, RateLimitError):
+            assert raised.value.response.headers["retry-after"] == "7"
+        if isinstance(raised.value, InternalServerError):
+            assert raised.value.status_code == fault.status
+        assert client.setting(box, AIRPLANE) == ("0" if fault.after else "1")
+        ledger = server.ledger()
+        assert [entry["lost"] for entry in ledger["actions"] if entry["action"] == "tap"] == (
+            [fault.kind] if fault.after else []
+        )
+        expected = {"kind": fault.kind, "operation": "action", "box": box, "after": fault.after}
+        assert ledger["faults"] == [expected]
+        client.act(box, "tap", target="Airplane mode")  # the connection recovers
+        assert client.setting(box, AIRPLANE) == ("1" if fault.after else "0")
+
+
+def test_a_hanging_server_answers_in_the_end() -> None:
+    with running(scripted(Fault(FaultKind.TIMEOUT), hang_s=0.3)) as server, sdk(server) as client:
+        box = box_on_settings(client)
+        start = time.monotonic()
+        with pytest.raises(InternalServerError, match="504"):
+            client.act(box, "tap", x=1, y=1)
+        assert 0.3 <= time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_lost_create(after: bool) -> None:
+    """When it is lost after the effect, there is a box that nobody knows of: only its labels find it."""
+    fault = Fault(FaultKind.DROP, after)
+    with running(scripted(fault, operation=Operation.CREATE)) as server, sdk(server) as client:
+        with pytest.raises(APIConnectionError):
+            client(lambda c: c.v1.boxes.create_android(config={"labels": {"run": "r"}}))
+        found = [box.id for box in client(lambda c: c.v1.boxes.list(labels={"run": "r"})).data]
+        assert len(found) == after
+        assert server.ledger()["summary"]["running"] == found
+
+
+@pytest.mark.parametrize("status", [404, 409])
+@pytest.mark.parametrize("operation", [Operation.ACTION, Operation.SCREENSHOT])
+def test_a_box_that_dies(status: int, operation: Operation) -> None:
+    fault = Fault(FaultKind.DEATH, status=status)
+    with running(scripted(None, fault, operation=operation)) as server, sdk(server) as client:
+        box = box_on_settings(client)
+
+        def use() -> None:
+            client.act(box, "screenshot") if operation is Operation.SCREENSHOT else client.act(box, "tap", x=1, y=1)
+
+        use()
+        for _ in range(2):
+            with pytest.raises(APIStatusError) as raised:
+                use()
+            assert raised.value.status_code == status
+        with pytest.raises(APIStatusError):
+            client.shell(box, "settings get global wifi_on")
+        assert server.ledger()["summary"]["ended"] == {"died": 1}
+        if status == 404:
+            with pytest.raises(NotFoundError):
+                client(lambda c: c.v1.boxes.terminate(box))
+        else:
+            assert client(lambda c: c.v1.boxes.retrieve(box)).status == "error"
+            client(lambda c: c.v1.boxes.terminate(box))
+            assert client(lambda c: c.v1.boxes.retrieve(box)).status == "terminated"
+        assert server.ledger()["summary"]["ended"] == {"died": 1}
+
+
+def test_slow_create() -> None:
+    slow = Fault(FaultKind.SLOW_CREATE)
+    options = scripted(slow, slow, operation=Operation.CREATE, slow_create_s=0.3)
+    with running(options) as server, sdk(server) as client:
+        start = time.monotonic()
+        box = client(lambda c: c.v1.boxes.create_android(api_timeout="1s"))
+        assert box.status == "running" and 0.3 <= time.monotonic() - start < 1
+        with pytest.raises(APIStatusError) as raised:
+            client(lambda c: c.v1.boxes.create_android(api_timeout="100ms"))
+        assert raised.value.status_code == 408
+        third = client(lambda c: c.v1.boxes.create_android(api_timeout="100ms"))
+        assert third.status == "running"
+        ledger = server.ledger()["summary"]
+        assert (ledger["ended"], ledger["running"]) == ({"create timed out": 1}, [box.id, third.id])
+
+
+@pytest.mark.parametrize("operation", [Operation.ACTION, Operation.SCREENSHOT])
+def test_a_truncated_image(operation: Operation) -> None:
+    cut = Fault(FaultKind.TRUNCATED_IMAGE, after=True)
+    with running(scripted(cut, operation=operation)) as server, sdk(server) as client:
+        box = box_on_settings(client)
+
+        def shoot() -> bytes:
+            if operation is Operation.SCREENSHOT:
+                return png_of(client.act(box, "screenshot").uri)
+            return png_of(client.act(box, "move", x=1, y=1, options=AFTER).screenshot.after.uri)
+
+        broken, whole = shoot(), shoot()
+        assert whole.startswith(broken) and len(broken) == len(whole) // 2
+        with pytest.raises(OSError):
+            Image.open(io.BytesIO(broken)).load()
+        Image.open(io.BytesIO(whole)).load()
+
+
+def test_there_is_no_fault_where_there_is_no_image_and_no_former_answer() -> None:
+    cut, repeat = Fault(FaultKind.TRUNCATED_IMAGE, after=True), Fault(FaultKind.DUPLICATE, after=True)
+    with running(scripted(repeat, cut)) as server, sdk(server) as client:
+        box = box_on_settings(client)
+        client.act(box, "tap", x=1, y=1)
+        client.act(box, "tap", x=1, y=1)
+        assert server.ledger()["faults"] == []
+
+
+def test_a_duplicated_reply() -> None:
+    """The action takes effect, but what comes back is the answer to the one before: same id, old picture."""
+    repeat = Fault(FaultKind.DUPLICATE, after=True)
+    with running(scripted(None, repeat)) as server, sdk(server) as client:
+        box = box_on_settings(client)
+        first = client.act(box, "tap", target="Airplane mode", options=AFTER)
+        second = client.act(box, "tap", target="Airplane mode", options=AFTER)
+        third = client.act(box, "tap", target="Airplane mode", options=AFTER)
+        assert second == first and third.action_id != first.action_id
+        assert client.setting(box, AIRPLANE) == "0"  # three taps: on, off, on, off
+
+
+@pytest.mark.parametrize(
+    ("fault", "twice"),
+    [
+        (Fault(FaultKind.SERVER_ERROR, True, 500), True),
+        (Fault(FaultKind.DROP, True), True),
+        (Fault(FaultKind.SERVER_ERROR, False, 500), False),
+        (Fault(FaultKind.DROP, False), False),
+        (Fault(FaultKind.RATE_LIMIT), False),
+    ],
+    ids=str,
+)
+def test_the_ledger_convicts_a_client_that_retries_blindly(fault: Fault, twice: bool) -> None:
+    with running(scripted(fault, retry_after_s=0)) as server, sdk(server, max_retries=1) as client:
+        box = box_on_settings(client)
+        client.act(box, "tap", target="Airplane mode")
+        entries = [entry for entry in server.ledger()["actions"] if entry["action"] == "tap"]
+        assert [entry["retry"] for entry in entries] == ([0, 1] if twice else [1])
+        assert server.ledger()["summary"]["sent_twice"] == ([entries[1]["sequence"]] if twice else [])
+        assert client.setting(box, AIRPLANE) == ("1" if twice else "0")
+
+
+def test_the_same_seed_brings_the_same_faults() -> None:
+    def outcomes(seed: int) -> list[str]:
+        plan = FaultPlan(
+            0.5, tuple(kind for kind in FaultKind if kind not in (FaultKind.TIMEOUT, FaultKind.SLOW_CREATE)), seed=seed
+        )
+        with running(LocalGBoxOptions(faults=plan)) as server, sdk(server) as client:
+            seen: list[str] = []
+            box = ""
+            for _ in range(30):
+                try:
+                    if not box:
+                        box = client(lambda c: c.v1.boxes.create_android()).id
+                    client.act(box, "tap", x=1, y=1)
+                    seen.append("ok")
+                except (APIConnectionError, APIStatusError) as error:
+                    seen.append(type(error).__name__)
+            return seen
+
+    assert outcomes(4) == outcomes(4) != outcomes(5)
