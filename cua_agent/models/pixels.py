@@ -40,7 +40,7 @@ def patchify(
 
     Returns `pixel_values` [patches, 3 * temporal_patch_size * patch_size ** 2] and `image_grid_thw` [n, 3] in patches.
     """
-    resized = [_resize(processor, image) for image in images]
+    resized = [resize_screenshot(processor, image) for image in images]
     table = _normalisation_table(processor)
     groups = [np.stack(list(group)) for _, group in groupby(resized, key=lambda image: image.shape)]
     grids = [(1, image.shape[0] // processor.patch_size, image.shape[1] // processor.patch_size) for image in resized]
@@ -49,7 +49,8 @@ def patchify(
     return values, np.array(grids, dtype=np.int64)
 
 
-def _resize(processor: Any, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+def resize_screenshot(processor: Any, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """The screenshot at the size that its patches are cut from; resizing it again changes nothing."""
     check_screenshot(image)
     shape = resized_shape(processor, image.shape[0], image.shape[1])
     if shape == image.shape[:2]:

@@ -1,0 +1,85 @@
+"""From settings to an engine that is ready to serve."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from cua_agent.inference.vllm.canary import canary_prompt, tolerance_for
+from cua_agent.inference.vllm.engine import Patience, VllmEngine
+from cua_agent.inference.vllm.plan import ServingPlan, rank_limit, slots_for
+from cua_agent.models.policy import PolicyModel
+
+
+class VllmSettings(Protocol):
+    """Where the servers are and how long to wait for them; `canary_tolerance` None means: by the policy's dtype."""
+
+    @property
+    def servers(self) -> Sequence[str]: ...
+    @property
+    def weights_dir(self) -> str | None: ...
+    @property
+    def max_in_flight(self) -> int: ...
+    @property
+    def request_timeout_s(self) -> float: ...
+    @property
+    def server_timeout_s(self) -> float: ...
+    @property
+    def canary_tolerance(self) -> float | None: ...
+
+
+def serving_plan(
+    policy: PolicyModel, *, max_length: int, max_images: int, max_staleness: int, tolerance: float | None = None
+) -> ServingPlan:
+    """What serving `policy` asks of a server. Raises `ServerMismatch` when vLLM cannot serve its adapter."""
+    model: Any = policy.model
+    rank = int(model.active_peft_config.r) if policy.has_adapter else None
+    if rank is not None:
+        rank_limit(rank)
+    return ServingPlan(
+        lora_rank=rank,
+        slots=slots_for(max_staleness),
+        max_length=max_length,
+        images=max_images,
+        dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
+        canary=canary_prompt(policy),
+        tolerance=tolerance_for(policy) if tolerance is None else tolerance,
+    )
+
+
+def build_engine(
+    settings: VllmSettings,
+    policy: PolicyModel,
+    save_weights: Callable[[Path, PolicyModel], None],
+    *,
+    max_length: int,
+    max_images: int,
+    max_staleness: int,
+) -> VllmEngine:
+    """An engine whose servers serve `policy` as version 0.
+
+    `max_length` bounds a conversation in tokens, `max_images` its screenshots. Waits for servers that are still
+    starting. Raises `ServerMismatch`, `CanaryError`, or `InferenceFailure` when no server answers.
+    """
+    engine = VllmEngine(
+        policy,
+        settings.servers,
+        serving_plan(
+            policy,
+            max_length=max_length,
+            max_images=max_images,
+            max_staleness=max_staleness,
+            tolerance=settings.canary_tolerance,
+        ),
+        save_weights,
+        patience=Patience(settings.max_in_flight, settings.request_timeout_s, settings.server_timeout_s),
+        weights_dir=None if settings.weights_dir is None else Path(settings.weights_dir).expanduser().absolute(),
+    )
+    try:
+        engine.update_weights(0)
+    except BaseException:
+        shutil.rmtree(engine.weights_dir, ignore_errors=True)
+        raise
+    return engine

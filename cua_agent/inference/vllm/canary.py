@@ -1,0 +1,108 @@
+"""The canary: does a server really sample from the weights that the trainer published?
+
+After each publication the server scores a fixed answer to a fixed prompt with a screenshot. Its log-probabilities must
+be those of the trainer's own model, and from one publication to the next they must move as the trainer's move: a server
+that goes on with old weights, or applies an adapter with another scale, is found before anything is trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from cua_agent.actions import Tap, Target
+from cua_agent.inference.forward import serving
+from cua_agent.inference.vllm.errors import CanaryError
+from cua_agent.inference.vllm.images import data_url
+from cua_agent.inference.vllm.wire import Prompt, collapse
+from cua_agent.models.policy import PolicyModel
+from cua_agent.parsing import render_tool_call
+from cua_agent.prompts import END_OF_TURN, first_prompt, system_prompt
+
+TOLERANCES = {torch.float32: 5e-4, torch.bfloat16: 0.15}
+"""Largest mean difference of log-probabilities between server and trainer, by the policy's dtype."""
+MOVE_TOLERANCE = 0.2
+"""Tolerance of a move as a part of the above: what differs between the two programs cancels out of a difference."""
+MOVE_SHARE = 0.5
+"""How far a move may be off, besides, as a part of its size."""
+_SCREEN = (64, 96)
+
+
+@dataclass(frozen=True)
+class CanaryPrompt:
+    """A prompt and its answer, `ids` together; the last `answer` of them are scored."""
+
+    ids: list[int]
+    answer: int
+    images: list[npt.NDArray[np.uint8]] = field(repr=False)
+    wire: Prompt = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Log-probabilities of the answer at one publication: the trainer's and the server's."""
+
+    name: str
+    expected: npt.NDArray[np.float64]
+    observed: npt.NDArray[np.float64]
+
+
+def canary_prompt(policy: PolicyModel) -> CanaryPrompt:
+    """The first turn of an episode, in the agent's own words, with a picture of two colours."""
+    rows, columns = np.indices(_SCREEN)
+    image = np.stack([rows * 2, columns * 2, (rows > columns) * 255], axis=-1).astype(np.uint8)
+    count = policy.image_tokens(*_SCREEN)
+    prompt = policy.encode(first_prompt(system_prompt("brief", "target"), "Open the settings.", count))
+    answer = policy.encode(render_tool_call(Tap(Target("Settings"))) + END_OF_TURN)
+    ids = [*prompt, *answer]
+    collapsed = collapse(ids, policy.special.image_token_id, [count])
+    return CanaryPrompt(ids, len(answer), [image], Prompt(collapsed, [data_url(policy.image_processor, image)]))
+
+
+def own_logprobs(policy: PolicyModel, prompt: CanaryPrompt) -> tuple[float, ...]:
+    """The trainer's log-probabilities of the answer: a full forward pass at temperature 1, no token banned."""
+    pixel_values, image_grid_thw = policy.pixels(prompt.images)
+    ids = torch.tensor([prompt.ids], device=policy.device)
+    positions = torch.from_numpy(policy.positions(prompt.ids, prompt.images))[:, None].to(policy.device)
+    with serving(policy.model):
+        hidden = policy.base_model.model(
+            input_ids=ids,
+            position_ids=positions,
+            pixel_values=pixel_values,
+            image_grid_thw=image_grid_thw,
+            use_cache=False,
+        ).last_hidden_state
+        logits = policy.base_model.lm_head(hidden[0, -prompt.answer - 1 : -1]).float()
+        scores = logits.log_softmax(-1).gather(-1, ids[0, -prompt.answer :, None])[:, 0]
+    return tuple(scores.tolist())
+
+
+def tolerance_for(policy: PolicyModel) -> float:
+    return TOLERANCES.get(next(policy.model.parameters()).dtype, TOLERANCES[torch.bfloat16])
+
+
+def judge(former: Sequence[Reading], now: Reading, tolerance: float) -> None:
+    """Compare a reading with itself and with the former ones of the same server. Raises `CanaryError`."""
+    gap = _mean_gap(now.observed, now.expected)
+    if not gap <= tolerance:  # NaN is a gap, too
+        raise CanaryError(
+            f"{now.name}: the server's log-probabilities are {gap:.2g} from the trainer's on average (tolerance "
+            f"{tolerance:g}): it has another base model, or does not serve what was published"
+        )
+    for reading in former:
+        own_move = now.expected - reading.expected
+        server_move = now.observed - reading.observed
+        size, off = float(np.abs(own_move).mean()), _mean_gap(server_move, own_move)
+        if off > MOVE_TOLERANCE * tolerance + MOVE_SHARE * size:
+            raise CanaryError(
+                f"{now.name}: since {reading.name} the trainer's log-probabilities moved by {size:.2g} on average, the "
+                f"server's by {np.abs(server_move).mean():.2g}; it does not follow the published weights"
+            )
+
+
+def _mean_gap(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> float:
+    return float(np.abs(a - b).mean())

@@ -1,0 +1,109 @@
+"""Sending calls to vLLM servers and sorting their answers, for threads (`ControlClient`) and tasks (`SamplingClient`).
+
+Neither retries: whoever calls knows whether the same call may be made again, and on which server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import Any
+
+import httpx
+
+from cua_agent.inference.vllm.errors import Refused, Unavailable
+from cua_agent.inference.vllm.wire import Call
+
+API_KEY_VARIABLE = "VLLM_API_KEY"
+CONNECT_TIMEOUT_S = 10.0
+KEEPALIVE_S = 3.0
+"""Shorter than the servers' 5 s, so that a connection is rarely closed under a request."""
+_PASSING = frozenset({408, 425, 429, 502, 503, 504})
+_SHOWN = 300
+
+
+def read_answer(url: str, response: httpx.Response, *, passing: frozenset[int] = _PASSING) -> Any:
+    """The JSON of a good answer, None when it is empty.
+
+    Raises `Unavailable` for a status in `passing`, `Refused` for any other bad one.
+    """
+    if response.is_success:
+        try:
+            return response.json() if response.content else None
+        except ValueError:
+            return response.text
+    message = f"{url} answered {response.status_code}: {_reason(response)}"
+    if response.status_code in passing:
+        raise Unavailable(message, _retry_after(response))
+    raise Refused(message, response.status_code)
+
+
+def _reason(response: httpx.Response) -> str:
+    try:
+        body = response.json()
+        text = body["error"]["message"] if "error" in body else body["detail"]
+    except (ValueError, KeyError, TypeError):
+        text = response.text
+    return " ".join(str(text).split())[:_SHOWN]
+
+
+def _retry_after(response: httpx.Response) -> float:
+    try:
+        return float(response.headers.get("retry-after", 0))
+    except ValueError:  # a date
+        return 0.0
+
+
+def _headers() -> dict[str, str]:
+    key = os.environ.get(API_KEY_VARIABLE)
+    return {"authorization": f"Bearer {key}"} if key else {}
+
+
+def _no_answer(url: str, error: httpx.TransportError | TimeoutError) -> Unavailable:
+    return Unavailable(f"{url} gives no answer: {type(error).__name__} {error}".rstrip())
+
+
+class ControlClient:
+    """Blocking calls to one server: health, weights, caches. May be used from several threads."""
+
+    def __init__(self, url: str, timeout_s: float) -> None:
+        self.url = url.rstrip("/")
+        timeout = httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S)
+        limits = httpx.Limits(keepalive_expiry=KEEPALIVE_S)
+        self._http = httpx.Client(base_url=self.url, headers=_headers(), timeout=timeout, limits=limits)
+
+    def call(self, call: Call) -> Any:
+        """Raises `Unavailable` or `Refused`."""
+        try:
+            response = self._http.request(call.method, call.path, json=call.body, params=dict(call.query))
+        except httpx.TransportError as error:
+            raise _no_answer(self.url, error) from error
+        return read_answer(self.url, response)
+
+    def close(self) -> None:
+        self._http.close()
+
+
+class SamplingClient:
+    """Sampling requests to any server, many at a time, on one event loop."""
+
+    def __init__(self, connections: int, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        limits = httpx.Limits(max_connections=connections, keepalive_expiry=KEEPALIVE_S)
+        timeout = httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S)
+        self._http = httpx.AsyncClient(headers=_headers(), timeout=timeout, limits=limits)
+
+    async def call(self, url: str, call: Call) -> Any:
+        """Raises `Unavailable` (also for a 500: sampling acts on nothing, and an engine that died comes back) or
+        `Refused`. A cancelled call closes its connection, upon which the server drops the request."""
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                response = await self._http.request(
+                    call.method, url + call.path, json=call.body, params=dict(call.query)
+                )
+        except (httpx.TransportError, TimeoutError) as error:
+            raise _no_answer(url, error) from error
+        return read_answer(url, response, passing=_PASSING | {500})
+
+    async def close(self) -> None:
+        await self._http.aclose()

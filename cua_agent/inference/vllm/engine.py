@@ -1,0 +1,273 @@
+"""`VllmEngine`: rollouts on one or several vLLM servers, with weights published to them while they serve."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tenacity import AsyncRetrying, RetryCallState, Retrying, retry_if_exception_type, stop_after_delay
+from tenacity.wait import wait_exponential_jitter
+
+from cua_agent.inference.base import GenerateRequest, GenerateResponse
+from cua_agent.inference.vllm import wire
+from cua_agent.inference.vllm.canary import own_logprobs
+from cua_agent.inference.vllm.client import ControlClient, SamplingClient
+from cua_agent.inference.vllm.errors import Forgotten, Refused, TokenDrift, Unavailable
+from cua_agent.inference.vllm.images import EncodedImages
+from cua_agent.inference.vllm.plan import ServingPlan
+from cua_agent.inference.vllm.publications import Publication, Publications
+from cua_agent.inference.vllm.replica import Replica
+from cua_agent.inference.vllm.router import Router
+from cua_agent.models.pixels import check_screenshot
+from cua_agent.models.policy import PolicyModel
+
+logger = logging.getLogger(__name__)
+
+_NOT_FOUND = 404
+_SHARED_DIRECTORY = 0o755
+_backoff = wait_exponential_jitter(initial=0.1, max=3.0, jitter=0.5)
+
+
+@dataclass(frozen=True)
+class Patience:
+    """`in_flight` requests at a time and server; one try may take `request_s`; a request or a publication is given up
+    after `server_s` of failed tries."""
+
+    in_flight: int = 64
+    request_s: float = 120.0
+    server_s: float = 600.0
+
+
+@dataclass
+class Counters:
+    """What happened so far: turns sampled, tries repeated, token drifts, weights put back on a restarted server."""
+
+    turns: int = 0
+    retries: int = 0
+    drifts: int = 0
+    restores: int = 0
+
+
+class VllmEngine:
+    """Implements `InferenceEngine` over HTTP. Call `update_weights` once before the first `generate`.
+
+    `update_weights` and `generate` may run in different threads; `generate` belongs to one event loop at a time.
+    `save_weights(directory, policy)` exports the adapter or all weights; `weights_dir` must be readable by the servers.
+    """
+
+    def __init__(
+        self,
+        policy: PolicyModel,
+        urls: Sequence[str],
+        plan: ServingPlan,
+        save_weights: Callable[[Path, PolicyModel], None],
+        *,
+        patience: Patience | None = None,
+        weights_dir: Path | None = None,
+    ) -> None:
+        self._policy = policy
+        self._plan = plan
+        self._save_weights = save_weights
+        self._patience = patience or Patience()
+        self._replicas = [Replica(ControlClient(url, self._patience.server_s), plan) for url in urls]
+        self._router = Router(len(urls))
+        self._publications = Publications()
+        self._images = EncodedImages(policy.image_processor)
+        self._vocabulary: int = policy.base_model.config.get_text_config().vocab_size
+        if weights_dir is not None:
+            weights_dir.mkdir(parents=True, exist_ok=True)
+        self.weights_dir = Path(tempfile.mkdtemp(prefix="policy-", dir=weights_dir))
+        self.weights_dir.chmod(_SHARED_DIRECTORY)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._slots = asyncio.Semaphore(1)
+        self._sampling: SamplingClient | None = None
+        self._counters = Counters()
+
+    @property
+    def version(self) -> int:
+        current = self._publications.current
+        return 0 if current is None else current.version
+
+    @property
+    def counters(self) -> dict[str, int]:
+        return asdict(self._counters)
+
+    async def generate(self, request: GenerateRequest) -> GenerateResponse:
+        """Sample one turn. Raises `ValueError` on a malformed request, `TokenDrift` (an `InferenceFailure`) when the
+        server's tokens are not ours, `InferenceFailure` when no server answered in time, and `CanaryError` when one
+        came back with other weights."""
+        self._bind()
+        self._check(request)
+        limit = min(request.max_new_tokens, self._plan.max_length - len(request.input_ids))
+        if limit <= 0:
+            return GenerateResponse([], [], [], "length")
+        special, grid = self._policy.special, self._policy.image_tokens
+        counts = [grid(image.shape[0], image.shape[1]) for image in request.images]
+        ids = wire.collapse(request.input_ids, special.image_token_id, counts)
+        sampling = wire.sampling_params(request, limit, special.end_of_turn_id, special.banned)
+        urls = await self._images.urls(request.conversation_id, request.images)
+        async with self._slots:
+            response = await self._persist(request, wire.Prompt(ids, urls), sampling)
+        self._counters.turns += 1
+        await self._withdraw_unneeded()
+        return response
+
+    def release(self, conversation_id: str) -> None:
+        self._images.release(conversation_id)
+        self._router.release(conversation_id)
+
+    def update_weights(self, version: int) -> None:
+        """Export the policy, have every server load it, and check that it serves it; then new requests use it.
+
+        Servers that do not answer are waited for. Raises `CanaryError`, `ServerMismatch`, or `Unavailable` when no
+        server answered in time.
+        """
+        directory = self.weights_dir / self._publications.next_name(version)
+        directory.mkdir(exist_ok=True)
+        self._save_weights(directory, self._policy)
+        publication = self._publications.add(version, directory, own_logprobs(self._policy, self._plan.canary))
+        try:
+            self._publish(publication)
+        except BaseException:
+            self._publications.forget(publication)
+            shutil.rmtree(directory, ignore_errors=True)
+            raise
+        self._publications.announce(publication)
+        self._withdraw(self._publications.take_unneeded())
+
+    async def close(self) -> None:
+        """Unload what was loaded and delete what was exported; the servers go on."""
+        sampling, self._sampling = self._sampling, None
+        if sampling is not None and self._loop is asyncio.get_running_loop():
+            await sampling.close()
+        await asyncio.to_thread(self._withdraw, self._publications.take_all())
+        for replica in self._replicas:
+            replica.close()
+        shutil.rmtree(self.weights_dir, ignore_errors=True)
+
+    def _bind(self) -> None:
+        """Attach to the running loop; connections of a former loop are gone with it."""
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop or self._sampling is None:
+            places = self._patience.in_flight * len(self._replicas)
+            self._loop, self._slots = loop, asyncio.Semaphore(places)
+            self._sampling = SamplingClient(places, self._patience.request_s)
+
+    def _check(self, request: GenerateRequest) -> None:
+        if not request.input_ids or not 0 <= min(request.input_ids) <= max(request.input_ids) < self._vocabulary:
+            raise ValueError(f"input_ids must be at least one id, each in 0..{self._vocabulary - 1}")
+        if not request.greedy and not 0 < request.temperature <= wire.MAX_TEMPERATURE:
+            raise ValueError(
+                f"temperature={request.temperature} must be above 0 and at most {wire.MAX_TEMPERATURE:g}; "
+                "allowed besides: greedy=True"
+            )
+        for image in request.images:
+            check_screenshot(image)
+
+    async def _persist(
+        self, request: GenerateRequest, prompt: wire.Prompt, sampling: dict[str, Any]
+    ) -> GenerateResponse:
+        """Try until a server answers or patience ends; sampling acts on nothing, so a repeated try is safe."""
+        retrying = AsyncRetrying(
+            retry=retry_if_exception_type((Unavailable, Forgotten)),
+            wait=_pause,
+            stop=stop_after_delay(self._patience.server_s),
+            before_sleep=self._count_retry,
+            reraise=True,
+        )
+        try:
+            return await retrying(self._try, request, prompt, sampling)
+        except TokenDrift as drift:
+            self._counters.drifts += 1
+            logger.warning("%s: %s", request.conversation_id, drift)
+            raise
+
+    async def _try(self, request: GenerateRequest, prompt: wire.Prompt, sampling: dict[str, Any]) -> GenerateResponse:
+        assert self._sampling is not None
+        server = self._router.pick(request.conversation_id)
+        replica = self._replicas[server]
+        with self._publications.in_use() as publication:
+            try:
+                if not replica.serves(publication):
+                    self._counters.restores += await asyncio.to_thread(replica.publish, publication)
+                epoch = replica.epoch
+                call = wire.generate(replica.model_name(publication), prompt, sampling)
+                generation = await self._answer(replica, call, epoch)
+                wire.check_prompt(request.input_ids, generation.prompt_ids)
+                versions = self._versions(replica, publication, generation, epoch)
+            except Unavailable:
+                self._router.failed(server)
+                raise
+        return GenerateResponse(generation.output_ids, generation.logprobs, versions, generation.stop_reason)
+
+    async def _answer(self, replica: Replica, call: wire.Call, epoch: int) -> wire.Generation:
+        assert self._sampling is not None
+        try:
+            return wire.read_generation(await self._sampling.call(replica.url, call))
+        except Refused as error:
+            if error.status != _NOT_FOUND:
+                raise
+            replica.lost(epoch)
+            raise Forgotten(str(error)) from error
+
+    def _versions(
+        self, replica: Replica, publication: Publication, generation: wire.Generation, epoch: int
+    ) -> list[int]:
+        """The version that sampled each token: the adapter's, or what the server's weights were tagged with."""
+        if self._plan.lora_rank is not None:
+            tags = [(generation.model, len(generation.output_ids))]
+        else:
+            tags = generation.weights
+        versions: list[int] = []
+        for tag, count in tags:
+            version = self._publications.version_of(tag)
+            if version is None or (self._plan.lora_rank is not None and tag != publication.name):
+                replica.lost(epoch)
+                raise Forgotten(f"{replica.url} sampled from {tag!r}, which is not what was published to it")
+            versions += [version] * count
+        return versions
+
+    def _publish(self, publication: Publication) -> None:
+        """To all servers at once. Those that stay silent catch up when they are next asked, unless all do."""
+        retrying = Retrying(
+            retry=retry_if_exception_type(Unavailable),
+            wait=_pause,
+            stop=stop_after_delay(self._patience.server_s),
+            reraise=True,
+        )
+        with ThreadPoolExecutor(len(self._replicas)) as pool:
+            tasks = [pool.submit(retrying.copy(), replica.publish, publication) for replica in self._replicas]
+            failures = [task.exception() for task in tasks]
+        silent = [failure for failure in failures if isinstance(failure, Unavailable)]
+        for failure in failures:
+            if failure is not None and (failure not in silent or len(silent) == len(failures)):
+                raise failure
+        for failure in silent:
+            logger.warning("%s goes on without it: %s", publication.name, failure)
+
+    async def _withdraw_unneeded(self) -> None:
+        unneeded = self._publications.take_unneeded()
+        if unneeded:
+            await asyncio.to_thread(self._withdraw, unneeded)
+
+    def _withdraw(self, publications: Sequence[Publication]) -> None:
+        for publication in publications:
+            for replica in self._replicas:
+                replica.withdraw(publication)
+            shutil.rmtree(publication.directory, ignore_errors=True)
+
+    def _count_retry(self, _: RetryCallState) -> None:
+        self._counters.retries += 1
+
+
+def _pause(state: RetryCallState) -> float:
+    """Exponential back-off with jitter, or as long as the server asked for."""
+    error = state.outcome.exception() if state.outcome else None
+    return max(_backoff(state), getattr(error, "retry_after_s", 0.0))

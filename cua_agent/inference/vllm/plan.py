@@ -1,0 +1,80 @@
+"""What a run asks of its servers, and whether a server's configuration meets it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from cua_agent.inference.vllm.errors import ServerMismatch
+
+if TYPE_CHECKING:
+    from cua_agent.inference.vllm.canary import CanaryPrompt
+
+SERVE_COMMAND = "python -m cua_agent.inference.vllm serve"
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""Rank limits that vLLM allows."""
+_UNLIMITED = 999
+"""vLLM's own limit on images per prompt when none is set."""
+
+
+@dataclass(frozen=True)
+class ServingPlan:
+    """`lora_rank` is None when full weights are trained. A prompt has up to `max_length` tokens and `images` images;
+    `slots` adapters serve requests at the same time."""
+
+    lora_rank: int | None
+    slots: int
+    max_length: int
+    images: int
+    dtype: str
+    canary: CanaryPrompt = field(repr=False)
+    tolerance: float
+
+
+def check_server(url: str, info: Mapping[str, Any], plan: ServingPlan) -> None:
+    """Compare `/server_info` with `plan`. Raises `ServerMismatch` naming every flag that is missing."""
+    flags = list(_missing_flags(info["vllm_config"], info["vllm_env"], plan))
+    if flags:
+        raise ServerMismatch(f"{url} must be started with {', '.join(flags)}; {SERVE_COMMAND} sets them")
+
+
+def _missing_flags(config: Mapping[str, Any], env: Mapping[str, Any], plan: ServingPlan) -> Iterator[str]:
+    model, lora = config["model_config"], config["lora_config"]
+    if model["logprobs_mode"] != "processed_logprobs":
+        yield "--logprobs-mode processed_logprobs"
+    if model["dtype"].removeprefix("torch.") != plan.dtype:
+        yield f"--dtype {plan.dtype}"
+    if model["max_model_len"] < plan.max_length:
+        yield f"--max-model-len {plan.max_length}"
+    if _image_limit(model) < plan.images:
+        yield f"--limit-mm-per-prompt '{{\"image\": {plan.images}}}'"
+    if plan.lora_rank is None:
+        return
+    if not env.get("VLLM_ALLOW_RUNTIME_LORA_UPDATING"):
+        yield "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1"
+    if lora is None:
+        yield "--enable-lora"
+    if lora is None or lora["max_lora_rank"] < plan.lora_rank:
+        yield f"--max-lora-rank {rank_limit(plan.lora_rank)}"
+    if lora is None or lora["max_loras"] < plan.slots:
+        yield f"--max-loras {plan.slots}"
+
+
+def _image_limit(model: Mapping[str, Any]) -> int:
+    multimodal = model.get("multimodal_config") or {}
+    limit: Any = (multimodal.get("limit_per_prompt") or {}).get("image", _UNLIMITED)
+    return int(limit["count"] if isinstance(limit, Mapping) else limit)
+
+
+def rank_limit(rank: int) -> int:
+    """The smallest limit that vLLM allows for adapters of `rank`."""
+    allowed = next((limit for limit in RANKS if limit >= rank), None)
+    if allowed is None:
+        raise ServerMismatch(f"lora.r={rank}: vLLM serves adapters of rank up to {RANKS[-1]}")
+    return allowed
+
+
+def slots_for(max_staleness: int) -> int:
+    """Adapters in use at the same time: the versions that running requests may have begun with, and a new one."""
+    return max_staleness + 2

@@ -1,0 +1,204 @@
+"""vLLM's HTTP interface as data: calls to make and answers to read, without any transport.
+
+Sampling goes through `/inference/v1/generate`: token ids in, token ids out, screenshots beside them. The ids carry one
+placeholder per screenshot, which the server expands by itself; it reports the ids that it really saw, and they must be
+ours. Banned tokens get a bias that no logit outweighs, which makes their probability exactly 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from cua_agent.inference.base import GenerateRequest, StopReason
+from cua_agent.inference.vllm.errors import ServerFailure, TokenDrift, Unavailable
+
+MAX_TEMPERATURE = 2.0
+"""vLLM refuses more."""
+BANNED_BIAS = -1e9
+LOWEST_LOGPROB = -9999.0
+"""What vLLM writes for minus infinity and for NaN."""
+
+HEALTH = "/health"
+MODELS = "/v1/models"
+SERVER_INFO = "/server_info"
+
+
+@dataclass(frozen=True)
+class Call:
+    """One HTTP request: `path` below the server's address, `body` sent as JSON, `query` as the query string."""
+
+    method: Literal["GET", "POST"]
+    path: str
+    body: Mapping[str, Any] | None = field(default=None, repr=False)
+    query: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt as the server takes it: one placeholder per screenshot in `token_ids`, `image_urls` in their order."""
+
+    token_ids: list[int]
+    image_urls: Sequence[str] = field(default=(), repr=False)
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A server's answer. `weights` are (tag, number of tokens) in order: which weights sampled which tokens."""
+
+    model: str
+    prompt_ids: list[int] = field(repr=False)
+    output_ids: list[int]
+    logprobs: list[float]
+    stop_reason: StopReason
+    weights: list[tuple[str, int]]
+
+
+def collapse(input_ids: Sequence[int], placeholder: int, counts: Sequence[int]) -> list[int]:
+    """`input_ids` with each image's run of `counts[i]` placeholders replaced by a single one.
+
+    Raises `ValueError` when placeholders and images do not match.
+    """
+    ids: list[int] = []
+    position = 0
+    for count in counts:
+        start = _find(input_ids, placeholder, position)
+        if start is None or list(input_ids[start : start + count]) != [placeholder] * count:
+            raise ValueError(f"the prompt has no run of {count} image placeholders from position {position} on")
+        ids += [*input_ids[position:start], placeholder]
+        position = start + count
+    if _find(input_ids, placeholder, position) is not None:
+        raise ValueError(f"the prompt has more image placeholders than its {len(counts)} images need")
+    return [*ids, *input_ids[position:]]
+
+
+def _find(ids: Sequence[int], wanted: int, start: int) -> int | None:
+    try:
+        return ids.index(wanted, start)
+    except ValueError:
+        return None
+
+
+def sampling_params(
+    request: GenerateRequest, max_tokens: int, end_of_turn_id: int, banned: Sequence[int]
+) -> dict[str, Any]:
+    """How to sample: only the end of turn stops, banned tokens never come, one log-probability per token."""
+    return {
+        "temperature": 0.0 if request.greedy else request.temperature,
+        "seed": request.seed,
+        "max_tokens": max_tokens,
+        "ignore_eos": True,
+        "stop_token_ids": [end_of_turn_id],
+        "logit_bias": {str(token): BANNED_BIAS for token in banned},
+        "logprobs": 0,
+        "detokenize": False,
+    }
+
+
+def generate(model: str, prompt: Prompt, sampling: Mapping[str, Any]) -> Call:
+    body: dict[str, Any] = {
+        "model": model,
+        "token_ids": prompt.token_ids,
+        "sampling_params": dict(sampling),
+        "return_token_ids": True,
+    }
+    if prompt.image_urls:
+        body["content_parts"] = [{"type": "image_url", "url": url} for url in prompt.image_urls]
+    return Call("POST", "/inference/v1/generate", body)
+
+
+def read_generation(answer: Mapping[str, Any]) -> Generation:
+    """Raises `ServerFailure` for an answer that lacks something, `Unavailable` when the server broke it off."""
+    try:
+        choice = answer["choices"][0]
+        output_ids = [int(token) for token in choice["token_ids"]]
+        entries = choice["logprobs"]["content"] or []
+        finish = choice["finish_reason"]
+        spans = choice["weight_versions"] or []
+        generation = Generation(
+            model=str(answer["model"]),
+            prompt_ids=[int(token) for token in answer["prompt_token_ids"]],
+            output_ids=output_ids,
+            logprobs=[float(entry["logprob"]) for entry in entries],
+            stop_reason="stop" if finish == "stop" else "length",
+            weights=[(str(span["version"]), int(span["end"]) - int(span["start"])) for span in spans],
+        )
+        reported = [int(entry["token_id"]) for entry in entries]
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise ServerFailure(f"the server's answer cannot be read: {type(error).__name__} {error}") from error
+    if finish not in ("stop", "length"):
+        raise Unavailable(f"the server broke the request off: finish_reason={finish!r}")
+    if reported != output_ids:
+        raise TokenDrift(f"log-probabilities of {len(reported)} tokens came with {len(output_ids)} other tokens")
+    if not all(math.isfinite(value) and value > LOWEST_LOGPROB for value in generation.logprobs):
+        raise ServerFailure("the server's log-probabilities are not finite")
+    if sum(count for _, count in generation.weights) != len(output_ids):
+        raise ServerFailure(f"the server names the weights of {generation.weights} tokens, not of {len(output_ids)}")
+    return generation
+
+
+def check_prompt(ours: Sequence[int], theirs: Sequence[int]) -> None:
+    """Raises `TokenDrift` at the first token in which the server's prompt differs from ours."""
+    if list(ours) == list(theirs):
+        return
+    pairs = zip(ours, theirs, strict=False)
+    at = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(ours), len(theirs)))
+    raise TokenDrift(
+        f"token drift: the server's prompt has {len(theirs)} tokens, ours {len(ours)}, different from position {at}"
+    )
+
+
+def score(model: str, prompt: Prompt) -> Call:
+    """Ask for the log-probability of every prompt token, at temperature 1 and with no token banned."""
+    return generate(model, prompt, {"temperature": 0.0, "max_tokens": 1, "prompt_logprobs": 0, "detokenize": False})
+
+
+def read_score(answer: Mapping[str, Any], ids: Sequence[int], last: int) -> list[float]:
+    """Log-probabilities of the `last` tokens of the prompt `ids`. Raises `TokenDrift` and `ServerFailure`."""
+    try:
+        seen = [int(token) for token in answer["prompt_token_ids"]]
+        scores = answer["prompt_logprobs"]
+        check_prompt(ids, seen)
+        return [float(scores[i][str(ids[i])]["logprob"]) for i in range(len(ids) - last, len(ids))]
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise ServerFailure(f"the server's scores cannot be read: {type(error).__name__} {error}") from error
+
+
+def load_adapter(name: str, directory: str) -> Call:
+    """Never in place: requests in flight would mix two adapters."""
+    return Call("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": directory})
+
+
+def unload_adapter(name: str) -> Call:
+    """Requests in flight on it finish unchanged."""
+    return Call("POST", "/v1/unload_lora_adapter", {"lora_name": name})
+
+
+def pause() -> Call:
+    """Freeze requests where they are; those that come while paused wait."""
+    return Call("POST", "/pause", query={"mode": "keep"})
+
+
+def resume() -> Call:
+    return Call("POST", "/resume")
+
+
+def reload_weights(method: str, directory: str) -> Call:
+    """Full weights from a directory, by the worker's `method`."""
+    return Call("POST", "/collective_rpc", {"method": method, "kwargs": {"weights_path": directory}})
+
+
+def reset_caches() -> list[Call]:
+    """Everything that was computed with former weights; frozen requests are computed anew when they resume."""
+    return [
+        Call("POST", "/reset_prefix_cache", query={"reset_running_requests": "true"}),
+        Call("POST", "/reset_encoder_cache"),
+        Call("POST", "/reset_mm_cache"),
+    ]
+
+
+def tag_weights(tag: str) -> Call:
+    """Name the weights in place; every token sampled from now on is reported with `tag`."""
+    return Call("POST", "/update_weight_version", {"new_version": tag})
