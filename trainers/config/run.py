@@ -8,6 +8,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from trainers.config.areal import ArealConfig
+from trainers.config.combinations import check_combinations
 from trainers.config.learning import AdvantageConfig, LossConfig, OptimConfig, RewardConfig, RolloutConfig
 from trainers.config.policy import InferenceConfig, LoaderConfig, LoraConfig, ModelConfig
 from trainers.config.types import Name, PathText
@@ -89,9 +90,11 @@ class TrainConfig:
 def from_mapping(tree: dict[str, object]) -> TrainConfig:
     """Build and validate a `TrainConfig` from a plain nested mapping; absent keys take their defaults.
 
-    Raises `ConfigError` on an unknown key, an illegal value, or a local model or checkpoint path that is not there.
+    Raises `ConfigError` on an unknown key, an illegal value or combination, or a local model or checkpoint path that
+    is not there.
     """
     config = build(TrainConfig, tree)
     check_model_path(config.model.path)
     check_resume_path(config.resume)
+    check_combinations(config)
     return config

@@ -19,4 +19,5 @@ def _compiles(pattern: str) -> str:
 Name = Annotated[str, Field(strict=False, pattern=r"^\w[\w.+=-]*$")]
 PathText = Annotated[str, Field(strict=False, min_length=1)]
 Regex = Annotated[str, AfterValidator(_compiles)]
+ServerUrl = Annotated[str, Field(pattern=r"^https?://[^/\s]+(/v1)?/?$")]
 Momentum = Annotated[float, Field(ge=0, lt=1)]

@@ -67,7 +67,7 @@ class ControlClient:
     """Blocking calls to one server: health, weights, caches. May be used from several threads."""
 
     def __init__(self, url: str, timeout_s: float) -> None:
-        self.url = url.rstrip("/")
+        self.url = url.rstrip("/").removesuffix("/v1")
         timeout = httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S)
         limits = httpx.Limits(keepalive_expiry=KEEPALIVE_S)
         self._http = httpx.Client(base_url=self.url, headers=_headers(), timeout=timeout, limits=limits)

@@ -33,7 +33,7 @@ class TokenDrift(ServerFailure):
     """The server saw, or reports, other tokens than ours: the episode must not be trained on."""
 
 
-class ServerMismatch(ValueError):
+class ServerMismatch(ValueError):  # noqa: N818 (a state of the world, not a fault of the program)
     """A server that cannot serve this run; one line naming what is wrong and the flag that cures it."""
 
 

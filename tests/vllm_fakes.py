@@ -1,0 +1,168 @@
+"""A small HTTP server with vLLM's interface: real sockets and real weights, scripted faults, no vLLM."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+
+from cua_agent.inference.vllm.canary import CanaryPrompt, canary_prompt, own_logprobs
+from cua_agent.inference.vllm.plan import ServingPlan
+from cua_agent.inference.vllm.wire import Prompt
+from cua_agent.models.loaders import load_policy
+from cua_agent.models.policy import PolicyModel
+
+BASE = "policy"
+_loading = threading.Lock()
+"""transformers does not load models in two threads at once."""
+
+
+def plan(lora_rank: int | None = 4) -> ServingPlan:
+    canary = CanaryPrompt([1, 2], 1, [], Prompt([1, 2]))
+    return ServingPlan(lora_rank, slots=2, max_length=512, images=4, dtype="float32", canary=canary, tolerance=1e-3)
+
+
+def server_info(
+    logprobs_mode: str = "processed_logprobs",
+    dtype: str = "torch.float32",
+    max_model_len: int = 512,
+    images: int = 4,
+    lora: Any = {"max_lora_rank": 8, "max_loras": 2},  # noqa: B006 (never changed)
+    env: Any = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": True},  # noqa: B006
+) -> dict[str, Any]:
+    """The part of a server's `/server_info` that is read."""
+    model = {
+        "logprobs_mode": logprobs_mode,
+        "dtype": dtype,
+        "max_model_len": max_model_len,
+        "multimodal_config": {"limit_per_prompt": {"image": {"count": images}, "video": {"count": 0}}},
+    }
+    config = {"model_config": model, "lora_config": lora, "parallel_config": {"worker_extension_cls": ""}}
+    return {"vllm_config": config, "vllm_env": env}
+
+
+class FakeVllm:
+    """Serves adapters of `base`; answers a sampling request with its seed and the end of turn, a score truthfully.
+
+    `faults` are statuses that the next sampling requests are answered with (0: the connection is cut, "drift": one
+    token of the prompt is changed). `ignores_adapters` makes every score that of the base model. `hold` keeps sampling
+    requests waiting while it is cleared.
+    """
+
+    def __init__(self, base: PolicyModel, ignores_adapters: bool = False) -> None:
+        self.adapters: dict[str, PolicyModel] = {}
+        self.log: list[str] = []
+        self.faults: deque[int | str] = deque()
+        self.hold = threading.Event()
+        self.hold.set()
+        self.in_flight = self.most_in_flight = 0
+        self.info = server_info()
+        self._base = base
+        self._canary = canary_prompt(base)
+        self._ignores_adapters = ignores_adapters
+
+    def restart(self) -> None:
+        """Forget everything that was loaded."""
+        self.adapters.clear()
+        self.log.append("restart")
+
+    def app(self) -> FastAPI:
+        app = FastAPI()
+        app.get("/server_info")(lambda: self.info)
+        app.get("/v1/models")(self._models)
+        app.post("/v1/load_lora_adapter")(self._load)
+        app.post("/v1/unload_lora_adapter")(self._unload)
+        app.post("/inference/v1/generate")(self._generate)
+        return app
+
+    def _models(self) -> dict[str, Any]:
+        return {"data": [{"id": BASE, "parent": None}, *({"id": name, "parent": BASE} for name in self.adapters)]}
+
+    async def _load(self, request: Request) -> Response:
+        body = await request.json()
+        name = body["lora_name"]
+        if name in self.adapters:
+            return _error(400, f"The lora adapter '{name}' has already been loaded.")
+        with _loading:
+            self.adapters[name] = load_policy(body["lora_path"])
+        self.log.append(f"load {name}")
+        return Response("Success")
+
+    async def _unload(self, request: Request) -> Response:
+        name = (await request.json())["lora_name"]
+        if self.adapters.pop(name, None) is None:
+            return _error(404, f"The lora adapter '{name}' cannot be found.")
+        self.log.append(f"unload {name}")
+        return Response("Success")
+
+    async def _generate(self, request: Request) -> Response:
+        body = await request.json()
+        if body["model"] != BASE and body["model"] not in self.adapters:
+            return _error(404, f"The model `{body['model']}` does not exist.")
+        if "prompt_logprobs" in body["sampling_params"]:
+            return JSONResponse(self._score(body))
+        self.in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        try:
+            await asyncio.sleep(0.01)
+            while not self.hold.is_set():
+                await asyncio.sleep(0.01)
+            return self._sample(body)
+        finally:
+            self.in_flight -= 1
+
+    def _sample(self, body: dict[str, Any]) -> Response:
+        fault = self.faults.popleft() if self.faults else None
+        if fault == 0:
+            raise ConnectionAbortedError  # uvicorn answers 500 and closes
+        if isinstance(fault, int):
+            return _error(fault, "scripted", {"retry-after": "0"})
+        sampling = body["sampling_params"]
+        tokens = [sampling["seed"], sampling["stop_token_ids"][0]]
+        prompt = list(body["token_ids"])
+        if fault == "drift":
+            prompt[0] += 1
+        choice = {
+            "token_ids": tokens,
+            "logprobs": {"content": [{"token_id": token, "logprob": -0.5} for token in tokens]},
+            "finish_reason": "stop",
+            "weight_versions": [{"version": "default", "start": 0, "end": 2}],
+        }
+        self.log.append(f"sample {body['model']}")
+        return JSONResponse({"model": body["model"], "prompt_token_ids": prompt, "choices": [choice]})
+
+    def _score(self, body: dict[str, Any]) -> dict[str, Any]:
+        policy = self._base if self._ignores_adapters else self.adapters.get(body["model"], self._base)
+        ids, answer = self._canary.ids, self._canary.answer
+        scores: list[Any] = [None] * (len(ids) - answer)
+        scores += [
+            {str(i): {"logprob": p}} for i, p in zip(ids[-answer:], own_logprobs(policy, self._canary), strict=True)
+        ]
+        return {"prompt_token_ids": ids, "prompt_logprobs": scores}
+
+
+def _error(status: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    return JSONResponse({"error": {"message": message}}, status, headers=headers)
+
+
+@contextmanager
+def served(app: FastAPI, port: int = 0) -> Iterator[str]:
+    """The address of `app`, served by a thread."""
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="critical"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.started:
+            assert thread.is_alive()
+            threading.Event().wait(0.01)
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
