@@ -196,7 +196,8 @@ class VllmEngine:
         with self._publications.in_use() as publication:
             try:
                 if not replica.serves(publication):
-                    self._counters.restores += await asyncio.to_thread(replica.publish, publication)
+                    restored = await asyncio.to_thread(replica.publish, publication)
+                    self._counters.restores += restored
                 epoch = replica.epoch
                 call = wire.generate(replica.model_name(publication), prompt, sampling)
                 generation = await self._answer(replica, call, epoch)
