@@ -49,7 +49,7 @@ def trained(weights: Path, directory: Path, config: TrainConfig, **runner: Any) 
     return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("phase", [1, 2])
+@pytest.mark.parametrize("phase", [1, 2, 3])
 @pytest.mark.parametrize("bound", [0, 2])
 def test_staleness_stays_within_the_bound(weights: Path, tmp_path: Path, phase: int, bound: int) -> None:
     config = replace(CONFIG, phase=phase, max_steps=6, rollout=replace(CONFIG.rollout, max_staleness=bound))

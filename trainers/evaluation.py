@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from cua_agent.envs.base import EnvironmentFailure
 from cua_agent.tasks import CUATask, seed_for
 from trainers.protocol import EvalRecord
-from trainers.rollouts import Episode, EpisodeSpec, OnDone, Played, Rollouts
+from trainers.rollouts import Episode, EpisodePlayer, EpisodeSpec, OnDone, Played
 
 
-def evaluate(rollouts: Rollouts, tasks: Sequence[CUATask], episodes: int, step: int, on_done: OnDone) -> EvalRecord:
+def evaluate(player: EpisodePlayer, tasks: Sequence[CUATask], episodes: int, step: int, on_done: OnDone) -> EvalRecord:
     """Play `episodes` held-out episodes of `tasks` with the newest weights.
 
     Raises `EnvironmentFailure` when every episode was lost.
     """
     specs = evaluation_episodes(tasks, episodes)
-    played = rollouts.play(specs, on_done)
+    played = player.play(specs, on_done)
     record = score(specs, played, step)
     if record.episodes == 0:
         raise EnvironmentFailure(f"all {len(specs)} evaluation episodes were lost; the last: {played[-1].lost[-1]}")

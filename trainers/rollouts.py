@@ -97,7 +97,15 @@ class Usage:
         return self.busy_s / self.capacity_s if self.capacity_s else 0.0
 
 
-class Rollouts(Protocol):
+class EpisodePlayer(Protocol):
+    """Plays the episodes of an evaluation."""
+
+    def play(self, specs: Sequence[EpisodeSpec], on_done: OnDone) -> list[Played]:
+        """Play single episodes with the newest weights, for an evaluation; results in the order of `specs`."""
+        ...
+
+
+class Rollouts(EpisodePlayer, Protocol):
     """Where a trainer's experience comes from."""
 
     @property
@@ -107,10 +115,6 @@ class Rollouts(Protocol):
 
     def collect(self, on_done: OnDone) -> tuple[Collected, Usage]:
         """The groups that the next training step learns from, and those without signal beside them."""
-        ...
-
-    def play(self, specs: Sequence[EpisodeSpec], on_done: OnDone) -> list[Played]:
-        """Play single episodes with the newest weights, for an evaluation; results in the order of `specs`."""
         ...
 
     def publish(self, version: int) -> None:

@@ -34,6 +34,7 @@ class InProcessEngine(RemoteInfEngine):  # type: ignore[misc]
         super().__init__(config, backend=None)
         self._policy = policy
         self._engine = LocalEngine(policy, max_batch=max_batch)
+        self.next_batch: Callable[[], list[dict[str, Any]]] | None = None
 
     def initialize(
         self,
@@ -80,6 +81,14 @@ class InProcessEngine(RemoteInfEngine):  # type: ignore[misc]
 
         self._on_loop(swap)
         self.set_version(version)
+
+    def prepare_batch(self, *args: Any, **kwargs: Any) -> list[dict[str, Any]]:
+        """The next batch for AReaL's trainer: from `next_batch`, which keeps the staleness bound for slow groups too,
+        or, without one, as AReaL collects it."""
+        if self.next_batch is not None:
+            return self.next_batch()
+        batch: list[dict[str, Any]] = super().prepare_batch(*args, **kwargs)
+        return batch
 
     def offload(self) -> None:
         pass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +37,15 @@ class EngineLearner:
         """One optimiser step; one whose loss or gradient is not finite changes nothing."""
         loss = BatchLoss(batch, self._config)
         stats = self._actor.train_batch(self.tensors(batch), loss, loss.weight)
-        record = step_record(loss.sums, stats)
+        record = step_record(loss.sums.metrics(), stats)
         if not record.skipped:
             self._actor.lr_scheduler_step()
         return record
 
     def loss_and_gradients(self, batch: Batch) -> LossRecord:
         loss = BatchLoss(batch, self._config)
-        gradients = gradients_of(self._actor, self.tensors(batch), loss, loss.weight)
+        tensors = self.tensors(batch)
+        gradients = gradients_of(self._actor, lambda: self._actor.train_batch(tensors, loss, loss.weight))
         return LossRecord(loss.sums.metrics(), gradients)
 
     def tensors(self, batch: Batch) -> TensorDict:
@@ -126,24 +127,24 @@ def start_actor(actor: PolicyActor, config: TrainConfig) -> PolicyActor:
     return actor
 
 
-def gradients_of(actor: PolicyActor, tensors: TensorDict, loss: Any, weight: Any) -> dict[str, Tensor]:
-    """Unclipped gradients of a loss on a batch, in AReaL's own forward and backward; weights and optimiser stay."""
+def gradients_of(actor: PolicyActor, update: Callable[[], object]) -> dict[str, Tensor]:
+    """The unclipped gradients of `update`, AReaL's own; weights and optimiser stay as they are."""
     kept: dict[str, Tensor] = {}
 
     def keep_gradients() -> dict[str, float]:
         kept.update(actor.gradients())
         actor.optimizer_zero_grad()
-        return {}
+        return {"update_successful": 0.0}
 
     step, actor.optimizer_step = actor.optimizer_step, keep_gradients
     try:
-        actor.train_batch(tensors, loss, weight)
+        update()
     finally:
         actor.optimizer_step = step
     return kept
 
 
-def step_record(sums: LossSums, stats: Mapping[str, float]) -> StepRecord:
+def step_record(figures: Mapping[str, float], stats: Mapping[str, float]) -> StepRecord:
     """What an optimiser step of AReaL's engine came to; it leaves the weights alone when the gradient is not finite."""
-    metrics = {**sums.metrics(), "grad_norm": stats["grad_norm"], "lr": stats["lr"]}
+    metrics = {**figures, "grad_norm": stats["grad_norm"], "lr": stats["lr"]}
     return StepRecord(metrics, skipped=not stats["update_successful"])

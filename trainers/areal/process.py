@@ -6,6 +6,7 @@ import importlib.util
 import logging
 import os
 import socket
+import sys
 from pathlib import Path
 
 from trainers.config import ConfigError
@@ -45,8 +46,11 @@ def _free_port() -> int:
 
 
 def _quiet_logging() -> None:
-    """AReaL logs every micro-batch; what matters reaches the user as progress and errors."""
-    from areal.utils import logging as areal_logging
+    """AReaL logs every micro-batch; what matters reaches the user as progress and errors.
+
+    Its loggers are module attributes: `getLogger` replaces Python's logging tree each time, so none can be found there.
+    """
+    import areal.utils.logging as areal_logging
 
     get_logger = areal_logging.getLogger
 
@@ -56,15 +60,10 @@ def _quiet_logging() -> None:
         return logger
 
     areal_logging.getLogger = get_quiet_logger
-    for name, logger in logging.root.manager.loggerDict.items():
-        if isinstance(logger, logging.Logger) and getattr(logger, "handlers", None) and not name.startswith("_"):
-            logger.setLevel(max(logger.level, logging.ERROR) if _is_areals(logger) else logger.level)
-
-
-def _is_areals(logger: logging.Logger) -> bool:
-    from areal.utils import logging as areal_logging
-
-    return logger.name in areal_logging.LOGGER_COLORS_EXACT
+    for name, module in list(sys.modules.items()):
+        logger = getattr(module, "logger", None) if name.startswith("areal.") else None
+        if isinstance(logger, logging.Logger):
+            logger.setLevel(logging.ERROR)
 
 
 def _resolve_names_in(directory: Path) -> None:

@@ -76,6 +76,11 @@ class GroupStream:
         self._clock, self._busy_s = time.perf_counter(), 0.0
 
     @property
+    def workflow(self) -> GroupWorkflow:
+        """What AReaL runs for every group."""
+        return self._workflow
+
+    @property
     def position(self) -> int:
         """The first group of the sequence that no training step has seen: running and waiting ones are played again."""
         return min([*self._window.running, *self._window.ready], default=self._sampler.position)

@@ -2,14 +2,36 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
 
-from areal.api.cli_args import InferenceEngineConfig, MicroBatchSpec, OptimizerConfig, PPOActorConfig
+from areal.api.cli_args import (
+    ClusterSpecConfig,
+    EvaluatorConfig,
+    GenerationHyperparameters,
+    GRPOConfig,
+    InferenceEngineConfig,
+    MicroBatchSpec,
+    NameResolveConfig,
+    NormConfig,
+    OptimizerConfig,
+    PPOActorConfig,
+    RecoverConfig,
+    RejectionSamplingConfig,
+    SaverConfig,
+    StatsLoggerConfig,
+    TensorBoardConfig,
+    TrainDatasetConfig,
+    ValidDatasetConfig,
+)
 
 from cua_agent.models.loaders import model_source
 from trainers.config import TrainConfig
 
 UNLIMITED = 10**12
+_ROUNDING = 1e-12
+"""AReaL adds an epsilon to a group's deviation; ours has none, because groups without deviation are filtered."""
 
 
 def rollout_config(config: TrainConfig, run_directory: Path, *, evaluation: bool = False) -> InferenceEngineConfig:
@@ -63,9 +85,77 @@ def actor_config(config: TrainConfig) -> PPOActorConfig:
     )
 
 
+def ppo_actor_config(config: TrainConfig) -> PPOActorConfig:
+    """Phase 3: the train engine with AReaL's advantages and loss."""
+    loss, decoupled = config.loss, config.loss.decoupled
+    return replace(
+        actor_config(config),
+        ppo_n_minibatches=1,
+        eps_clip=loss.clip_epsilon,
+        kl_ctl=0.0,  # the KL is a term of the loss, not of the reward
+        use_decoupled_loss=decoupled,
+        recompute_logprob=decoupled,
+        rejection_sampling=_rejection(loss.behaviour_weight_cap) if decoupled else None,
+        reward_norm=reward_norm(config, config.rollout.group_size),
+        adv_norm=None,
+        reward_clip=math.inf,
+        mask_no_eos_with_zero=False,
+        max_new_tokens=config.rollout.max_new_tokens,
+    )
+
+
+def reward_norm(config: TrainConfig, group_size: int) -> NormConfig:
+    """Group-relative rewards as `trainers.grpo.advantages` has them: population deviation, or none."""
+    return NormConfig(
+        mean_level="group",
+        std_level="group" if config.advantage.normalise_by_std else None,
+        std_unbiased=False,
+        eps=_ROUNDING,
+        group_size=group_size,
+    )
+
+
+def trainer_config(config: TrainConfig, run_directory: Path) -> GRPOConfig:
+    """Phase 3: the whole of AReaL's trainer, its own files in `run_directory`/areal."""
+    root = str(run_directory / "areal")
+    names = {"experiment_name": experiment_name(config), "trial_name": trial_name(config)}
+    files = {**names, "fileroot": root}
+    batch = config.rollout.groups_per_step
+    return GRPOConfig(
+        **names,
+        seed=config.seed,
+        total_train_epochs=1,
+        total_train_steps=config.max_steps,
+        tokenizer_path=model_source(config.model.path),
+        cluster=ClusterSpecConfig(
+            fileroot=root,
+            n_nodes=1,
+            n_gpus_per_node=1,
+            name_resolve=NameResolveConfig(type="nfs", nfs_record_root=f"{root}/names"),
+        ),
+        gconfig=GenerationHyperparameters(
+            n_samples=1,  # a whole group is one rollout of ours
+            max_new_tokens=config.rollout.max_new_tokens,
+            temperature=config.rollout.temperature,
+        ),
+        train_dataset=TrainDatasetConfig(path="tasks", type="rl", batch_size=batch, shuffle=False),
+        valid_dataset=ValidDatasetConfig(path="tasks", type="rl", batch_size=batch),
+        rollout=rollout_config(config, run_directory),
+        actor=ppo_actor_config(config),
+        saver=SaverConfig(**files, freq_steps=config.checkpoint.every_steps or None),
+        evaluator=EvaluatorConfig(**files, freq_steps=config.eval.every_steps or None),
+        recover=RecoverConfig(**files, mode="disabled"),
+        stats_logger=StatsLoggerConfig(**files, tensorboard=TensorBoardConfig(path=f"{root}/tensorboard")),
+    )
+
+
 def experiment_name(config: TrainConfig) -> str:
     return config.experiment
 
 
 def trial_name(config: TrainConfig) -> str:
     return f"seed{config.seed}"
+
+
+def _rejection(cap: float) -> RejectionSamplingConfig:
+    return RejectionSamplingConfig(level="token", action="mask", metric="ratio", upper=cap)

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 class AReaLGRPOTrainer:
     """Multi-turn GRPO on AReaL; implements `Trainer`.
 
-    Phase 1: AReaL collects, we learn. Phase 2: AReaL's engine holds the model as well and computes our loss. `parts`
-    replaces what `build_parts(config)` would load.
+    Phase 1: AReaL collects, we learn. Phase 2: AReaL's engine holds the model as well and computes our loss. Phase 3:
+    AReaL's trainer runs everything. `parts` replaces what `build_parts(config)` would load.
     """
 
     def __init__(
@@ -54,6 +54,10 @@ class AReaLGRPOTrainer:
 
 
 def _of_phase(config: TrainConfig, run_directory: Path, progress: ProgressReporter, parts: Parts) -> Trainer:
+    if config.phase == 3:
+        from trainers.areal.full import FullTrainer
+
+        return FullTrainer(config, run_directory, progress, parts)
     from trainers.areal.asynchronous import AsynchronousRollouts
     from trainers.loop import TrainingLoop
 

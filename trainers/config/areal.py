@@ -13,4 +13,9 @@ class ArealConfig:
     """Keys of backend=areal."""
 
     max_failures: int = Field(default=8, ge=1, description="groups lost in a row before the run stops")
-    packed_tokens: int = Field(default=1024, ge=64, description="phase 2: token budget of one packed forward pass")
+    loss: str = Field(
+        default="grpo", description="phase 3: AReaL's grpo_loss_fn, or module:function with its arguments"
+    )
+    packed_tokens: int = Field(
+        default=1024, ge=64, description="phases 2 and 3: token budget of one packed forward pass"
+    )

@@ -53,8 +53,8 @@ class TrainConfig:
     backend: Literal["legacy", "areal"] = Field(
         default="legacy", description="legacy: our own synchronous loop; areal: asynchronous, on AReaL"
     )
-    phase: Literal[1, 2] = Field(
-        default=2, description="areal: how much of AReaL is used; 1: it collects, 2: its engine holds the model too"
+    phase: Literal[1, 2, 3] = Field(
+        default=3, description="areal: how much of AReaL is used; 1: rollouts, 2: and the model engine, 3: everything"
     )
     experiment: Name = Field(default="default", description="preset: a file of conf/experiment")
     max_steps: int = Field(default=20, ge=1, description="training steps")

@@ -1,0 +1,236 @@
+"""The trainer of phase 3: AReaL's `PPOTrainer`, with the books of every other backend."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from cua_agent.tasks import CUATask, EvalSplit
+from trainers.areal.engine import InProcessEngine
+from trainers.areal.evaluation import EvaluationPlayer
+from trainers.areal.learner import gradients_of, optimisation_of, step_record
+from trainers.areal.ppo import Engines, Hooks, PolicyPPOTrainer, Stopwatch
+from trainers.areal.ppo_actor import PPOPolicyActor
+from trainers.areal.reference import Reference
+from trainers.areal.rollouts import GroupStream
+from trainers.areal.settings import rollout_config, trainer_config
+from trainers.areal.tensors import TensorDict, carries_signal, rows_to_tensors
+from trainers.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
+from trainers.config import ConfigError, TrainConfig
+from trainers.evaluation import evaluate
+from trainers.grpo.advantages import group_advantages
+from trainers.metrics import ProgressReporter
+from trainers.parts import Parts
+from trainers.protocol import Batch, EvalRecord, LossRecord, StepRecord, TrainerState, TrainResult
+from trainers.rollouts import Collected, Usage
+from trainers.run_book import RunBook
+from trainers.step_metrics import Timing, staleness
+
+
+class _Stopped(Exception):  # noqa: N818 (the run is over, nothing is wrong)
+    """Leaves AReaL's loop, which knows no early end."""
+
+
+class FullTrainer:
+    """Implements `Trainer`. Advantages and loss are AReaL's, computed from the rewards: `update` ignores those of its
+    batch. A skipped update counts as a version, because AReaL numbers versions by steps."""
+
+    def __init__(self, config: TrainConfig, run_directory: Path, progress: ProgressReporter, parts: Parts) -> None:
+        check_supported(config)
+        self._config = config
+        self._progress = progress
+        self._eval_tasks: Mapping[EvalSplit, Sequence[CUATask]] = parts.eval_tasks
+        self._policy = parts.policy
+        self._mirror, serving = parts.policy.frozen_copy(), parts.policy.frozen_copy()
+        self._reference = Reference(parts.policy.frozen_copy(), config) if config.loss.kl_coefficient else None
+        self._actor = PPOPolicyActor(parts.policy, config)
+        batch = config.inference.max_batch
+        self._engine = InProcessEngine(rollout_config(config, run_directory), serving, batch)
+        self._evaluator = InProcessEngine(rollout_config(config, run_directory, evaluation=True), serving, batch)
+        hooks = Hooks(step_ended=self._step_ended, evaluate=self._evaluation_due)
+        engines = Engines(self._actor, self._engine, self._evaluator)
+        self._ppo = PolicyPPOTrainer(trainer_config(config, run_directory), engines, hooks)
+        self._stream = GroupStream(config, parts, self._engine, pixels=True)
+        self._player = EvaluationPlayer(config, parts, self._evaluator)
+        self._actor.publish = self._publish
+        self._engine.next_batch = self._next_batch
+        self._watch = Stopwatch()
+        self._present: tuple[Collected, Batch, Usage] | None = None
+        self._latest: EvalRecord | None = None
+        self._closed = False
+        self._book = RunBook(
+            config, run_directory, progress, save=self._save_state, position=lambda: self._stream.position
+        )
+        if config.resume is not None:
+            self._resume(config.resume)
+
+    def train(self) -> TrainResult:
+        """As `TrainingLoop.train`; AReaL's loop in the middle."""
+        self._book.start()
+        try:
+            reason = self._train_until_stopped()
+            end = self._latest or self._evaluate_split("seeds")[0]
+            templates, _ = self._evaluate_split("templates")
+        except BaseException:
+            self._book.broken_off()
+            raise
+        return self._book.finish(reason, end, templates)
+
+    def update(self, batch: Batch) -> StepRecord:
+        groups = self._prepared(batch)
+        self._actor.ppo_update(groups)
+        record = step_record(self._actor.watch.metrics(), self._actor.stats)
+        self._actor.lr_scheduler_step()
+        self._publish(self._book.new_version())
+        return record
+
+    def loss_and_gradients(self, batch: Batch) -> LossRecord:
+        groups = self._prepared(batch)
+        gradients = gradients_of(self._actor, lambda: self._actor.ppo_update(groups))
+        return LossRecord(self._actor.watch.metrics(), gradients)
+
+    def evaluate(self, tasks: Sequence[CUATask]) -> EvalRecord:
+        """`eval.episodes` episodes on held-out seeds. Raises `EnvironmentFailure` when every episode was lost."""
+        on_done = partial(self._progress.phase, "evaluation")
+        return evaluate(self._player, tasks, self._config.eval.episodes, self._book.state.step, on_done)
+
+    def save(self, path: Path) -> None:
+        self._save_state(path, self._book.state)
+
+    def load(self, path: Path) -> None:
+        state = load_checkpoint(path, policy=self._mirror, optimisation=optimisation_of(self._actor))
+        self._actor.load_trained(dict(self._mirror.model.named_parameters()))
+        self._book.restore(state)
+        self._serve(state.policy_version)
+        self._actor.set_version(state.policy_version)
+        self._stream.restore(state.data_position)
+        self._ppo.start_at(state.step)
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        for engine, world in ((self._engine, self._stream), (self._evaluator, self._player)):
+            engine.pause()
+            world.close()
+        self._ppo.close()
+        self._book.close()
+
+    def _train_until_stopped(self) -> str:
+        book = self._book
+        reason: str | None = None
+        if book.baseline_due:
+            self._latest, reason = self._evaluate_split("seeds")
+            self._evaluate_split("templates")
+        reason = reason or book.out_of_budget()
+        if reason is not None:
+            return reason
+        try:
+            self._ppo.train(
+                workflow=self._stream.workflow,
+                eval_workflow=self._stream.workflow,
+                dynamic_filter_fn=partial(carries_signal, config=self._config.advantage),
+            )
+        except _Stopped as stopped:
+            return str(stopped)
+        return book.out_of_budget() or "max_steps"
+
+    def _next_batch(self) -> list[TensorDict]:
+        """What AReaL's trainer learns from next."""
+        self._watch.mark("collecting")
+        collected, groups, usage = self._stream.collect(partial(self._progress.phase, "rollouts"), at_least=1)
+        if lost := collected.lost:
+            self._progress.message(f"{len(lost)} episodes were lost and replaced; the last: {lost[-1]}")
+        rows = [row for group in collected.kept for row in group.rows]
+        batch = group_advantages(rows, self._config.advantage).batch
+        self._book.batch(batch)
+        self._present, self._latest = (collected, batch, usage), None
+        tensors = [self._with_reference(ready.tensors, ready.group.rows) for ready in groups]
+        self._watch.mark("collected")
+        return tensors
+
+    def _with_reference(self, tensors: TensorDict, rows: Any) -> TensorDict:
+        if self._reference is None:
+            return tensors
+        logprobs = self._reference.logprobs(Batch(rows, [0.0] * len(rows)))
+        return {**tensors, "ref_logp": logprobs.roll(-1, dims=-1)}
+
+    def _publish(self, version: int) -> None:
+        self._watch.mark("publishing")
+        self._stream.before_version()
+        self._serve(version)
+        self._actor.set_version(version)
+        self._stream.after_version()
+        self._watch.mark("published")
+
+    def _serve(self, version: int) -> None:
+        weights = self._actor.trained_weights()
+        self._engine.update_weights(version, weights)
+        self._evaluator.update_weights(version, weights)
+
+    def _step_ended(self) -> None:
+        assert self._present is not None
+        collected, batch, usage = self._present
+        watch, version = self._watch, self._book.state.policy_version
+        timing = Timing(
+            rollout_s=usage.wall_s,
+            train_s=watch.publishing - watch.collected,
+            sync_s=watch.published - watch.publishing,
+            step_s=watch.published - watch.collecting,
+            env_utilisation=usage.utilisation,
+        )
+        record = step_record(self._actor.watch.metrics(), self._actor.stats)
+        stale = staleness(batch.trajectories, version)
+        self._book.new_version()
+        self._book.step(collected, batch, [record], stale, timing, usage)
+        self._book.checkpoint_when_due()
+        if not self._book.evaluation_due and (reason := self._book.out_of_budget()):
+            raise _Stopped(reason)
+
+    def _evaluation_due(self) -> None:
+        self._latest, reason = self._evaluate_split("seeds")
+        if reason := reason or self._book.out_of_budget():
+            raise _Stopped(reason)
+
+    def _evaluate_split(self, split: EvalSplit) -> tuple[EvalRecord, str | None]:
+        record = self.evaluate(self._eval_tasks[split])
+        return record, self._book.evaluation(record, split)
+
+    def _prepared(self, batch: Batch) -> list[TensorDict]:
+        """The batch as AReaL's trainer prepares it: by group, with proximal log-probs and advantages."""
+        by_group: dict[str, list[Any]] = {}
+        for row in batch.trajectories:
+            by_group.setdefault(row.group_id, []).append(row)
+        groups = [self._with_reference(rows_to_tensors(self._policy, rows), rows) for rows in by_group.values()]
+        if self._actor.config.should_compute_prox_logp():
+            for group, proximal in zip(groups, self._actor.compute_logp(groups), strict=True):
+                group["prox_logp"] = proximal
+        return self._actor.compute_advantages(groups)
+
+    def _save_state(self, path: Path, state: TrainerState) -> None:
+        self._mirror.load_trained(self._actor.trained_weights())
+        save_checkpoint(path, policy=self._mirror, optimisation=optimisation_of(self._actor), state=state)
+
+    def _resume(self, resume: str) -> None:
+        try:
+            path = find_checkpoint(resume)
+            self.load(path)
+        except BaseException:
+            self.close()
+            raise
+        self._progress.message(f"resumed from {path} at step {self._book.state.step}")
+
+
+def check_supported(config: TrainConfig) -> None:
+    """Raise `ConfigError` for what AReaL's trainer does not compute; phases 1 and 2 do."""
+    illegal = {
+        "loss.kind": (config.loss.kind, "ppo_clip"),
+        "loss.normalisation": (config.loss.normalisation, "token_mean"),
+        "loss.entropy_coefficient": (config.loss.entropy_coefficient, 0.0),
+        "optim.updates_per_batch": (config.optim.updates_per_batch, 1),
+    }
+    for key, (value, allowed) in illegal.items():
+        if value != allowed:
+            raise ConfigError(f"{key}={value}: allowed with backend=areal phase=3: {allowed} (phases 1 and 2 take it)")
