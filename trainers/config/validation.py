@@ -58,7 +58,7 @@ def _check_key(names: Mapping[str, Any], key: str, value: Any) -> None:
     hint = (
         f"did you mean {' or '.join(near)}?" if near else f"keys of {parent or 'the top level'}: {', '.join(siblings)}"
     )
-    raise ConfigError(f"{shown(key)}={shown(value, 20)}: unknown key; {hint}")
+    raise ConfigError(f"{shown(key, 28)}={shown(value, 12)}: unknown key; {hint}")
 
 
 def fields_of(kind: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
