@@ -257,6 +257,20 @@ def test_the_ledger_convicts_a_client_that_retries_blindly(fault: Fault, twice: 
         assert client.setting(box, AIRPLANE) == ("1" if twice else "0")
 
 
+def test_a_client_that_looks_before_it_acts_again_is_no_convict() -> None:
+    lost, cut = Fault(FaultKind.SERVER_ERROR, True), Fault(FaultKind.TRUNCATED_IMAGE, after=True)
+    script = {(A, 1): lost, (A, 2): lost, (A, 3): lost, (Operation.SCREENSHOT, 2): cut}
+    with running(LocalGBoxOptions(faults=ScriptedFaults(script))) as server, sdk(server) as client:
+        box = box_on_settings(client)
+        for _ in range(3):
+            with pytest.raises(InternalServerError):
+                client.act(box, "tap", x=1, y=1)
+            client.act(box, "screenshot")  # the second one is broken: that is no look
+        client.act(box, "tap", x=1, y=1)
+        taps = [entry["sequence"] for entry in server.ledger()["actions"] if entry["action"] == "tap"]
+        assert server.ledger()["summary"]["sent_twice"] == [taps[2]]
+
+
 def test_the_same_seed_brings_the_same_faults() -> None:
     def outcomes(seed: int) -> list[str]:
         plan = FaultPlan(

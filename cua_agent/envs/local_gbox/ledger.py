@@ -32,7 +32,8 @@ class BoxEntry:
 
 @dataclass
 class ActionEntry:
-    """One action that was executed. `lost` says what kept its proper answer from the client (None: it was answered)."""
+    """One action that was executed. `lost` says what kept its proper answer from the client (None: it was answered),
+    `looked` whether the client saw the screen since, by a screenshot of its own."""
 
     sequence: int
     box: str
@@ -40,6 +41,7 @@ class ActionEntry:
     digest: str
     retry: int  # what the client's X-Stainless-Retry-Count said
     lost: str | None = None
+    looked: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class Ledger:
     boxes: dict[str, BoxEntry] = field(default_factory=dict)
     actions: list[ActionEntry] = field(default_factory=list)
     faults: list[FaultEntry] = field(default_factory=list)
+    _last: dict[str, ActionEntry] = field(default_factory=dict)  # of each box
 
     def opened(self, box: str, kind: str, labels: dict[str, str], now: float) -> None:
         self.boxes[box] = BoxEntry(box, kind, labels, now)
@@ -72,22 +75,28 @@ class Ledger:
     def executed(self, box: str, action: str, body: Mapping[str, Any], retry: int) -> ActionEntry:
         entry = ActionEntry(len(self.actions), box, action, digest(action, body), retry)
         self.actions.append(entry)
+        self._last[box] = entry
         return entry
 
     def running(self) -> list[str]:
         """Boxes that have not ended."""
         return [box.id for box in self.boxes.values() if box.ended is None]
 
+    def looked(self, box: str) -> None:
+        """A client has seen the screen: whatever it does next, it does not do blindly."""
+        last = self._last.get(box)
+        if last:
+            last.looked = True
+
     def sent_twice(self) -> list[ActionEntry]:
-        """Actions that repeat the one before them on the same box although that one had taken effect and only its
-        answer was lost; repetitions that a client's own retry counter admits to count as well. Shell commands are not
-        counted: they are answers to questions, or resets."""
+        """Actions that blindly repeat the one before them on the same box: that one had taken effect, only its answer
+        was lost, and nobody looked in between. Shell commands are not counted: they are questions, or resets."""
         repeats: list[ActionEntry] = []
         former: dict[str, ActionEntry] = {}
         for entry in self.actions:
             last = former.get(entry.box)
-            same = last is not None and last.digest == entry.digest and (bool(last.lost) or entry.retry > 0)
-            if same and entry.action != COMMAND:
+            blind = last is not None and last.digest == entry.digest and last.lost is not None and not last.looked
+            if blind and entry.action != COMMAND:
                 repeats.append(entry)
             former[entry.box] = entry
         return repeats

@@ -120,8 +120,11 @@ class FaultInjection:
         if fault and fault.after:
             await self._break_answer(fault, exchange, answer, former)
             return
-        if exchange.entry and await exchange.is_hung_up():
-            exchange.entry.lost = CLIENT_GONE
+        if await exchange.is_hung_up():
+            if exchange.entry:
+                exchange.entry.lost = CLIENT_GONE
+        elif operation is Operation.SCREENSHOT and answer.status < 400:
+            self._fleet.ledger.looked(box_id)
         await exchange.reply(answer.response())
 
     def _decide(self, exchange: Exchange) -> Fault | None:

@@ -1,8 +1,9 @@
-"""The shell of a box: pocket's emulated Android shell, and the command that resets the phone.
+"""The shell of a box: pocket's emulated Android shell, commands that change the phone, and one that resets it.
 
 ``pocket reset <task id> <seed> [layout] [scale]`` puts the phone into the start state of a task and prints its goal.
 The state depends on the seed alone, as in the `pocket` environment; `layout` is fixed, themed or shuffled, `scale` the
-screen's size (128 x 224 pixels times 1..8); what is not given stays as it is. ``sleep <seconds>`` sleeps.
+screen's size (128 x 224 pixels times 1..8); what is not given stays as it is. ``sleep <seconds>`` sleeps. The commands
+of `android` change the phone as they would a real one.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import cast, get_args
 
+from cua_agent.envs.local_gbox.android import BadArgument, change
 from cua_agent.envs.local_gbox.phone import MAX_PIXEL_SCALE, Phone
 from cua_agent.envs.pocket.shell import run_command
 from cua_agent.envs.pocket.state import Layout
@@ -35,15 +37,32 @@ class _UsageError(ValueError):
 
 
 async def run(phone: Phone, command: str, timeout_s: float) -> CommandResult:
-    """Run one command line; never raises. A command that takes longer than `timeout_s` ends with exit code 124."""
+    """Run a command line, also several commands joined by ";"; never raises.
+
+    The output is that of all, the exit code that of the last. A command that takes longer than `timeout_s` ends with
+    exit code 124.
+    """
+    results = [await _run_one(phone, part, timeout_s) for part in command.split(";")]
+    return CommandResult(
+        "".join(result.stdout for result in results),
+        "".join(result.stderr for result in results),
+        results[-1].exit_code,
+    )
+
+
+async def _run_one(phone: Phone, command: str, timeout_s: float) -> CommandResult:
     try:
         words = shlex.split(command)
-    except ValueError as error:
+        if words[:1] == ["pocket"]:
+            return _pocket(phone, words[1:])
+        if words[:1] == ["sleep"]:
+            return await _sleep(words[1:], timeout_s)
+        if change(phone.state, words):
+            return CommandResult()
+    except BadArgument as error:
+        return CommandResult(stderr=f"{error}\n", exit_code=1)
+    except ValueError as error:  # an open quotation
         return CommandResult(stderr=f"{_NOT_FOUND_PREFIX}{error}\n", exit_code=BAD_USAGE)
-    if words[:1] == ["pocket"]:
-        return _pocket(phone, words[1:])
-    if words[:1] == ["sleep"]:
-        return await _sleep(words[1:], timeout_s)
     output = run_command(phone.state, command)
     if output.startswith(_NOT_FOUND_PREFIX):
         return CommandResult(stderr=f"{output}\n", exit_code=NOT_FOUND)

@@ -12,7 +12,7 @@ _ACTIVITIES = {
     "About phone": "com.android.settings/.MyDeviceInfo",
     "Contact": "com.android.contacts/.quickcontact.QuickContactActivity",
 }
-_TOGGLE_KEYS = {
+TOGGLE_KEYS = {
     "global wifi_on": "Wi-Fi",
     "global bluetooth_on": "Bluetooth",
     "global airplane_mode_on": "Airplane mode",
@@ -34,8 +34,8 @@ def run_command(state: PhoneState, command: str) -> str:
 
 
 def _setting(state: PhoneState, key: str) -> str:
-    if key in _TOGGLE_KEYS:
-        return str(int(state.toggles[_TOGGLE_KEYS[key]]))
+    if key in TOGGLE_KEYS:
+        return str(int(state.toggles[TOGGLE_KEYS[key]]))
     if key == "system screen_brightness":
         return str(round(state.brightness * _MAX_BRIGHTNESS / 100))
     if key == "system screen_off_timeout":
@@ -43,9 +43,13 @@ def _setting(state: PhoneState, key: str) -> str:
     return "null"
 
 
+def front_activity(state: PhoneState) -> str:
+    """The package and class of what is in front, as "package/class"."""
+    return _ACTIVITIES.get(state.screen) or f"{PACKAGES[state.screen]}/.Main"
+
+
 def _focus(state: PhoneState) -> str:
-    activity = _ACTIVITIES.get(state.screen) or f"{PACKAGES[state.screen]}/.Main"
-    return f"  mCurrentFocus=Window{{3f1c2a u0 {activity}}}"
+    return f"  mCurrentFocus=Window{{3f1c2a u0 {front_activity(state)}}}"
 
 
 def _battery(state: PhoneState) -> str:
