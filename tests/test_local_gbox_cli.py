@@ -130,6 +130,28 @@ def test_a_port_that_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == f"error: --port {port} on 127.0.0.1: Address already in use\n"
 
 
+def documented(pattern: str) -> list[str]:
+    return re.findall(pattern, (ROOT / "docs" / "gbox.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def test_documented_commands_parse() -> None:
+    commands = documented(r"^python -m cua_agent\.envs\.local_gbox([^\n]*)$")
+    assert len(commands) >= 4
+    for command in commands:
+        parse_options(command.split())
+
+
+def test_documented_example_runs() -> None:
+    (example,) = documented(r"^```python\n(from gbox_sdk import GboxClient\n.*?local_gbox.*?)^```")
+    command = [sys.executable, "-c", example]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=ENVIRONMENT)
+    assert (done.stdout, done.stderr) == ("Make sure Wi-Fi is on.\n\n", "")
+
+
+def test_documented_faults_are_those_there_are() -> None:
+    assert documented(r"^\| (\w+) \| [^|\n]+ \| [^|\n]+ \| [^|\n]+ \|$")[1:] == list(FaultKind)
+
+
 def test_a_server_in_a_thread_leaves_nothing_behind() -> None:
     with running() as server, sdk(server) as client:
         client(lambda c: c.v1.boxes.create_android())

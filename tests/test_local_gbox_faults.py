@@ -1,8 +1,10 @@
 """Faults: which request fails is a pure decision by seed; how it fails is seen by the SDK over HTTP."""
 
+import asyncio
 import io
 import time
 from collections import Counter
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ from gbox_sdk import (
     APIConnectionError,
     APIStatusError,
     APITimeoutError,
+    AsyncGboxClient,
     InternalServerError,
     NotFoundError,
     RateLimitError,
@@ -31,7 +34,7 @@ from cua_agent.envs.local_gbox.faults import (
     ScriptedFaults,
 )
 from cua_agent.envs.local_gbox.options import LocalGBoxOptions
-from cua_agent.envs.local_gbox.server import running
+from cua_agent.envs.local_gbox.server import LocalGBox, running
 
 A = Operation.ACTION
 SETTINGS = 17  # a seed whose phone starts on Settings, with airplane mode on and in view
@@ -290,3 +293,36 @@ def test_the_same_seed_brings_the_same_faults() -> None:
             return seen
 
     assert outcomes(4) == outcomes(4) != outcomes(5)
+
+
+def test_many_clients_under_all_faults(caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever breaks is an error of the SDK; the ledger agrees with what the clients saw, and the server is sound."""
+    plan = FaultPlan(0.3, seed=7)
+    options = LocalGBoxOptions(faults=plan, hang_s=60, slow_create_s=0.4)
+    answered: list[str] = []
+
+    async def play(client: AsyncGboxClient) -> None:
+        boxes = client.v1.boxes
+        for _ in range(6):
+            with suppress(APIConnectionError, APIStatusError):
+                box = (await boxes.create_android(config={"labels": {"run": "many"}}, api_timeout="200ms")).id
+                for x in range(12):
+                    with suppress(APIConnectionError, InternalServerError, RateLimitError):
+                        answer = await boxes.actions.tap(box, x=x, y=100, options=AFTER)
+                        answered.append(answer.action_id)
+
+    async def play_all(server: LocalGBox) -> None:
+        async with AsyncGboxClient(api_key=server.api_key, base_url=server.base_url, timeout=0.5) as client:
+            await asyncio.gather(*[play(client) for _ in range(6)])
+
+    with running(options) as server:
+        asyncio.run(play_all(server))
+        ledger = server.ledger()
+        taps = [entry for entry in ledger["actions"] if entry["action"] == "tap"]
+        seen = [entry for entry in taps if entry["lost"] in (None, FaultKind.TRUNCATED_IMAGE, FaultKind.DUPLICATE)]
+        assert len(answered) == len(seen) > 50
+        assert len(answered) - len(set(answered)) == ledger["summary"]["faults"]["duplicate"]
+        assert set(ledger["summary"]["faults"]) == set(FaultKind)
+        assert ledger["summary"]["sent_twice"] == []
+        assert len(ledger["summary"]["running"]) + sum(ledger["summary"]["ended"].values()) == len(ledger["boxes"])
+    assert caplog.records == []

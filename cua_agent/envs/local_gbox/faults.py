@@ -23,7 +23,8 @@ class Operation(StrEnum):
 
 class FaultKind(StrEnum):
     """`TIMEOUT`: no answer for longer than a client waits. `DROP`: the connection ends without an answer. `DEATH`: the
-    box breaks. `DUPLICATE`: the answer is that of the box's former action, as when a proxy repeats a reply."""
+    box breaks. `DUPLICATE`: the last answer that a client got to an action on the box, once more, as when a proxy
+    repeats a reply."""
 
     SERVER_ERROR = "server_error"
     RATE_LIMIT = "rate_limit"

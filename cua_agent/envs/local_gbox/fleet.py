@@ -45,7 +45,7 @@ class Box:
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while the device works: it does one thing at a time."""
     requests: Counter[str] = field(default_factory=Counter)
-    last_answer: bytes | None = None  # of its last action, for the fault that repeats it
+    last_answer: bytes | None = None  # the last that a client got to an action; a fault may repeat it
 
 
 class Fleet:

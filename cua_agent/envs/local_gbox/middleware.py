@@ -116,16 +116,15 @@ class FaultInjection:
             return
         answer = Answer()
         await self._app(scope, receive, answer.collect)
-        former = self._swap_last_answer(exchange, answer)
         if fault and fault.after:
-            await self._break_answer(fault, exchange, answer, former)
+            await self._break_answer(fault, exchange, answer)
             return
         if await exchange.is_hung_up():
             if exchange.entry:
                 exchange.entry.lost = CLIENT_GONE
         elif operation is Operation.SCREENSHOT and answer.status < 400:
             self._fleet.ledger.looked(box_id)
-        await exchange.reply(answer.response())
+        await self._deliver(exchange, answer)
 
     def _decide(self, exchange: Exchange) -> Fault | None:
         box, operation = exchange.box, exchange.operation
@@ -140,13 +139,11 @@ class FaultInjection:
         if exchange.entry:
             exchange.entry.lost = fault.kind
 
-    def _swap_last_answer(self, exchange: Exchange, answer: Answer) -> bytes | None:
-        """Keep the answer of an executed action; returns that of the box's former one."""
-        box = exchange.box
-        if box is None or exchange.entry is None or exchange.operation is not Operation.ACTION:
-            return None
-        former, box.last_answer = box.last_answer, answer.body
-        return former
+    async def _deliver(self, exchange: Exchange, answer: Answer) -> None:
+        """Send an answer; that of an executed action may be repeated by a later fault."""
+        if exchange.box and exchange.entry and exchange.operation is Operation.ACTION:
+            exchange.box.last_answer = answer.body
+        await exchange.reply(answer.response())
 
     async def _is_over_before(self, fault: Fault, exchange: Exchange) -> bool:
         """Break a request that has not taken effect; False when the application is to answer it."""
@@ -161,14 +158,15 @@ class FaultInjection:
         await self._spoil(fault, exchange)
         return True
 
-    async def _break_answer(self, fault: Fault, exchange: Exchange, answer: Answer, former: bytes | None) -> None:
+    async def _break_answer(self, fault: Fault, exchange: Exchange, answer: Answer) -> None:
         """Break the answer of a request that the application has dealt with."""
         if fault.kind in ALWAYS_AFTER:
+            former = exchange.box.last_answer if exchange.box and exchange.entry else None
             spoiled = former if fault.kind is FaultKind.DUPLICATE else truncated(answer.body)
             if spoiled is not None:  # else there is nothing to repeat or to cut: no fault
                 self._note(fault, exchange)
                 answer.body = spoiled
-            await exchange.reply(answer.response())
+            await self._deliver(exchange, answer)
             return
         self._note(fault, exchange)
         await self._spoil(fault, exchange)
