@@ -28,6 +28,7 @@ def line_of(stream: IO[str] | None) -> str:
     return stream.readline()
 
 
+@pytest.mark.slow
 def test_help() -> None:
     done = subprocess.run([*COMMAND, "--help"], capture_output=True, text=True, check=True, cwd=ROOT, env=ENVIRONMENT)
     for option in ("--port", "--host", "--seed", "--latency", "--fault-rate", "--faults", "--quota"):
@@ -35,6 +36,7 @@ def test_help() -> None:
     assert "127.0.0.1" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("interrupt", [signal.SIGINT, signal.SIGTERM])
 def test_serve_and_stop(interrupt: signal.Signals) -> None:
     """A signal ends it at once, also while a request hangs; it says what is left, and no traceback."""
@@ -123,6 +125,16 @@ def test_bad_options(arguments: list[str], message: str, capsys: pytest.CaptureF
     assert error.startswith(message) and error.count("\n") == 1
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("package", ["fastapi", "uvicorn"])
+def test_a_missing_package_is_named_with_the_extra_that_brings_it(package: str) -> None:
+    program = (
+        f"import sys; sys.modules['{package}'] = None; from cua_agent.envs.local_gbox.__main__ import main; main([])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, env=ENVIRONMENT)
+    assert (done.stdout, done.stderr) == ("", f"error: {package} is missing: pip install 'cua-grpo[local-gbox]'\n")
+
+
 def test_a_port_that_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
     with listen(LocalGBoxOptions()) as taken:
         port = taken.getsockname()[1]
@@ -141,6 +153,7 @@ def test_documented_commands_parse() -> None:
         parse_options(command.split())
 
 
+@pytest.mark.slow
 def test_documented_example_runs() -> None:
     (example,) = documented(r"^```python\n(from gbox_sdk import GboxClient\n.*?local_gbox.*?)^```")
     command = [sys.executable, "-c", example]

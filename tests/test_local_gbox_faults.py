@@ -294,6 +294,7 @@ def test_the_same_seed_brings_the_same_faults() -> None:
     assert outcomes(4) == outcomes(4) != outcomes(5)
 
 
+@pytest.mark.slow
 def test_many_clients_under_all_faults(caplog: pytest.LogCaptureFixture) -> None:
     """Whatever breaks is an error of the SDK; the ledger agrees with what the clients saw, and the server is sound."""
     plan = FaultPlan(0.3, seed=7)

@@ -28,6 +28,8 @@ from cua_agent.envs.local_gbox.middleware import API, TRANSPORT, FaultInjection,
 from cua_agent.envs.local_gbox.options import LocalGBoxOptions
 
 START_TIMEOUT_S = 30.0
+KEEP_ALIVE_S = 600
+"""Longer than a model thinks between two actions: a connection closed just then would be a fault nobody asked for."""
 
 
 class DroppableProtocol(H11Protocol):
@@ -145,6 +147,7 @@ def make_server(app: FastAPI) -> Server:
         lifespan="off",
         log_config=None,
         log_level="warning",
+        timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=1,
     )
     return Server(config)
