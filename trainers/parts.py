@@ -20,6 +20,7 @@ from cua_agent.models.lora import LoraSpec
 from cua_agent.models.policy import PolicyModel
 from cua_agent.tasks import CUATask, EvalSplit, get_eval_tasks
 from cua_agent.trajectory import Trajectory
+from trainers.checkpoint import save_weights
 from trainers.config import TrainConfig
 from trainers.rollouts import EpisodeRunner, EpisodeSpec
 from trainers.task_sampler import training_tasks
@@ -72,7 +73,20 @@ def build_policy(config: TrainConfig) -> PolicyModel:
 
 
 def build_engine(config: TrainConfig, policy: PolicyModel) -> InferenceEngine:
-    """The engine that `inference` names, serving `policy`."""
+    """The engine that `inference` names, serving `policy`. For vLLM it waits for the servers and may raise
+    `ServerMismatch`, `CanaryError` or `InferenceFailure`."""
+    if config.inference.name == "vllm":
+        from cua_agent.inference.vllm.build import connect
+
+        rollout = config.rollout
+        return connect(
+            config.inference,
+            policy,
+            save_weights,
+            max_length=config.model.max_length,
+            max_images=rollout.last_k if rollout.context == "last_k" else rollout.max_turns,
+            max_staleness=rollout.max_staleness,
+        )
     return LocalEngine(policy, max_batch=config.inference.max_batch)
 
 

@@ -1,4 +1,4 @@
-"""From settings to an engine that is ready to serve."""
+"""From settings to an engine whose servers are ready."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def serving_plan(
     )
 
 
-def build_engine(
+def connect(
     settings: VllmSettings,
     policy: PolicyModel,
     save_weights: Callable[[Path, PolicyModel], None],

@@ -189,7 +189,8 @@ def _python(options: ServeOptions) -> str:
     for directory in (Path.cwd(), _ROOT):
         if (directory / CPU_VENV).is_file():
             return str(directory / CPU_VENV)
-    if importlib.util.find_spec("vllm") is None:
+    found = importlib.util.find_spec("vllm")
+    if found is None or found.origin is None:  # a mere directory of that name has no origin
         raise ServeError(f"vLLM is not installed: {INSTALL_HINT}")
     return sys.executable
 
