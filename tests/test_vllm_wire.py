@@ -127,16 +127,15 @@ def test_drift_names_its_place() -> None:
         wire.check_prompt([1, 2, 3], [1, 9, 3])
 
 
-def test_scores_are_those_of_the_last_tokens_and_of_our_prompt() -> None:
-    scored = {
-        "prompt_token_ids": [5, 6, 7],
-        "prompt_logprobs": [None, {"6": {"logprob": -1.0}}, {"7": {"logprob": -2.0}, "1": {"logprob": 0.0}}],
-    }
-    assert wire.read_score(scored, [5, 6, 7], 2) == [-1.0, -2.0]
+def test_a_probe_reads_the_choices_in_their_order() -> None:
+    content = {"token_id": 7, "logprob": -0.1, "top_logprobs": [{"token_id": 7, "logprob": -0.1}]}
+    content["top_logprobs"].append({"token_id": 3, "logprob": -2.0})  # type: ignore[attr-defined]
+    probed = {"prompt_token_ids": [5, 6], "choices": [{"logprobs": {"content": [content]}}]}
+    assert wire.read_probe(probed, [5, 6], [3, 7]) == [-2.0, -0.1]
     with pytest.raises(TokenDrift):
-        wire.read_score(scored, [5, 6, 8], 2)
+        wire.read_probe(probed, [5, 8], [3, 7])
     with pytest.raises(ServerFailure):
-        wire.read_score({"prompt_token_ids": [5, 6]}, [5, 6], 1)
+        wire.read_probe(probed, [5, 6], [3, 4])
 
 
 def test_a_name_never_gets_other_weights(tmp_path: Any) -> None:

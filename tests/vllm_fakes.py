@@ -13,9 +13,8 @@ import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
-from cua_agent.inference.vllm.canary import CanaryPrompt, canary_prompt, own_logprobs
+from cua_agent.inference.vllm.canary import Canary, make_canary, own_logprobs
 from cua_agent.inference.vllm.plan import ServingPlan
-from cua_agent.inference.vllm.wire import Prompt
 from cua_agent.models.loaders import load_policy
 from cua_agent.models.policy import PolicyModel
 
@@ -25,8 +24,9 @@ _loading = threading.Lock()
 
 
 def plan(lora_rank: int | None = 4) -> ServingPlan:
-    canary = CanaryPrompt([1, 2], 1, [], Prompt([1, 2]))
-    return ServingPlan(lora_rank, slots=2, max_length=512, images=4, dtype="float32", canary=canary, tolerance=1e-3)
+    return ServingPlan(
+        lora_rank, slots=2, max_length=512, images=4, dtype="float32", canary=Canary([], [], []), tolerance=1e-3
+    )
 
 
 def server_info(
@@ -49,11 +49,11 @@ def server_info(
 
 
 class FakeVllm:
-    """Serves adapters of `base`; answers a sampling request with its seed and the end of turn, a score truthfully.
+    """Serves adapters of `base`; answers a sampling request with its seed and the end of turn, the canary truthfully.
 
     `faults` are statuses that the next sampling requests are answered with (0: the connection is cut, "drift": one
-    token of the prompt is changed). `ignores_adapters` makes every score that of the base model. `hold` keeps sampling
-    requests waiting while it is cleared.
+    token of the prompt is changed). `ignores_adapters` answers the canary as the base model would. `hold` keeps
+    sampling requests waiting while it is cleared.
     """
 
     def __init__(self, base: PolicyModel, ignores_adapters: bool = False) -> None:
@@ -65,7 +65,7 @@ class FakeVllm:
         self.in_flight = self.most_in_flight = 0
         self.info = server_info()
         self._base = base
-        self._canary = canary_prompt(base)
+        self._canary = make_canary(base)
         self._ignores_adapters = ignores_adapters
 
     def restart(self) -> None:
@@ -76,6 +76,7 @@ class FakeVllm:
     def app(self) -> FastAPI:
         app = FastAPI()
         app.get("/server_info")(lambda: self.info)
+        app.get("/health")(lambda: Response())
         app.get("/v1/models")(self._models)
         app.post("/v1/load_lora_adapter")(self._load)
         app.post("/v1/unload_lora_adapter")(self._unload)
@@ -106,8 +107,8 @@ class FakeVllm:
         body = await request.json()
         if body["model"] != BASE and body["model"] not in self.adapters:
             return _error(404, f"The model `{body['model']}` does not exist.")
-        if "prompt_logprobs" in body["sampling_params"]:
-            return JSONResponse(self._score(body))
+        if "allowed_token_ids" in body["sampling_params"]:
+            return JSONResponse(self._probe(body))
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
         try:
@@ -138,14 +139,14 @@ class FakeVllm:
         self.log.append(f"sample {body['model']}")
         return JSONResponse({"model": body["model"], "prompt_token_ids": prompt, "choices": [choice]})
 
-    def _score(self, body: dict[str, Any]) -> dict[str, Any]:
+    def _probe(self, body: dict[str, Any]) -> dict[str, Any]:
         policy = self._base if self._ignores_adapters else self.adapters.get(body["model"], self._base)
-        ids, answer = self._canary.ids, self._canary.answer
-        scores: list[Any] = [None] * (len(ids) - answer)
-        scores += [
-            {str(i): {"logprob": p}} for i, p in zip(ids[-answer:], own_logprobs(policy, self._canary), strict=True)
-        ]
-        return {"prompt_token_ids": ids, "prompt_logprobs": scores}
+        index = [probe.wire.token_ids for probe in self._canary.probes].index(body["token_ids"])
+        choices = self._canary.choices
+        logprobs = own_logprobs(policy, self._canary)[index * len(choices) :]
+        entries = [{"token_id": token, "logprob": p} for token, p in zip(choices, logprobs, strict=False)]
+        content = [{**entries[0], "top_logprobs": entries}]
+        return {"prompt_token_ids": self._canary.probes[index].ids, "choices": [{"logprobs": {"content": content}}]}
 
 
 def _error(status: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:

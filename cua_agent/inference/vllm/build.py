@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from cua_agent.inference.vllm.canary import canary_prompt, tolerance_for
+from cua_agent.inference.vllm.canary import make_canary, tolerance_for
 from cua_agent.inference.vllm.engine import Patience, VllmEngine
 from cua_agent.inference.vllm.plan import ServingPlan, rank_limit, slots_for
 from cua_agent.models.policy import PolicyModel
@@ -44,7 +44,7 @@ def serving_plan(
         max_length=max_length,
         images=max_images,
         dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
-        canary=canary_prompt(policy),
+        canary=make_canary(policy),
         tolerance=tolerance_for(policy) if tolerance is None else tolerance,
     )
 

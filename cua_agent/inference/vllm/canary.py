@@ -1,8 +1,9 @@
 """The canary: does a server really sample from the weights that the trainer published?
 
-After each publication the server scores a fixed answer to a fixed prompt with a screenshot. Its log-probabilities must
-be those of the trainer's own model, and from one publication to the next they must move as the trainer's move: a server
-that goes on with old weights, or applies an adapter with another scale, is found before anything is trained on.
+After each publication the server is asked, at a few places of a fixed conversation with a screenshot, how likely it is
+to go on with each of some twenty tokens. Its log-probabilities must be those of the trainer's own model, and from one
+publication to the next they must move as the trainer's move: a server that goes on with old weights, or applies an
+adapter with another scale, is found before anything is trained on.
 """
 
 from __future__ import annotations
@@ -29,56 +30,76 @@ MOVE_TOLERANCE = 0.2
 """Tolerance of a move as a part of the above: what differs between the two programs cancels out of a difference."""
 MOVE_SHARE = 0.5
 """How far a move may be off, besides, as a part of its size."""
+MAX_CHOICES = 20
+"""vLLM reports no more log-probabilities per token unless it is told to."""
+_PROBES = 4
 _SCREEN = (64, 96)
 
 
 @dataclass(frozen=True)
-class CanaryPrompt:
-    """A prompt and its answer, `ids` together; the last `answer` of them are scored."""
+class Probe:
+    """One place of the canary: what comes next after `ids`?"""
 
     ids: list[int]
-    answer: int
-    images: list[npt.NDArray[np.uint8]] = field(repr=False)
     wire: Prompt = field(repr=False)
 
 
 @dataclass(frozen=True)
+class Canary:
+    """The probes are beginnings of one conversation, shortest first; each asks for the log-probabilities of `choices`,
+    no other token being allowed."""
+
+    probes: list[Probe]
+    choices: list[int]
+    images: list[npt.NDArray[np.uint8]] = field(repr=False)
+
+
+@dataclass(frozen=True)
 class Reading:
-    """Log-probabilities of the answer at one publication: the trainer's and the server's."""
+    """Log-probabilities of the choices at all probes, at one publication: the trainer's and the server's."""
 
     name: str
     expected: npt.NDArray[np.float64]
     observed: npt.NDArray[np.float64]
 
 
-def canary_prompt(policy: PolicyModel) -> CanaryPrompt:
-    """The first turn of an episode, in the agent's own words, with a picture of two colours."""
+def make_canary(policy: PolicyModel) -> Canary:
+    """The first turn of an episode, in the agent's own words, with a picture; the choices are the words of its answer.
+
+    The probes are spread over the answer, the first of them before it.
+    """
     rows, columns = np.indices(_SCREEN)
     image = np.stack([rows * 2, columns * 2, (rows > columns) * 255], axis=-1).astype(np.uint8)
     count = policy.image_tokens(*_SCREEN)
     prompt = policy.encode(first_prompt(system_prompt("brief", "target"), "Open the settings.", count))
     answer = policy.encode(render_tool_call(Tap(Target("Settings"))) + END_OF_TURN)
-    ids = [*prompt, *answer]
-    collapsed = collapse(ids, policy.special.image_token_id, [count])
-    return CanaryPrompt(ids, len(answer), [image], Prompt(collapsed, [data_url(policy.image_processor, image)]))
+    urls = [data_url(policy.image_processor, image)]
+    collapsed = collapse(prompt, policy.special.image_token_id, [count])
+    begun = [answer[: len(answer) * i // _PROBES] for i in range(_PROBES)]
+    return Canary(
+        probes=[Probe(prompt + part, Prompt(collapsed + part, urls)) for part in begun],
+        choices=list(dict.fromkeys(answer))[:MAX_CHOICES],
+        images=[image],
+    )
 
 
-def own_logprobs(policy: PolicyModel, prompt: CanaryPrompt) -> tuple[float, ...]:
-    """The trainer's log-probabilities of the answer: a full forward pass at temperature 1, no token banned."""
-    pixel_values, image_grid_thw = policy.pixels(prompt.images)
-    ids = torch.tensor([prompt.ids], device=policy.device)
-    positions = torch.from_numpy(policy.positions(prompt.ids, prompt.images))[:, None].to(policy.device)
+def own_logprobs(policy: PolicyModel, canary: Canary) -> tuple[float, ...]:
+    """The trainer's answer: one full forward pass over the longest probe."""
+    longest = canary.probes[-1].ids
+    pixel_values, image_grid_thw = policy.pixels(canary.images)
+    positions = torch.from_numpy(policy.positions(longest, canary.images))[:, None].to(policy.device)
+    places = torch.tensor([len(probe.ids) - 1 for probe in canary.probes], device=policy.device)
     with serving(policy.model):
         hidden = policy.base_model.model(
-            input_ids=ids,
+            input_ids=torch.tensor([longest], device=policy.device),
             position_ids=positions,
             pixel_values=pixel_values,
             image_grid_thw=image_grid_thw,
             use_cache=False,
         ).last_hidden_state
-        logits = policy.base_model.lm_head(hidden[0, -prompt.answer - 1 : -1]).float()
-        scores = logits.log_softmax(-1).gather(-1, ids[0, -prompt.answer :, None])[:, 0]
-    return tuple(scores.tolist())
+        logits = policy.base_model.lm_head(hidden[0, places]).float()
+        scores = logits[:, canary.choices].log_softmax(-1)
+    return tuple(scores.flatten().tolist())
 
 
 def tolerance_for(policy: PolicyModel) -> float:

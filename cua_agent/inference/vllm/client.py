@@ -12,13 +12,16 @@ from typing import Any
 import httpx
 
 from cua_agent.inference.vllm.errors import Refused, Unavailable
-from cua_agent.inference.vllm.wire import Call
+from cua_agent.inference.vllm.wire import HEALTH, Call
 
 API_KEY_VARIABLE = "VLLM_API_KEY"
 CONNECT_TIMEOUT_S = 10.0
+CONTROL_TIMEOUT_S = 600.0
+"""Loading the full weights of a large model takes minutes."""
 KEEPALIVE_S = 3.0
 """Shorter than the servers' 5 s, so that a connection is rarely closed under a request."""
 _PASSING = frozenset({408, 425, 429, 502, 503, 504})
+_INTERNAL_ERROR = 500
 _SHOWN = 300
 
 
@@ -66,19 +69,23 @@ def _no_answer(url: str, error: httpx.TransportError | TimeoutError) -> Unavaila
 class ControlClient:
     """Blocking calls to one server: health, weights, caches. May be used from several threads."""
 
-    def __init__(self, url: str, timeout_s: float) -> None:
+    def __init__(self, url: str) -> None:
         self.url = url.rstrip("/").removesuffix("/v1")
-        timeout = httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S)
+        timeout = httpx.Timeout(CONTROL_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
         limits = httpx.Limits(keepalive_expiry=KEEPALIVE_S)
         self._http = httpx.Client(base_url=self.url, headers=_headers(), timeout=timeout, limits=limits)
 
     def call(self, call: Call) -> Any:
-        """Raises `Unavailable` or `Refused`."""
+        """Raises `Unavailable` (also when the server's engine died: it will be restarted) or `Refused`."""
+        response = self._send(call)
+        dying = response.status_code == _INTERNAL_ERROR and not self._send(Call("GET", HEALTH)).is_success
+        return read_answer(self.url, response, passing=_PASSING | {_INTERNAL_ERROR} if dying else _PASSING)
+
+    def _send(self, call: Call) -> httpx.Response:
         try:
-            response = self._http.request(call.method, call.path, json=call.body, params=dict(call.query))
+            return self._http.request(call.method, call.path, json=call.body, params=dict(call.query))
         except httpx.TransportError as error:
             raise _no_answer(self.url, error) from error
-        return read_answer(self.url, response)
 
     def close(self) -> None:
         self._http.close()
@@ -103,7 +110,7 @@ class SamplingClient:
                 )
         except (httpx.TransportError, TimeoutError) as error:
             raise _no_answer(url, error) from error
-        return read_answer(url, response, passing=_PASSING | {500})
+        return read_answer(url, response, passing=_PASSING | {_INTERNAL_ERROR})
 
     async def close(self) -> None:
         await self._http.aclose()

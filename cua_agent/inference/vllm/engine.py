@@ -76,7 +76,7 @@ class VllmEngine:
         self._plan = plan
         self._save_weights = save_weights
         self._patience = patience or Patience()
-        self._replicas = [Replica(ControlClient(url, self._patience.server_s), plan) for url in urls]
+        self._replicas = [Replica(ControlClient(url), plan) for url in urls]
         self._router = Router(len(urls))
         self._publications = Publications()
         self._images = EncodedImages(policy.image_processor)

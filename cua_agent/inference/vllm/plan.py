@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from cua_agent.inference.vllm.errors import ServerMismatch
 
 if TYPE_CHECKING:
-    from cua_agent.inference.vllm.canary import CanaryPrompt
+    from cua_agent.inference.vllm.canary import Canary
 
 SERVE_COMMAND = "python -m cua_agent.inference.vllm serve"
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -28,7 +28,7 @@ class ServingPlan:
     max_length: int
     images: int
     dtype: str
-    canary: CanaryPrompt = field(repr=False)
+    canary: Canary = field(repr=False)
     tolerance: float
 
 

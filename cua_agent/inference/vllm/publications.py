@@ -16,7 +16,7 @@ class Publication:
     """One export of the policy's weights.
 
     `name` is the adapter's name on the servers, or the tag of full weights; `serial` counts publications.
-    `expected` are the trainer's own log-probabilities of the canary's answer under these weights.
+    `expected` is the trainer's own answer to the canary under these weights.
     """
 
     version: int

@@ -139,9 +139,11 @@ class Replica:
             self._client.call(wire.resume())
 
     def _ask_canary(self, publication: Publication) -> None:
-        canary = self._plan.canary
-        answer = self._client.call(wire.score(self.model_name(publication), canary.wire))
-        observed = wire.read_score(answer, canary.ids, canary.answer)
+        canary, name = self._plan.canary, self.model_name(publication)
+        observed: list[float] = []
+        for probe in canary.probes:
+            answer = self._client.call(wire.probe(name, probe.wire, canary.choices))
+            observed += wire.read_probe(answer, probe.ids, canary.choices)
         reading = Reading(publication.name, np.array(publication.expected), np.array(observed))
         judge(self._readings, reading, self._plan.tolerance)
         self._readings.append(reading)

@@ -150,18 +150,30 @@ def check_prompt(ours: Sequence[int], theirs: Sequence[int]) -> None:
     )
 
 
-def score(model: str, prompt: Prompt) -> Call:
-    """Ask for the log-probability of every prompt token, at temperature 1 and with no token banned."""
-    return generate(model, prompt, {"temperature": 0.0, "max_tokens": 1, "prompt_logprobs": 0, "detokenize": False})
+def probe(model: str, prompt: Prompt, choices: Sequence[int]) -> Call:
+    """Ask for the log-probabilities of `choices` as the next token, no other token being allowed, at temperature 1.
+
+    (vLLM can score a prompt as well, but not with an adapter while it serves other requests: its engine dies of that.)
+    """
+    sampling = {
+        "temperature": 1.0,
+        "seed": 0,
+        "max_tokens": 1,
+        "ignore_eos": True,
+        "allowed_token_ids": list(choices),
+        "logprobs": len(choices),
+        "detokenize": False,
+    }
+    return generate(model, prompt, sampling)
 
 
-def read_score(answer: Mapping[str, Any], ids: Sequence[int], last: int) -> list[float]:
-    """Log-probabilities of the `last` tokens of the prompt `ids`. Raises `TokenDrift` and `ServerFailure`."""
+def read_probe(answer: Mapping[str, Any], ids: Sequence[int], choices: Sequence[int]) -> list[float]:
+    """Log-probabilities in the order of `choices`. Raises `TokenDrift` and `ServerFailure`."""
     try:
-        seen = [int(token) for token in answer["prompt_token_ids"]]
-        scores = answer["prompt_logprobs"]
-        check_prompt(ids, seen)
-        return [float(scores[i][str(ids[i])]["logprob"]) for i in range(len(ids) - last, len(ids))]
+        check_prompt(ids, [int(token) for token in answer["prompt_token_ids"]])
+        (sampled,) = answer["choices"][0]["logprobs"]["content"]
+        scores = {int(entry["token_id"]): float(entry["logprob"]) for entry in [sampled, *sampled["top_logprobs"]]}
+        return [scores[token] for token in choices]
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise ServerFailure(f"the server's scores cannot be read: {type(error).__name__} {error}") from error
 
