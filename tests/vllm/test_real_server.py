@@ -224,7 +224,9 @@ def test_training_on_the_server_takes_steps(server: Any, tmp_path: Path) -> None
     from trainers.progress import open_progress
 
     overrides = ["lora.enabled=true", "lora.r=8", "max_steps=2", "rollout.groups_per_step=2", "rollout.group_size=4"]
-    config = load_config(["inference=vllm", f"inference.servers=[{server.url}]", "eval.episodes=2", "eval.baseline=false", *overrides])
+    config = load_config(
+        ["inference=vllm", f"inference.servers=[{server.url}]", "eval.episodes=2", "eval.baseline=false", *overrides]
+    )
     trainer = CUAGRPOTrainer(config, tmp_path, open_progress(2))
     result = trainer.train()
     trainer.close()
