@@ -29,6 +29,7 @@ def run(phone: Phone, command: str) -> shell.CommandResult:
             "system screen_brightness",
             "64",
         ),
+        ("settings put system screen_brightness_mode 0", "system screen_brightness_mode", "0"),
         ("settings put system screen_off_timeout 300000", "system screen_off_timeout", "300000"),
     ],
 )

@@ -38,6 +38,8 @@ def _setting(state: PhoneState, key: str) -> str:
         return str(int(state.toggles[TOGGLE_KEYS[key]]))
     if key == "system screen_brightness":
         return str(round(state.brightness * _MAX_BRIGHTNESS / 100))
+    if key == "system screen_brightness_mode":
+        return "0"  # never automatic
     if key == "system screen_off_timeout":
         return str(TIMEOUTS[state.timeout])
     return "null"
