@@ -2,10 +2,10 @@
 
     python benchmarks/bench_async.py --steps 8 --concurrency 64
 
-Every action of the simulated phone is delayed by a log-normal time (median and 99th percentile in seconds). Both backends
-run the same configuration; the first steps, in which the asynchronous one fills its window, are left out. Beside the
-measured step stand two bounds that no backend can beat: the environments' (episodes of a step x seconds of an episode /
-concurrency) and the processor's (the step of the synchronous backend without any delay).
+Every action of the simulated phone is delayed by a log-normal time (median and 99th percentile in seconds). Both
+backends run the same configuration; the first steps, in which the asynchronous one fills its window, are left out.
+Beside the measured step stand two bounds that no backend can beat: the environments' (episodes of a step x seconds of
+an episode / concurrency) and the processor's (the step of the synchronous backend without any delay).
 """
 
 from __future__ import annotations

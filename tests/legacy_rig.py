@@ -28,6 +28,7 @@ from trainers.rollouts import EpisodeSpec
 from trainers.trajectory_store import load_batch
 
 CONFIG = TrainConfig(
+    backend="legacy",
     max_steps=2,
     rollout=RolloutConfig(group_size=4, groups_per_step=2, max_refills=1, concurrency=8),
     optim=OptimConfig(learning_rate=3e-3, warmup_steps=0),

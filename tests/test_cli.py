@@ -222,7 +222,7 @@ def test_a_small_run_from_another_directory_leaves_everything_it_promises(tmp_pa
     assert done.stderr == ""
     run = tmp_path / "outputs" / "small"
     summary = json.loads((run / "summary.json").read_text())
-    assert (summary["backend"], summary["steps"], summary["seed"]) == ("legacy", 2, 0)
+    assert (summary["backend"], summary["steps"], summary["seed"]) == ("areal", 2, 0)
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 2
     expected = {"config.yaml", "run.json", "eval.jsonl", "checkpoints", "tensorboard", "learning_curve.png"}
     assert expected <= {file.name for file in run.iterdir()}

@@ -55,7 +55,9 @@ def another_value(key: str, kind: Any, default: Any) -> Any:
 
 def test_absent_keys_take_the_defaults() -> None:
     assert from_mapping({}) == TrainConfig()
-    assert load_config(["env.tasks=[]"]) == TrainConfig()  # conf/env/pocket.yaml names the default mix
+    assert load_config(["env.tasks=[]", "backend=legacy"]) == TrainConfig(
+        backend="legacy"
+    )  # conf/env/pocket.yaml names the default mix
 
 
 def test_every_key_is_reached_from_the_command_line_with_its_type(tmp_path) -> None:

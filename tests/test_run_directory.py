@@ -13,7 +13,7 @@ NOW = datetime(2026, 1, 2, 3, 4, 5)
 
 def test_the_name_tells_time_backend_experiment_and_seed(tmp_path: Path) -> None:
     config = TrainConfig(output_dir=str(tmp_path), experiment="quick", seed=7)
-    assert create_run_directory(config, NOW).name == "20260102-030405-legacy-quick-seed7"
+    assert create_run_directory(config, NOW).name == "20260102-030405-areal-quick-seed7"
 
 
 @pytest.mark.parametrize("run_name", [None, "mine"])
@@ -80,7 +80,7 @@ def test_ordinary_values_stay() -> None:
         "normalisation": "token_mean",
         "keys": 3,
         "path": "Qwen/Qwen3-VL-4B-Instruct",
-        "run_name": "20260102-030405-legacy-default-seed0",
+        "run_name": "20260102-030405-areal-default-seed0",
         "tasks": ["settings"],
         "project": "cua-grpo",
     }

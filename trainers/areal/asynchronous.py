@@ -39,6 +39,11 @@ class AsynchronousRollouts:
             engine.initialize()
         self._stream = GroupStream(config, parts, self._engine, pixels=False)
         self._player = EvaluationPlayer(config, parts, self._evaluator)
+        try:
+            self._stream.open()
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def position(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
 from areal.api import ModelRequest, ModelResponse
@@ -113,6 +113,12 @@ class InProcessEngine(RemoteInfEngine):  # type: ignore[misc]
         if loop is not None and loop.is_running():
             asyncio.run_coroutine_threadsafe(self._engine.close(), loop).result(_DRAIN_S)
         super().destroy()
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do `work` on the loop that plays the episodes, and wait for it here; the engine must be initialised."""
+        loop = self._loop
+        assert loop is not None, "the engine is not initialised"
+        return asyncio.run_coroutine_threadsafe(work, loop).result()
 
     @property
     def _loop(self) -> asyncio.AbstractEventLoop | None:

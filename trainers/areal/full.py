@@ -63,8 +63,13 @@ class FullTrainer:
         self._book = RunBook(
             config, run_directory, progress, save=self._save_state, position=lambda: self._stream.position
         )
-        if config.resume is not None:
-            self._resume(config.resume)
+        try:
+            self._stream.open()
+            if config.resume is not None:
+                self._resume(config.resume)
+        except BaseException:
+            self.close()
+            raise
 
     def train(self) -> TrainResult:
         """As `TrainingLoop.train`; AReaL's loop in the middle."""
@@ -214,12 +219,8 @@ class FullTrainer:
         save_checkpoint(path, policy=self._mirror, optimisation=optimisation_of(self._actor), state=state)
 
     def _resume(self, resume: str) -> None:
-        try:
-            path = find_checkpoint(resume)
-            self.load(path)
-        except BaseException:
-            self.close()
-            raise
+        path = find_checkpoint(resume)
+        self.load(path)
         self._progress.message(f"resumed from {path} at step {self._book.state.step}")
 
 

@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import sys
+import warnings
 from pathlib import Path
 
 from trainers.config import ConfigError
@@ -33,6 +34,9 @@ def prepare_process(run_directory: Path) -> None:
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+    warnings.filterwarnings("ignore", message="Transformer Engine and Apex are not installed")
+    warnings.filterwarnings("ignore", message="'set_vital' is deprecated")
+    warnings.filterwarnings("ignore", message="Slicing a flattened dim from root mesh")
     _quiet_logging()
     _resolve_names_in(run_directory / "areal" / "names")
     _no_async_saver()
@@ -51,6 +55,7 @@ def _quiet_logging() -> None:
     Its loggers are module attributes: `getLogger` replaces Python's logging tree each time, so none can be found there.
     """
     import areal.utils.logging as areal_logging
+    from transformers.utils import logging as transformers_logging
 
     get_logger = areal_logging.getLogger
 
@@ -64,6 +69,7 @@ def _quiet_logging() -> None:
         logger = getattr(module, "logger", None) if name.startswith("areal.") else None
         if isinstance(logger, logging.Logger):
             logger.setLevel(logging.ERROR)
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 
 
 def _resolve_names_in(directory: Path) -> None:

@@ -120,6 +120,10 @@ class GroupStream:
         self._sampler.position = position
         self._engine.workflow_executor.staleness_manager.on_version_recovered(self._engine.get_version())
 
+    def open(self) -> None:
+        """Start what environments share. Raises what the world raises when this machine cannot run it."""
+        self._engine.run(self._world.pool())
+
     def close(self) -> None:
         self._world.close()
 

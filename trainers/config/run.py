@@ -51,7 +51,7 @@ class TrainConfig:
     """A whole run."""
 
     backend: Literal["legacy", "areal"] = Field(
-        default="legacy", description="legacy: our own synchronous loop; areal: asynchronous, on AReaL"
+        default="areal", description="legacy: our own synchronous loop; areal: asynchronous, on AReaL"
     )
     phase: Literal[1, 2, 3] = Field(
         default=3, description="areal: how much of AReaL is used; 1: rollouts, 2: and the model engine, 3: everything"
