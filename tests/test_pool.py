@@ -75,7 +75,7 @@ def test_a_broken_environment_is_closed_and_replaced() -> None:
 
     pool = asyncio.run(scenario())
     assert [env.closed for env in factory.made] == [True, False]
-    assert pool.discarded == 1
+    assert pool.stats().broken == 1
 
 
 def test_another_error_keeps_the_environment() -> None:
