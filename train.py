@@ -37,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = load_config(overrides)
         if options:
             return _show(config)
+        _check_world(config)
         _prepare_process(config)
         return _run(config, overrides)
     except ConfigError as error:
@@ -51,6 +52,17 @@ def _show(config: TrainConfig) -> int:
 
     print(to_yaml(masked_config(config)), end="")
     return DONE
+
+
+def _check_world(config: TrainConfig) -> None:
+    """Raise `ConfigError` when the world lacks a package or a key."""
+    from cua_agent.envs import check_world
+    from cua_agent.envs.base import WorldUnavailable
+
+    try:
+        check_world(config.env)
+    except WorldUnavailable as error:
+        raise ConfigError(str(error)) from error
 
 
 def _refuse(error: ConfigError) -> int:
@@ -78,11 +90,11 @@ def _prepare_process(config: TrainConfig) -> None:
 
 
 def _run(config: TrainConfig, overrides: Sequence[str]) -> int:
-    from trainers.run_directory import create_run_directory, resume_command
+    from trainers.run_directory import create_run_directory, named_after, resume_command
 
     directory = create_run_directory(config)
     try:
-        result = _train(config, directory)
+        result = _train(named_after(config, directory), directory)
     except ConfigError:
         if not any(directory.glob("*.jsonl")):  # refused before anything was measured: nothing in it to keep
             shutil.rmtree(directory)
@@ -118,7 +130,7 @@ def _build_trainer(config: TrainConfig, directory: Path, progress: ProgressRepor
     """The backend's trainer; what the user got wrong about model, checkpoint or browser becomes a `ConfigError`."""
     import torch
 
-    from cua_agent.envs.miniwob.browser import BrowserMissing
+    from cua_agent.envs.base import WorldUnavailable
     from cua_agent.models.loaders import ModelNotFound, UnsupportedModel
     from trainers.checkpoint import CheckpointError, find_checkpoint
 
@@ -133,7 +145,7 @@ def _build_trainer(config: TrainConfig, directory: Path, progress: ProgressRepor
         from trainers.legacy.trainer import CUAGRPOTrainer
 
         return CUAGRPOTrainer(config, directory, progress)
-    except (BrowserMissing, CheckpointError, ModelNotFound, UnsupportedModel) as error:
+    except (CheckpointError, ModelNotFound, UnsupportedModel, WorldUnavailable) as error:
         raise ConfigError(str(error)) from error
 
 

@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 from pydantic.fields import FieldInfo
 
+from cua_agent.envs.gbox.settings import GBoxSettings, Reset
 from cua_agent.tasks import CUATask, EnvName, get_eval_tasks, get_training_tasks, seed_for
 
 if TYPE_CHECKING:
@@ -43,13 +44,15 @@ class Options:
     """Everything that can be set on the command line as key=value."""
 
     task: str = Field("", description="id of the task (see --list)")
-    env: EnvName = Field("pocket", description="pocket or miniwob")
+    env: EnvName = Field("pocket", description="pocket, miniwob or gbox")
     model: str = Field("tiny", description="tiny, a local directory, or a hub id")
     seed: int = Field(seed_for("eval", 0), ge=0, description="start state of the world, and sampling")
     out: str = Field("outputs/trace.html", min_length=1, description="file to write")
     layout: Literal["fixed", "themed", "shuffled"] = Field("shuffled", description="pocket's home screen")
     scale: int = Field(1, ge=1, le=8, description="pocket's screenshot pixels per logical pixel")
     browser_path: str = Field("/usr/bin/chromium-headless-shell", description="miniwob's browser")
+    base_url: str | None = Field(None, description="gbox: address of the service; default: the cloud")
+    reset: Reset = Field("android", description="gbox: how an episode starts; pocket for a local GBox")
     grounding: Literal["target", "coordinates"] | None = Field(
         None, description="how places are given; default: target for tiny, else coordinates"
     )
@@ -74,6 +77,10 @@ class Options:
     @property
     def latency(self) -> Latency:
         return Latency()
+
+    @property
+    def gbox(self) -> GBoxSettings:
+        return GBoxSettings(base_url=self.base_url, reset=self.reset, purpose="episode")
 
 
 _DEFAULTS: dict[str, FieldInfo] = Options.__pydantic_fields__  # type: ignore[attr-defined]
@@ -135,7 +142,7 @@ async def play(options: Options, task: CUATask) -> Episode:
     """Load the model, open the world and play one episode. Raises `OptionError`."""
     from cua_agent.agent import ContextTooShort, StandaloneGBoxCUAAgent
     from cua_agent.envs import environment_factory
-    from cua_agent.envs.miniwob.browser import BrowserMissing
+    from cua_agent.envs.base import WorldUnavailable
     from cua_agent.inference.local import LocalEngine
     from cua_agent.models.loaders import load_policy
 
@@ -152,10 +159,21 @@ async def play(options: Options, task: CUATask) -> Episode:
                 return await agent.play(task, options.seed, group_id="trace", episode_id="trace")
             finally:
                 await environment.close()
-    except (BrowserMissing, ContextTooShort) as error:
+    except (WorldUnavailable, ContextTooShort) as error:
         raise OptionError(str(error)) from error
     finally:
         await engine.close()
+
+
+def _check_world(options: Options) -> None:
+    """Before anything heavy is loaded. Raises `OptionError`."""
+    from cua_agent.envs import check_world
+    from cua_agent.envs.base import WorldUnavailable
+
+    try:
+        check_world(options)
+    except WorldUnavailable as error:
+        raise OptionError(str(error)) from error
 
 
 def _check_writable(out: Path) -> None:
@@ -173,6 +191,7 @@ def run(options: Options) -> int:
     from cua_agent.trace import write_trace
 
     task = find_task(options.env, options.task)
+    _check_world(options)
     out = Path(options.out)
     _check_writable(out)
     episode = asyncio.run(play(options, task))

@@ -11,7 +11,7 @@ Probe = Callable[[str], Awaitable[str]]
 simulated), a JavaScript expression in web pages."""
 
 Difficulty = Literal["easy", "medium", "hard"]
-EnvName = Literal["pocket", "miniwob"]
+EnvName = Literal["pocket", "miniwob", "gbox"]
 EvalSplit = Literal["seeds", "templates"]
 SeedUse = Literal["clone", "train", "eval"]
 
@@ -64,7 +64,7 @@ def seed_for(use: SeedUse, index: int) -> int:
 
 
 def get_training_tasks(env: EnvName = "pocket") -> list[CUATask]:
-    """The tasks that training draws from."""
+    """The tasks that training draws from. Those of gbox are the phone's: validators only need a shell."""
     if env == "miniwob":
         from cua_agent.envs.miniwob.tasks import training_tasks as miniwob_tasks
 

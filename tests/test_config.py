@@ -60,13 +60,17 @@ def test_absent_keys_take_the_defaults() -> None:
     )  # conf/env/pocket.yaml names the default mix
 
 
-def test_every_key_is_reached_from_the_command_line_with_its_type(tmp_path) -> None:
+def test_every_key_is_reached_from_the_command_line_with_its_type(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("ANOTHER_KEY", "no secret")
     wanted = {key: another_value(key, kind, value_of(TrainConfig(), key)) for key, kind in LEAVES.items()}
     wanted |= {"model.path": str(tmp_path), "resume": str(tmp_path), "env.latency.kind": "constant"}
     wanted["experiment"] = "quick"  # also the name of a group
+    wanted |= {"env.gbox.base_url": "http://127.0.0.1:1", "env.gbox.api_key": "no secret"}
+    wanted |= {"env.gbox.scale": 0.5, "env.gbox.expires_in_s": 7200.0, "env.tasks": ("toggle",)}
     written = {
         key: str(list(value)).replace("'", "") if isinstance(value, tuple) else value for key, value in wanted.items()
     }
+    written["env.gbox.api_key"] = "'${oc.env:ANOTHER_KEY}'"
     config = load_config([f"{key}={value}" for key, value in written.items()])
     reached = {key: value_of(config, key) for key in LEAVES}
     assert reached == wanted
@@ -123,7 +127,7 @@ def test_model_takes_a_directory_or_a_hub_id(tmp_path) -> None:
         ("eval.patience=0", ["eval.patience=0", "greater than or equal to 1"]),
         ("run_name=../up", ["run_name=../up", "match"]),
         ("backend=nothing", ["backend=nothing", "allowed: areal, legacy"]),
-        ("env=gbox", ["env=gbox", "miniwob, pocket"]),
+        ("env=nowhere", ["env=nowhere", "gbox, gbox_local, miniwob, pocket"]),
         ("experiment=null", ["experiment=null", "default"]),
         ("model=qwen3_vl_4", ["model=qwen3_vl_4", "qwen3_vl_4b", "a directory"]),
         ("model=/no/such/model", ["model.path=/no/such/model", "no such directory"]),

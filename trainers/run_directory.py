@@ -10,7 +10,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -46,6 +46,14 @@ def create_run_directory(config: TrainConfig, now: datetime | None = None) -> Pa
     masked_about = mask_secrets(about, os.environ)
     (directory / "run.json").write_text(json.dumps(masked_about, indent=2) + "\n", encoding="utf-8")
     return directory
+
+
+def named_after(config: TrainConfig, directory: Path) -> TrainConfig:
+    """`config` with boxes that carry the run directory's name, where no other label is set."""
+    gbox = config.env.gbox
+    if gbox.run is not None:
+        return config
+    return replace(config, env=replace(config.env, gbox=replace(gbox, run=directory.name)))
 
 
 def masked_config(config: TrainConfig) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Literal, Protocol
 
 from cua_agent.envs.base import Environment
+from cua_agent.envs.gbox.settings import GBoxSettings, check_requirements
 from cua_agent.envs.pool import EnvironmentFactory
 from cua_agent.tasks import EnvName
 
@@ -24,7 +25,8 @@ class LatencySettings(Protocol):
 
 
 class EnvironmentSettings(Protocol):
-    """Which world, and how it looks: `layout`, `scale` and `latency` are pocket's, `browser_path` is miniwob's."""
+    """Which world, and how it looks: `layout` and `scale` are the simulated phone's (also behind gbox), `latency` is
+    pocket's, `browser_path` is miniwob's."""
 
     @property
     def name(self) -> EnvName: ...
@@ -36,14 +38,29 @@ class EnvironmentSettings(Protocol):
     def latency(self) -> LatencySettings: ...
     @property
     def browser_path(self) -> str: ...
+    @property
+    def gbox(self) -> GBoxSettings: ...
+
+
+def check_world(settings: EnvironmentSettings) -> None:
+    """Raise `WorldUnavailable` when something that the world needs is missing, before anything heavy is loaded."""
+    if settings.name == "gbox":
+        check_requirements(settings.gbox)
 
 
 @asynccontextmanager
 async def environment_factory(settings: EnvironmentSettings) -> AsyncIterator[EnvironmentFactory]:
     """A function that starts one environment after the other; what they share (a browser) lives as long as this.
 
-    Raises `BrowserMissing` when miniwob cannot run on this machine.
+    Raises `WorldUnavailable`.
     """
+    check_world(settings)
+    if settings.name == "gbox":
+        from cua_agent.envs.gbox.factory import open_gbox
+
+        async with open_gbox(settings.gbox, settings.layout, settings.scale) as new_box:
+            yield new_box
+        return
     if settings.name == "miniwob":
         from cua_agent.envs.miniwob.browser import MiniWobBrowser
 

@@ -18,6 +18,10 @@ class EnvironmentFailure(Exception):  # noqa: N818 (an event of the world, not a
     """
 
 
+class WorldUnavailable(ValueError):  # noqa: N818 (a state of the machine or of the configuration)
+    """The world cannot be used here at all: no browser, no SDK, no key, no service. The message is one line."""
+
+
 @dataclass(frozen=True)
 class Observation:
     """What the agent sees after an action: an RGB screenshot and a short text (empty when all is well)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from trainers.config import ConfigError, TrainConfig, from_mapping
 from trainers.config.validation import check_keys, shown
@@ -38,7 +38,9 @@ def load_config(overrides: Sequence[str]) -> TrainConfig:
         _check(override)
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            tree = OmegaConf.to_container(compose("config", expanded), resolve=True, throw_on_missing=True)
+            composed = compose("config", expanded)
+            _check_secrets(OmegaConf.to_container(composed))
+            tree = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_first_line(error)) from error
     except YAMLError as error:
@@ -88,6 +90,13 @@ def _check(override: Override) -> None:
         raise _no_such(key, value)
     elif not isinstance(value, str | list) and not override.is_delete():
         raise _no_such(key, shown(value))
+
+
+def _check_secrets(tree: Any) -> None:
+    """Refuse a key that is written out: it would be seen in process lists and in files."""
+    key = tree["env"]["gbox"]["api_key"]
+    if key is not None and not str(key).startswith("${"):
+        raise ConfigError("env.gbox.api_key=***: allowed: null, or a reference such as '${oc.env:NAME}'")
 
 
 def _no_such(group: str, value: str, *others: str) -> ConfigError:

@@ -130,4 +130,6 @@ def _one_line(error: ValidationError, kind: type) -> str:
         message = f"is a section; its keys: {', '.join(_children(dict(fields_of(kind)), key))}"
     for theirs, ours in _WORDING.items():
         message = message.replace(theirs, ours)
+    if isinstance(first["input"], dict):  # the message names the keys that do not go together
+        return f"{key}: {message}"
     return f"{key}={shown(first['input'])}: {message}"

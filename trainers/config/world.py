@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
+from trainers.config.gbox import ANDROID_FAMILIES, GBoxConfig
 from trainers.config.types import PathText
 from trainers.config.validation import STRICT
 
@@ -32,15 +33,25 @@ class LatencyConfig:
 class EnvConfig:
     """The world the agent acts in."""
 
-    name: Literal["pocket", "miniwob"] = Field(
-        default="pocket", description="simulated phone, or MiniWoB++ in Chromium"
+    name: Literal["pocket", "miniwob", "gbox"] = Field(
+        default="pocket", description="simulated phone, MiniWoB++ in Chromium, or GBox boxes"
     )
     layout: Literal["fixed", "themed", "shuffled"] = Field(
-        default="shuffled", description="pocket: order of the home screen"
+        default="shuffled", description="simulated phone: order of the home screen"
     )
-    scale: int = Field(default=1, ge=1, le=8, description="pocket: screenshot pixels per logical pixel")
+    scale: int = Field(default=1, ge=1, le=8, description="simulated phone: screenshot pixels per logical pixel")
     latency: LatencyConfig = Field(default_factory=LatencyConfig)
     tasks: tuple[str, ...] = Field(default=(), description="task categories to train and evaluate on; empty: all")
     browser_path: PathText = Field(
         default="/usr/bin/chromium-headless-shell", description="miniwob: the browser's executable"
     )
+    gbox: GBoxConfig = Field(default_factory=GBoxConfig)
+
+    @model_validator(mode="after")
+    def _prepared(self) -> EnvConfig:
+        if self.name == "gbox" and self.gbox.reset == "android":
+            unknown = sorted(set(self.tasks) - set(ANDROID_FAMILIES))
+            if unknown or not self.tasks:
+                allowed = ", ".join(ANDROID_FAMILIES)
+                raise ValueError(f"tasks={unknown} with gbox.reset=android; a real phone can be set up for {allowed}")
+        return self

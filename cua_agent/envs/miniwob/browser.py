@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from cua_agent.envs.base import EnvironmentFailure
+from cua_agent.envs.base import EnvironmentFailure, WorldUnavailable
 
 if TYPE_CHECKING:
     from cua_agent.envs.miniwob.environment import MiniWobEnvironment
@@ -36,7 +36,7 @@ _FLAGS = (
 )
 
 
-class BrowserMissing(ValueError):  # noqa: N818 (a state of the machine)
+class BrowserMissing(WorldUnavailable):
     """The browser, or the Python package that drives it, is not installed; the message is one line."""
 
 

@@ -1,0 +1,131 @@
+"""Starting boxes, and ending every one of them, whatever happens in between."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import AsyncIterator, Coroutine, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+from gbox_sdk import AsyncGboxClient
+
+from cua_agent.envs.base import EnvironmentFailure, WorldUnavailable
+from cua_agent.envs.gbox.box import Box, create_box
+from cua_agent.envs.gbox.calls import CallRefused, Patience, call, did_nothing
+from cua_agent.envs.gbox.environment import GBoxEnvironment
+from cua_agent.envs.gbox.service import end_boxes, list_boxes, new_client
+from cua_agent.envs.gbox.settings import CREATION, MADE_BY, PURPOSE, RUN, SESSION, GBoxSettings, check_requirements
+from cua_agent.envs.pocket.state import Layout
+from cua_agent.envs.pool import PoolPolicy
+
+logger = logging.getLogger(__name__)
+
+_SWEEPS = 3
+_NO_LIMIT = 1_000_000
+_SLACK_S = 60.0
+
+
+class GBoxFactory:
+    """Starts boxes for an `EnvironmentPool`. Every box carries labels: of this library, the run, and this session.
+
+    A creation that is given up on (cancelled, timed out, broken off) may still produce a box: such a box is looked for
+    by the label of its creation and ended. `close` ends whatever carries the session's label.
+    """
+
+    def __init__(self, client: AsyncGboxClient, settings: GBoxSettings, layout: Layout, pixel_scale: int) -> None:
+        self._client = client
+        self._settings = settings
+        self._patience = Patience(settings.call_timeout_s, settings.attempts)
+        self._layout = layout
+        self._pixel_scale = pixel_scale
+        session = secrets.token_hex(6)
+        self.run = settings.run or f"session-{session}"
+        self.labels = {**MADE_BY, RUN: self.run, PURPOSE: settings.purpose, SESSION: session}
+        self._loose_ends: set[asyncio.Task[Any]] = set()
+
+    @property
+    def policy(self) -> PoolPolicy:
+        settings = self._settings
+        episodes = 1 if settings.reset == "fresh" else settings.max_episodes
+        return PoolPolicy(settings.prewarm, episodes, settings.max_age_s)
+
+    async def check(self) -> None:
+        """Raise `WorldUnavailable` when the service does not answer or refuses the key."""
+        try:
+            await list_boxes(self._client, self.labels, self._patience)
+        except EnvironmentFailure as error:
+            raise WorldUnavailable(f"env.gbox.base_url={self._client.base_url}: no GBox answers ({error})") from error
+
+    async def __call__(self) -> GBoxEnvironment:
+        """A running box. Raises `EnvironmentFailure`, and `WorldUnavailable` when no box can ever be had."""
+        settings = self._settings
+        patience = Patience(settings.create_timeout_s + _SLACK_S, _NO_LIMIT, settings.quota_wait_s)
+        try:
+            box = await call("create", self._create, patience, did_nothing)
+            await self._set_up(box)
+        except CallRefused as error:
+            raise WorldUnavailable(f"the GBox service refuses to make such a box: {error}") from error
+        return GBoxEnvironment(box, settings, self._layout, self._pixel_scale)
+
+    async def _set_up(self, box: Box) -> None:
+        try:
+            if self._settings.scale != 1:
+                await box.set_scale(self._settings.scale)
+        except BaseException:
+            self._later(box.end())
+            raise
+
+    async def _create(self) -> Box:
+        """One request, which is seen to its end even when nobody waits for it any more."""
+        creation = secrets.token_hex(8)
+        request = asyncio.create_task(create_box(self._client, self._settings, {**self.labels, CREATION: creation}))
+        try:
+            return await asyncio.shield(request)
+        except BaseException as error:
+            if not did_nothing(error):
+                self._later(self._end_creation(creation, request))
+            raise
+
+    async def _end_creation(self, creation: str, request: asyncio.Task[Box]) -> None:
+        await asyncio.gather(request, return_exceptions=True)
+        await self._end_all({**MADE_BY, CREATION: creation})
+
+    async def _end_all(self, labels: Mapping[str, str]) -> tuple[int, str]:
+        """End every box with `labels`; returns how many there were, and why some could not be ended."""
+        boxes = await list_boxes(self._client, labels, self._patience)
+        return len(boxes), "; ".join((await end_boxes(self._client, boxes, self._patience)).values())
+
+    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._loose_ends.add(task)
+        task.add_done_callback(self._loose_ends.discard)
+
+    async def close(self) -> None:
+        """End every box of this session. Never raises: what could not be ended is said in the log."""
+        await asyncio.gather(*self._loose_ends, return_exceptions=True)
+        problem = ""
+        for _ in range(_SWEEPS):
+            try:
+                left, problem = await self._end_all(self.labels)
+            except (EnvironmentFailure, WorldUnavailable) as error:
+                problem = str(error)
+            else:
+                if left == 0:
+                    return
+        why = problem or "the service still lists them"
+        logger.error("boxes may be left (%s): python -m cua_agent.envs.gbox reap --run %s", why, self.run)
+
+
+@asynccontextmanager
+async def open_gbox(settings: GBoxSettings, layout: Layout, pixel_scale: int) -> AsyncIterator[GBoxFactory]:
+    """A factory that is good for one event loop; all its boxes are ended at the end. Raises `WorldUnavailable`."""
+    check_requirements(settings)
+    async with new_client(settings) as client:
+        factory = GBoxFactory(client, settings, layout, pixel_scale)
+        await factory.check()
+        try:
+            yield factory
+        finally:
+            await factory.close()
