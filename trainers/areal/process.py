@@ -14,6 +14,12 @@ from trainers.config import ConfigError
 
 EXTRA = "backend=areal needs the package areal: pip install --no-deps -r requirements/cpu.txt, or the extra [areal]"
 
+_HARMLESS = (
+    "Transformer Engine and Apex are not installed",
+    "'set_vital' is deprecated",
+    "Slicing a flattened dim from root mesh",
+)
+
 
 def prepare_process(run_directory: Path) -> None:
     """Make this process one rank of AReaL's SPMD mode (the only one, unless a launcher said otherwise).
@@ -34,10 +40,7 @@ def prepare_process(run_directory: Path) -> None:
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
-    warnings.filterwarnings("ignore", message="Transformer Engine and Apex are not installed")
-    warnings.filterwarnings("ignore", message="'set_vital' is deprecated")
-    warnings.filterwarnings("ignore", message="Slicing a flattened dim from root mesh")
-    _quiet_logging()
+    quiet()
     _resolve_names_in(run_directory / "areal" / "names")
     _no_async_saver()
 
@@ -49,11 +52,13 @@ def _free_port() -> int:
         return port
 
 
-def _quiet_logging() -> None:
+def quiet() -> None:
     """AReaL logs every micro-batch; what matters reaches the user as progress and errors.
 
     Its loggers are module attributes: `getLogger` replaces Python's logging tree each time, so none can be found there.
     """
+    for message in _HARMLESS:
+        warnings.filterwarnings("ignore", message=message)
     import areal.utils.logging as areal_logging
     from transformers.utils import logging as transformers_logging
 
