@@ -12,6 +12,8 @@ import pytest
 
 from cua_agent.__main__ import find_task, parse_options
 from cua_agent.envs.pocket.tasks import FAMILIES, HELD_OUT_FAMILIES
+from trainers.compare.options import read_arguments
+from trainers.compare.plan import plan
 from trainers.config import TrainConfig, compose
 from trainers.config.compose import choices, load_config
 from trainers.config.from_env import convert, render
@@ -110,6 +112,13 @@ def test_episode_commands_name_tasks_and_keys_that_exist(arguments: list[str], n
     if not {"--list", "--help"} & set(arguments):
         find_task(options.env, options.task)
     assert options.model == "tiny" or Path(options.model).is_dir()
+
+
+@pytest.mark.parametrize("arguments", commands_of("python", "compare.py"), ids=" ".join)
+def test_comparing_commands_compose(arguments: list[str]) -> None:
+    if arguments != ["--help"]:
+        options, overrides = read_arguments(arguments)
+        assert options.runs or plan(options, overrides)
 
 
 def test_training_and_episode_commands_were_found() -> None:

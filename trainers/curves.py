@@ -6,12 +6,11 @@ python -m trainers.curves outputs/RUN [outputs/RUN ...] --output docs/curve.png
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
-from typing import Any
+
+from trainers.run_files import read_rows, spent_minutes
 
 CURVE = "learning_curve.png"
 
@@ -30,26 +29,12 @@ class Curve:
 def read_curve(directory: Path) -> Curve:
     """The curve of a run directory; empty where it has no rows yet."""
     rows = read_rows(directory / "metrics.jsonl")
-    spent = accumulate(row["step_s"] / 60 for row in rows)
-    minutes = {0: 0.0} | {row["step"]: total for row, total in zip(rows, spent, strict=True)}
+    minutes = {0: 0.0} | {row["step"]: spent for row, spent in zip(rows, spent_minutes(rows), strict=True)}
     evaluations: dict[str, list[tuple[int, float]]] = {}
     for row in read_rows(directory / "eval.jsonl"):
         evaluations.setdefault(row["split"], []).append((row["step"], row["success_rate"]))
     training = [(row["step"], row["success_rate"]) for row in rows if row["success_rate"] is not None]
     return Curve(directory.name, minutes, training, evaluations)
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSON-lines file; a last line cut short by a crash is left out."""
-    if not path.exists():
-        return []
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
 
 
 def draw(curves: Sequence[Curve], output: Path) -> Path:

@@ -55,6 +55,19 @@ def _named(tree: dict[str, object], overrides: Sequence[Override]) -> dict[str, 
     return {**tree, "experiment": chosen[0]} if named else tree
 
 
+def parse_override(override: str) -> tuple[str, Any]:
+    """Key and value of one `key=value`. Raises `ConfigError`."""
+    parsed = _parse(override)
+    _refuse_sweep(parsed)
+    return parsed.key_or_group, parsed.value()
+
+
+def quoted(text: str) -> str:
+    """Any text as the value of an override."""
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
 def _parse(override: str) -> Override:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
@@ -74,16 +87,13 @@ def _expand_model(override: str) -> str:
         return override
     if "/" not in value and not Path(value).is_dir():
         raise _no_such("model", value, "a directory, a hub id")
-    quoted = value.replace("\\", "\\\\").replace("'", "\\'")
-    return f"model.path='{quoted}'"
+    return f"model.path={quoted(value)}"
 
 
 def _check(override: Override) -> None:
     """Refuse unknown presets, unknown keys and sweeps before Hydra does, in words that name what is allowed."""
-    key, line = override.key_or_group, shown(override.input_line)
-    if override.is_sweep_override():
-        raise ConfigError(f"{line}: one value only; a list is written {key}=[a,b]")
-    value = override.value()
+    _refuse_sweep(override)
+    key, value = override.key_or_group, override.value()
     if isinstance(value, dict) or key not in GROUPS:
         check_keys(TrainConfig, {key: value})
     elif isinstance(value, str) and value not in choices(key):
@@ -97,6 +107,12 @@ def _check_secrets(tree: Any) -> None:
     key = tree["env"]["gbox"]["api_key"]
     if key is not None and not str(key).startswith("${"):
         raise ConfigError("env.gbox.api_key=***: allowed: null, or a reference such as '${oc.env:NAME}'")
+
+
+def _refuse_sweep(override: Override) -> None:
+    if override.is_sweep_override():
+        key = override.key_or_group
+        raise ConfigError(f"{shown(override.input_line)}: one value only; a list is written {key}=[a,b]")
 
 
 def _no_such(group: str, value: str, *others: str) -> ConfigError:

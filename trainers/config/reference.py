@@ -73,7 +73,7 @@ def sections(kind: type = TrainConfig, name: str = "") -> Iterator[Section]:
     infos: dict[str, FieldInfo] = kind.__pydantic_fields__  # type: ignore[attr-defined]
     prefix = f"{name}." if name else ""
     own = [
-        Key(prefix + field, _describe(info.annotation, info.metadata), _value(info.default), info.description or "")
+        Key(prefix + field, _describe(info.annotation, info.metadata), value_text(info.default), info.description or "")
         for field, info in infos.items()
         if not dataclasses.is_dataclass(info.annotation)
     ]
@@ -129,7 +129,8 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-def _value(default: object) -> str:
+def value_text(default: object) -> str:
+    """A default as it reads in help and documents."""
     return default if isinstance(default, str) else json.dumps(default)
 
 

@@ -1,0 +1,97 @@
+"""What `compare.py` is asked for: its own keys, and those that go on to `train.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
+
+from trainers.config import ConfigError
+from trainers.config.reference import value_text
+from trainers.config.types import Name, PathText
+from trainers.config.validation import STRICT, build, shown
+
+_SET_BY_US = {
+    "backend": "use backends=[...]",
+    "seed": "use seeds=[...]",
+    "run_name": "compare.py names the runs",
+    "resume": "compare.py goes on with interrupted runs itself",
+}
+
+
+@dataclass(frozen=True, config=STRICT)
+class CompareConfig:
+    """The keys of a comparison."""
+
+    runs: tuple[PathText, ...] = Field(default=(), description="run directories; * stands for any text")
+    backends: tuple[Name, ...] = Field(default=(), description="instead of runs: backends to train and compare")
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = Field(
+        default=(0, 1, 2), min_length=1, description="with backends: seeds of each"
+    )
+    phase: tuple[Annotated[int, Field(ge=1, le=3)], ...] = Field(
+        default=(), description="with backends: phases of areal, one or several; empty: train.py's default"
+    )
+    out: PathText | None = Field(default=None, description="directory of the report; null: outputs/compare-...")
+    target: float = Field(default=0.9, gt=0, le=1, description="success rate whose time is taken")
+    margin: float = Field(
+        default=0.05, ge=0, lt=1, description="how far below zero the interval of the difference of success may reach"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> CompareConfig:
+        if bool(self.runs) == bool(self.backends):
+            raise ValueError("give either runs=[outputs/A,outputs/B] or backends=[legacy,areal]")
+        if self.phase and "areal" not in self.backends:
+            raise ValueError(f"phase={list(self.phase)} is for backends=[areal]")
+        return self
+
+
+def read_arguments(arguments: Sequence[str]) -> tuple[CompareConfig, list[str]]:
+    """The comparison's own keys, and the other arguments, which are `train.py`'s. Raises `ConfigError`.
+
+    A single value stands for a list of one: `backends=legacy`.
+    """
+    from trainers.config.compose import parse_override
+
+    own: dict[str, Any] = {}
+    for_training = []
+    infos = CompareConfig.__pydantic_fields__  # type: ignore[attr-defined]
+    lists = {name for name, info in infos.items() if isinstance(info.default, tuple)}
+    for argument in arguments:
+        key, value = parse_override(argument)
+        if key in _SET_BY_US:
+            raise ConfigError(f"{shown(argument)}: not a key of compare.py; {_SET_BY_US[key]}")
+        if key not in infos:
+            for_training.append(argument)
+        else:
+            own[key] = [value] if key in lists and not isinstance(value, list) else value
+    config = build(CompareConfig, own)
+    if config.runs and for_training:
+        raise ConfigError(
+            f"{shown(for_training[0])}: a key of train.py; allowed only with backends=[...], not with runs="
+        )
+    return config, for_training
+
+
+def help_text() -> str:
+    """What `--help` prints."""
+    infos = CompareConfig.__pydantic_fields__  # type: ignore[attr-defined]
+    lines = [
+        "Compare runs side by side: a page, a picture, a text and tables.",
+        "",
+        "  python compare.py runs=[outputs/A,outputs/B]                  runs that are there",
+        "  python compare.py backends=[legacy,areal] seeds=[0,1,2]       train what is missing first",
+        "  python compare.py backends=[legacy,areal] phase=[1,2,3] seeds=[0,1,2] experiment=pocket",
+        "",
+        "Keys (default in brackets):",
+        *(f"  {name:<10} {info.description} [{value_text(info.default)}]" for name, info in infos.items()),
+        "",
+        "Any key of train.py goes on to the runs of backends=[...]: max_steps=10 eval.episodes=100 env=miniwob.",
+        "Finished runs of the same configuration are found in output_dir and not run again; interrupted ones go on.",
+        "",
+        "Options: --help",
+        "Exit status: 0 done, 1 a run failed (the report has the others), 2 bad configuration, 130 interrupted",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,235 @@
+"""A run as a comparison sees it: read from its directory, whatever state that is in."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainers.config import ConfigError
+from trainers.config.validation import leaves, shown
+from trainers.run_files import last_error, read_rows
+
+Axis = Literal["minutes", "steps", "episodes"]
+Row = Mapping[str, Any]
+
+SYNCHRONOUS = "legacy"
+"""The backend whose rollouts and updates take turns; on any other, rollouts go on all the time."""
+
+_PATH_WIDTH = 120
+_NAN = float("nan")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Held-out success after `step` training steps; `reward` is NaN where it was not written."""
+
+    split: str
+    step: int
+    episodes: int
+    success: float
+    reward: float
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run. `settings` are the dotted keys of its `config.yaml`; `rows` and `evaluations` are in order of steps and
+    begin with those of the run that it was resumed from; `summary` is None unless it finished."""
+
+    name: str
+    directory: Path
+    settings: Mapping[str, Any]
+    rows: tuple[Row, ...]
+    evaluations: tuple[Evaluation, ...]
+    summary: Mapping[str, Any] | None = None
+    error: str | None = None
+    commit: str | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def backend(self) -> str:
+        return str(self.settings["backend"])
+
+    @property
+    def seed(self) -> int:
+        return int(self.settings["seed"])
+
+    @property
+    def finished(self) -> bool:
+        return self.summary is not None
+
+    @cached_property
+    def steps(self) -> list[int]:
+        return [row["step"] for row in self.rows]
+
+    def column(self, key: str) -> NDArray[np.float64]:
+        """A metric by row; NaN where it is missing, null or no finite number."""
+        return np.array([number(row, key) for row in self.rows], np.float64)
+
+    def environments_in_use(self) -> NDArray[np.float64]:
+        """Environments lent to an episode, by row, as a share of the pool over the whole of a step.
+
+        The synchronous backend measures its use over the rollouts only, which are a part of the step.
+        """
+        use = self.column("env_utilisation")
+        if self.backend != SYNCHRONOUS:
+            return use
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return use * self.column("rollout_s") / self.column("step_s")
+
+    def axis(self, name: Axis) -> dict[int, float]:
+        """Step -> what had been spent when it ended, from the step before the first row on.
+
+        Minutes and episodes are sums over the rows. They are unknown (NaN) after a row that lacks them, and in a run
+        whose first steps are not at hand.
+        """
+        start = self.steps[0] - 1 if self.rows else 0
+        steps = [start, *self.steps]
+        if name == "steps":
+            return {step: float(step) for step in steps}
+        spent = self.column("step_s") / 60 if name == "minutes" else self.column("episodes")
+        origin = 0.0 if start == 0 else _NAN
+        return dict(zip(steps, accumulate(spent.tolist(), initial=origin), strict=True))
+
+    def evaluated(self, split: str) -> list[Evaluation]:
+        return [evaluation for evaluation in self.evaluations if evaluation.split == split]
+
+
+def number(row: Row, key: str) -> float:
+    """A finite number of a row, NaN for anything else."""
+    value = row.get(key)
+    usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if usable else _NAN  # type: ignore[arg-type]
+
+
+def load_run(directory: Path) -> Run:
+    """Read a run directory. Raises `ConfigError`, one line that begins with `runs=`, when there is nothing to compare
+    in it."""
+    if not directory.is_dir():
+        raise _broken(directory, "no such directory")
+    settings = dict(leaves(read_config(directory)))
+    rows = _training_rows(directory)
+    evaluations = _evaluations(directory)
+    about = _json_object(directory, "run.json") or {}
+    rows, evaluations, notes = _with_earlier(directory, about.get("resumed_from"), rows, evaluations)
+    if not rows and not evaluations:
+        why = last_error(directory)
+        raise _broken(directory, f"metrics.jsonl has no rows{f'; the run failed: {why}' if why else ''}")
+    return Run(
+        directory.name,
+        directory,
+        settings,
+        tuple(rows),
+        tuple(evaluations),
+        _json_object(directory, "summary.json"),
+        last_error(directory),
+        about.get("git_commit"),
+        notes,
+    )
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """The tree of a run's `config.yaml`, with at least `backend` and an integer `seed`. Raises `ConfigError`."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError  # type: ignore[import-untyped]
+
+    file = directory / "config.yaml"
+    if not file.is_file():
+        raise _broken(directory, "no config.yaml in it; allowed: a run directory of train.py")
+    try:
+        tree = OmegaConf.to_container(OmegaConf.load(file))
+    except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+        raise _broken(directory, f"config.yaml cannot be read: {shown(str(error), 100)}") from error
+    if not isinstance(tree, dict):
+        raise _broken(directory, "config.yaml holds no keys")
+    for key, kind in (("backend", str), ("seed", int)):
+        if not isinstance(tree.get(key), kind):
+            raise _broken(directory, f"{key}={shown(tree.get(key))} in config.yaml; it must be {kind.__name__}")
+    return {str(key): value for key, value in tree.items()}
+
+
+def _training_rows(directory: Path) -> list[Row]:
+    by_step: dict[int, Row] = {}
+    for line, row in enumerate(read_rows(directory / "metrics.jsonl"), start=1):
+        if not isinstance(row, dict) or not _is_step(row.get("step")):
+            raise _broken(directory, f"line {line} of metrics.jsonl has no step")
+        by_step[row["step"]] = row
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def _evaluations(directory: Path) -> list[Evaluation]:
+    """Those that measured something; one whose episodes were all lost did not."""
+    found: dict[tuple[str, int], Evaluation] = {}
+    for line, row in enumerate(read_rows(directory / "eval.jsonl"), start=1):
+        if not isinstance(row, dict) or not _is_step(row.get("step")) or not isinstance(row.get("split"), str):
+            raise _broken(directory, f"line {line} of eval.jsonl has no step or no split")
+        success, episodes = number(row, "success_rate"), number(row, "episodes")
+        if math.isfinite(success) and episodes > 0:
+            key = (row["split"], row["step"])
+            found[key] = Evaluation(*key, int(episodes), success, number(row, "reward_mean"))
+    return sorted(found.values(), key=lambda evaluation: evaluation.step)
+
+
+def _is_step(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _with_earlier(
+    directory: Path, resumed_from: object, rows: list[Row], evaluations: list[Evaluation]
+) -> tuple[list[Row], list[Evaluation], tuple[str, ...]]:
+    """Rows and evaluations of a resumed run, after those of the run it went on from."""
+    if not isinstance(resumed_from, str):
+        return rows, evaluations, ()
+    first = rows[0]["step"] if rows else math.inf
+    parent = _earlier_directory(directory, resumed_from)
+    if parent is None:
+        note = (
+            f"{directory.name}: resumed from {resumed_from}, which is not there; its minutes and episodes are unknown"
+        )
+        return rows, evaluations, (note,)
+    earlier = load_run(parent)
+    known = {(evaluation.split, evaluation.step) for evaluation in evaluations}
+    before = [e for e in earlier.evaluations if e.step < first and (e.split, e.step) not in known]
+    return [row for row in earlier.rows if row["step"] < first] + rows, before + evaluations, earlier.notes
+
+
+def _earlier_directory(directory: Path, resumed_from: str) -> Path | None:
+    """The older run directory that `resume=` named: itself or a checkpoint in it, where it was or beside this run."""
+    named = Path(resumed_from).expanduser()
+    places = [named, *list(named.parents)[:2]]
+    places += [directory.parent / place.name for place in places if place.name]
+    for place in places:
+        # Strictly older, so that no chain of runs leads back to its beginning.
+        if (place / "metrics.jsonl").is_file() and _started(place) < _started(directory):
+            return place
+    return None
+
+
+def _started(directory: Path) -> str:
+    return str((_json_object(directory, "run.json") or {}).get("started", ""))
+
+
+def _json_object(directory: Path, name: str) -> dict[str, Any] | None:
+    file = directory / name
+    if not file.is_file():
+        return None
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise _broken(directory, f"{name} is not JSON: {shown(str(error), 100)}") from error
+    if not isinstance(content, dict):
+        raise _broken(directory, f"{name} holds no keys")
+    return content
+
+
+def _broken(directory: Path, why: str) -> ConfigError:
+    return ConfigError(f"runs={shown(str(directory), _PATH_WIDTH)}: {why}")
