@@ -27,14 +27,17 @@ from cua_agent.actions import (
 )
 from cua_agent.envs.base import EnvironmentFailure, WorldUnavailable
 from cua_agent.envs.gbox.environment import GBoxEnvironment
+from cua_agent.envs.gbox.start import android_start
 from cua_agent.envs.local_gbox.faults import Fault, FaultKind, Operation, ScriptedFaults
 from cua_agent.envs.local_gbox.options import LocalGBoxOptions
 from cua_agent.envs.local_gbox.server import LocalGBox, running
 from cua_agent.envs.pocket.environment import PocketEnvironment
 from cua_agent.envs.pocket.latency import Latency
 from cua_agent.envs.pocket.tasks import FAMILIES
+from cua_agent.envs.pocket.validators import FOCUS, get_command
 from cua_agent.tasks import seed_for
 from tests.gbox_rig import TASKS, WIFI_ON, box_on, factory_on, play_expert, pool_on
+from trainers.config.gbox import ANDROID_FAMILIES
 
 T = TypeVar("T")
 SEED = seed_for("train", 3)
@@ -214,6 +217,22 @@ def test_what_the_service_refuses_costs_the_turn_and_the_box_stays(gbox: LocalGB
     assert result.error == result.observation.text
     assert result.error is not None and result.error.startswith("refused: 422 options.screenshot")
     assert fit
+
+
+@pytest.mark.parametrize("family", ANDROID_FAMILIES)
+def test_a_phone_is_made_ready_by_its_shell(family: str) -> None:
+    """The way of a real phone, on a simulated one; it has no goal in words of its own."""
+    task = next(task for task in TASKS.values() if task.category == family)
+
+    async def use(box: GBoxEnvironment) -> str:
+        for seed in range(4):
+            assert (await box.reset(task, seed)).text == ""
+            ready = android_start(task.validation, seed).settings
+            assert {key: (await box.probe(get_command(key))).strip() for key in ready} == ready
+        return await box.probe(FOCUS)
+
+    with running() as server:
+        assert "nexuslauncher" in on_box(server, use, reset="android")
 
 
 def test_a_linux_box_plays_as_well(gbox: LocalGBox) -> None:

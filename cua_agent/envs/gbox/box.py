@@ -20,6 +20,8 @@ GROUNDING_MODEL = "gbox-handy-1"
 _MARGIN_S = 5.0
 """How much longer a call waits than the service was told to take, so that it is the service that gives up first."""
 _TIMED_OUT = 124
+_SHOWN = 60
+"""How much of a command an error repeats, in characters."""
 
 
 @dataclass(frozen=True)
@@ -93,13 +95,14 @@ class Box:
                 raise UnusableReply("an answer without an exit code")
             return Output(reply.stdout, reply.stderr, int(reply.exit_code))
 
+        what = f"command {command[:_SHOWN]!r}"
         patience = Patience(timeout_s + _MARGIN_S, self._settings.attempts)
         try:
-            output = await call(f"command {command[:40]!r}", make, patience, may_pass if only_reads else did_nothing)
+            output = await call(what, make, patience, may_pass if only_reads else did_nothing)
         except CallRefused as error:
-            raise EnvironmentFailure(f"command {command[:40]!r} was refused: {error}") from error
+            raise EnvironmentFailure(f"{what} was refused: {error}") from error
         if output.exit_code == _TIMED_OUT:
-            raise EnvironmentFailure(f"command {command[:40]!r} took longer than {timeout_s:g} s")
+            raise EnvironmentFailure(f"{what} took longer than {timeout_s:g} s")
         return output
 
     async def set_scale(self, scale: float) -> None:

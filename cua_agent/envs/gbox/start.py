@@ -36,6 +36,7 @@ _HOME = (
     "wm dismiss-keyguard",
     "cmd statusbar collapse",
     "am force-stop com.android.settings",
+    "input keyevent KEYCODE_BACK",  # a dialog that is in the way
     "input keyevent KEYCODE_HOME",
 )
 _AIRPLANE = "global airplane_mode_on"
