@@ -8,7 +8,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack
 
 from cua_agent.envs.pool import EnvironmentFactory, EnvironmentPool
 
-_CLOSING_S = 60.0
+_CLOSING_S = 300.0  # boxes in the cloud that are still being created are waited for
 
 
 class LoopWorld:
