@@ -1,4 +1,4 @@
-"""AReaL's rollout engine without a server: the policy is sampled in this process, on AReaL's event loop."""
+"""AReaL's rollout engine over ours: the policy is sampled by what `inference` names, on AReaL's event loop."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from areal.infra.workflow_executor import WorkflowExecutor
 from areal.utils import logging as areal_logging
 from torch import Tensor
 
+from cua_agent.inference.base import InferenceEngine
 from cua_agent.inference.local import LocalEngine
 from cua_agent.models.policy import PolicyModel
 from trainers.areal.client import from_areal
@@ -23,17 +24,19 @@ _DRAIN_S = 30.0
 T = TypeVar("T")
 
 
-class InProcessEngine(RemoteInfEngine):  # type: ignore[misc]
-    """`LocalEngine` behind AReaL's `InferenceEngine` interface.
+class PolicyEngine(RemoteInfEngine):  # type: ignore[misc]
+    """Any `InferenceEngine` of ours behind AReaL's interface, in process or on vLLM servers.
 
-    Generation goes on while training runs in another thread, on `policy`, a copy that nothing trains. New weights are
-    swapped in between two tokens: turns in progress go on with them, and every token carries its own version.
+    Generation goes on while training runs in another thread. `engine` serves `policy`, a copy that nothing trains; new
+    weights are loaded into it and published. In process they are swapped in between two tokens: turns in progress go
+    on with them, and every token carries its own version. On servers, turns in progress end with the adapter they
+    began with.
     """
 
-    def __init__(self, config: InferenceEngineConfig, policy: PolicyModel, max_batch: int) -> None:
+    def __init__(self, config: InferenceEngineConfig, engine: InferenceEngine, policy: PolicyModel) -> None:
         super().__init__(config, backend=None)
         self._policy = policy
-        self._engine = LocalEngine(policy, max_batch=max_batch)
+        self._engine = engine
         self.next_batch: Callable[[], list[dict[str, Any]]] | None = None
 
     def initialize(
@@ -42,8 +45,10 @@ class InProcessEngine(RemoteInfEngine):  # type: ignore[misc]
         addr: str | list[str] | None = None,  # noqa: ARG002 - AReaL's interface
         train_data_parallel_size: int | None = None,
     ) -> None:
+        if self.initialized:  # AReaL's trainer evaluates on the same engine
+            return
         self.engine_id = engine_id or "0"
-        self.logger = areal_logging.getLogger("InProcessEngine")
+        self.logger = areal_logging.getLogger("PolicyEngine")
         self.workflow_executor = WorkflowExecutor(config=self.config, inference_engine=self)
         self.workflow_executor.initialize(logger=self.logger, train_data_parallel_size=train_data_parallel_size)
         self._initialized = True
@@ -66,20 +71,26 @@ class InProcessEngine(RemoteInfEngine):  # type: ignore[misc]
         self._engine.release(conversation_id)
 
     def pause_generation(self) -> None:
-        """Sample no further token until `continue_generation`."""
-        self._on_loop(self._engine.pause)
+        """Sample no further token until `continue_generation`; servers go on, because weights never change under a
+        request there."""
+        if isinstance(self._engine, LocalEngine):
+            self._on_loop(self._engine.pause)
 
     def continue_generation(self) -> None:
-        self._on_loop(self._engine.resume)
+        if isinstance(self._engine, LocalEngine):
+            self._on_loop(self._engine.resume)
 
     def update_weights(self, version: int, weights: Mapping[str, Tensor]) -> None:
-        """Serve `weights` (by parameter name; those that changed) as `version`, from the next token on."""
+        """Serve `weights` (by parameter name; those that changed) as `version`. Raises what publishing raises."""
 
-        def swap() -> None:
+        def publish() -> None:
             self._policy.load_trained(weights)
             self._engine.update_weights(version)
 
-        self._on_loop(swap)
+        if isinstance(self._engine, LocalEngine):
+            self._on_loop(publish)  # between two tokens
+        else:
+            publish()
         self.set_version(version)
 
     def prepare_batch(self, *args: Any, **kwargs: Any) -> list[dict[str, Any]]:
@@ -118,7 +129,12 @@ class InProcessEngine(RemoteInfEngine):  # type: ignore[misc]
         """Do `work` on the loop that plays the episodes, and wait for it here; the engine must be initialised."""
         loop = self._loop
         assert loop is not None, "the engine is not initialised"
-        return asyncio.run_coroutine_threadsafe(work, loop).result()
+        future = asyncio.run_coroutine_threadsafe(work, loop)
+        try:
+            return future.result()
+        except BaseException:  # Ctrl-C reaches this thread only
+            future.cancel()
+            raise
 
     @property
     def _loop(self) -> asyncio.AbstractEventLoop | None:

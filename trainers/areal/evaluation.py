@@ -1,49 +1,36 @@
-"""Evaluation episodes through AReaL: a second engine without a staleness bound, as AReaL evaluates."""
+"""Evaluation episodes beside the training rollouts: on the same loop, engine and environments, outside the bound."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from queue import Empty, SimpleQueue
 
-from trainers.areal.engine import InProcessEngine
-from trainers.areal.workflow import EpisodesWorkflow
+from trainers.areal.client import EngineClient
+from trainers.areal.engine import PolicyEngine
 from trainers.areal.world import LoopWorld
-from trainers.config import TrainConfig
 from trainers.parts import Parts
-from trainers.rollouts import EpisodeSpec, OnDone, Played
-
-_POLL_S = 1.0
+from trainers.rollouts import EpisodeSpec, OnDone, Played, play_all
 
 
 class EvaluationPlayer:
-    """Plays held-out episodes on `engine`, which serves the newest weights."""
+    """Implements `EpisodePlayer`: plays held-out episodes with the weights that `engine` serves.
 
-    def __init__(self, config: TrainConfig, parts: Parts, engine: InProcessEngine) -> None:
+    AReaL starts no new training group meanwhile; those that run keep their environments.
+    """
+
+    def __init__(self, parts: Parts, engine: PolicyEngine, world: LoopWorld, retries: int) -> None:
         self._engine = engine
-        self._runner_for = parts.runner_for
-        self._retries = config.rollout.infra_retries
-        self._world = LoopWorld(parts.environments, config.rollout.concurrency)
+        self._world = world
+        self._retries = retries
+        self._run_episode = parts.runner_for(EngineClient(engine))
 
     def play(self, specs: Sequence[EpisodeSpec], on_done: OnDone) -> list[Played]:
-        """Results in the order of `specs`. Raises an episode's unexpected error."""
-        ended: SimpleQueue[None] = SimpleQueue()
-        workflow = EpisodesWorkflow(
-            self._world, self._runner_for, list(specs), self._retries, on_end=lambda: ended.put(None)
-        )
-        for index in range(len(specs)):
-            self._engine.submit({"index": index}, workflow, is_eval=True)
-        done = 0
-        while done < len(specs):
-            try:
-                ended.get(timeout=_POLL_S)
-                done += 1
-                on_done(done, len(specs))
-            except Empty:
-                self._engine.workflow_executor.dispatcher._check_thread_exception()
-        self._engine.wait(len(specs))
-        if workflow.errors:
-            raise workflow.errors[0]
-        return [workflow.played[index] for index in range(len(specs))]
+        was_paused = self._engine.workflow_executor.is_paused()
+        self._engine.pause()
+        try:
+            return self._engine.run(self._play(specs, on_done))
+        finally:
+            if not was_paused:
+                self._engine.resume()
 
-    def close(self) -> None:
-        self._world.close()
+    async def _play(self, specs: Sequence[EpisodeSpec], on_done: OnDone) -> list[Played]:
+        return await play_all(await self._world.pool(), self._run_episode, specs, self._retries, on_done)

@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from cua_agent.tasks import CUATask, EvalSplit
-from trainers.areal.engine import InProcessEngine
-from trainers.areal.evaluation import EvaluationPlayer
 from trainers.areal.learner import gradients_of, optimisation_of, step_record
 from trainers.areal.ppo import Engines, Hooks, PolicyPPOTrainer, Stopwatch
 from trainers.areal.ppo_actor import PPOPolicyActor
 from trainers.areal.reference import Reference
-from trainers.areal.rollouts import GroupStream
-from trainers.areal.settings import rollout_config, trainer_config
+from trainers.areal.settings import trainer_config
+from trainers.areal.site import RolloutSite
 from trainers.areal.tensors import TensorDict, carries_signal, rows_to_tensors
 from trainers.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
 from trainers.config import ConfigError, TrainConfig
@@ -46,16 +44,13 @@ class FullTrainer:
         self._mirror, serving = parts.policy.frozen_copy(), parts.policy.frozen_copy()
         self._reference = Reference(parts.policy.frozen_copy(), config) if config.loss.kl_coefficient else None
         self._actor = PPOPolicyActor(parts.policy, config)
-        batch = config.inference.max_batch
-        self._engine = InProcessEngine(rollout_config(config, run_directory), serving, batch)
-        self._evaluator = InProcessEngine(rollout_config(config, run_directory, evaluation=True), serving, batch)
+        self._site = RolloutSite(config, parts, run_directory, serving)
         hooks = Hooks(step_ended=self._step_ended, evaluate=self._evaluation_due)
-        engines = Engines(self._actor, self._engine, self._evaluator)
+        engines = Engines(self._actor, self._site.engine)
         self._ppo = PolicyPPOTrainer(trainer_config(config, run_directory), engines, hooks)
-        self._stream = GroupStream(config, parts, self._engine, pixels=True)
-        self._player = EvaluationPlayer(config, parts, self._evaluator)
+        self._stream = self._site.stream(pixels=True)
         self._actor.publish = self._publish
-        self._engine.next_batch = self._next_batch
+        self._site.engine.next_batch = self._next_batch
         self._watch = Stopwatch()
         self._present: tuple[Collected, Batch, Usage] | None = None
         self._latest: EvalRecord | None = None
@@ -64,7 +59,7 @@ class FullTrainer:
             config, run_directory, progress, save=self._save_state, position=lambda: self._stream.position
         )
         try:
-            self._stream.open()
+            self._site.open()
             if config.resume is not None:
                 self._resume(config.resume)
         except BaseException:
@@ -99,7 +94,7 @@ class FullTrainer:
     def evaluate(self, tasks: Sequence[CUATask]) -> EvalRecord:
         """`eval.episodes` episodes on held-out seeds. Raises `EnvironmentFailure` when every episode was lost."""
         on_done = partial(self._progress.phase, "evaluation")
-        return evaluate(self._player, tasks, self._config.eval.episodes, self._book.state.step, on_done)
+        return evaluate(self._site.player, tasks, self._config.eval.episodes, self._book.state.step, on_done)
 
     def save(self, path: Path) -> None:
         self._save_state(path, self._book.state)
@@ -117,9 +112,7 @@ class FullTrainer:
         if self._closed:
             return
         self._closed = True
-        for engine, world in ((self._engine, self._stream), (self._evaluator, self._player)):
-            engine.pause()
-            world.close()
+        self._site.close()
         self._ppo.close()
         self._book.close()
 
@@ -171,9 +164,7 @@ class FullTrainer:
         self._watch.mark("published")
 
     def _serve(self, version: int) -> None:
-        weights = self._actor.trained_weights()
-        self._engine.update_weights(version, weights)
-        self._evaluator.update_weights(version, weights)
+        self._site.engine.update_weights(version, self._actor.trained_weights())
 
     def _step_ended(self) -> None:
         assert self._present is not None

@@ -14,16 +14,15 @@ from areal.api.alloc_mode import ModelAllocation
 from areal.api.cli_args import GRPOConfig, InferenceEngineConfig, PPOActorConfig
 from datasets import Dataset
 
-from trainers.areal.engine import InProcessEngine
+from trainers.areal.engine import PolicyEngine
 from trainers.areal.ppo_actor import PPOPolicyActor
 
 
 class Engines(NamedTuple):
-    """What AReaL's trainer is handed instead of making it itself."""
+    """What AReaL's trainer is handed instead of making it itself; it evaluates on `rollout`, too."""
 
     actor: PPOPolicyActor
-    rollout: InProcessEngine
-    evaluation: InProcessEngine
+    rollout: PolicyEngine
 
 
 @dataclass(frozen=True)
@@ -55,9 +54,9 @@ class PolicyPPOTrainer(PPOTrainer):  # type: ignore[misc]
 
     def _init_rollout(
         self, rollout_config: InferenceEngineConfig, is_eval: bool = False, lora_path: str | None = None
-    ) -> InProcessEngine:
-        del rollout_config, lora_path
-        engine = self._engines.evaluation if is_eval else self._engines.rollout
+    ) -> PolicyEngine:
+        del rollout_config, is_eval, lora_path
+        engine = self._engines.rollout
         engine.initialize(train_data_parallel_size=self.actor_alloc.parallel.dp_size)
         return engine
 

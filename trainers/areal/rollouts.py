@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from cua_agent.envs.base import EnvironmentFailure
-from trainers.areal.engine import InProcessEngine
+from trainers.areal.engine import PolicyEngine
 from trainers.areal.ledger import Finished, Ledger
 from trainers.areal.tensors import TensorDict, carries_signal
 from trainers.areal.workflow import GroupWorkflow
@@ -54,10 +54,12 @@ class GroupStream:
     together no token is older than `max_staleness` versions when it is trained on, however slow its episode was.
     """
 
-    def __init__(self, config: TrainConfig, parts: Parts, engine: InProcessEngine, *, pixels: bool) -> None:
+    def __init__(
+        self, config: TrainConfig, parts: Parts, engine: PolicyEngine, world: LoopWorld, *, pixels: bool
+    ) -> None:
         self._config = config
         self._engine = engine
-        self._world = LoopWorld(parts.environments, config.rollout.concurrency)
+        self._world = world
         self._sampler = TaskSampler(parts.train_tasks, config.seed)
         self._ledger = Ledger()
         self._workflow = GroupWorkflow(
@@ -119,13 +121,6 @@ class GroupStream:
         """Start the training sequence at `position`, with a policy of the engine's present version."""
         self._sampler.position = position
         self._engine.workflow_executor.staleness_manager.on_version_recovered(self._engine.get_version())
-
-    def open(self) -> None:
-        """Start what environments share. Raises what the world raises when this machine cannot run it."""
-        self._engine.run(self._world.pool())
-
-    def close(self) -> None:
-        self._world.close()
 
     def _settle_version(self) -> None:
         if self._taken:  # the last batch changed nothing, so its version is still to be trained: its places are free

@@ -29,25 +29,23 @@ from areal.api.cli_args import (
 from cua_agent.models.loaders import model_source
 from trainers.config import TrainConfig
 
-UNLIMITED = 10**12
 _ROUNDING = 1e-12
 """AReaL adds an epsilon to a group's deviation; ours has none, because groups without deviation are filtered."""
 
 
-def rollout_config(config: TrainConfig, run_directory: Path, *, evaluation: bool = False) -> InferenceEngineConfig:
+def rollout_config(config: TrainConfig, run_directory: Path) -> InferenceEngineConfig:
     """AReaL's unit of a rollout is our group: the bound and the batch size count groups."""
     rollout = config.rollout
     in_flight = (rollout.max_staleness + 1) * rollout.groups_per_step
-    episodes = max(config.eval.episodes, 1)
     return InferenceEngineConfig(
         experiment_name=experiment_name(config),
         trial_name=trial_name(config),
         fileroot=str(run_directory / "areal"),
         backend="vllm:d1",
-        max_concurrent_rollouts=episodes if evaluation else in_flight,
-        consumer_batch_size=episodes if evaluation else rollout.groups_per_step,
-        max_head_offpolicyness=UNLIMITED if evaluation else rollout.max_staleness,
-        queue_size=4 * max(in_flight, episodes),
+        max_concurrent_rollouts=in_flight,
+        consumer_batch_size=rollout.groups_per_step,
+        max_head_offpolicyness=rollout.max_staleness,
+        queue_size=4 * in_flight,
         check_trajectory_format=True,
         tokenizer_path=model_source(config.model.path),
     )

@@ -59,11 +59,13 @@ def _of_phase(config: TrainConfig, run_directory: Path, progress: ProgressReport
 
         return FullTrainer(config, run_directory, progress, parts)
     from trainers.areal.asynchronous import AsynchronousRollouts
+    from trainers.areal.site import RolloutSite
     from trainers.loop import TrainingLoop
 
     serving = parts.policy.frozen_copy()  # before the model is sharded
     learner = _learner(config, parts)
-    rollouts = AsynchronousRollouts(config, parts, run_directory, serving, learner.trained_weights)
+    site = RolloutSite(config, parts, run_directory, serving)
+    rollouts = AsynchronousRollouts(site, learner.trained_weights)
     return TrainingLoop(
         config, run_directory, progress, rollouts=rollouts, learner=learner, eval_tasks=parts.eval_tasks
     )

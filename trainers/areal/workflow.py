@@ -16,7 +16,7 @@ from trainers.areal.ledger import Finished, Ledger
 from trainers.areal.tensors import TensorDict, rows_to_tensors
 from trainers.areal.world import LoopWorld
 from trainers.config import RolloutConfig
-from trainers.rollouts import EpisodeRunner, EpisodeSpec, Group, GroupSpec, Played, play_all, play_groups
+from trainers.rollouts import EpisodeRunner, Group, GroupSpec, play_groups
 from trainers.task_sampler import TaskSampler
 
 logger = logging.getLogger(__name__)
@@ -72,37 +72,3 @@ class GroupWorkflow(RolloutWorkflow):  # type: ignore[misc]
         run = self._runner_for(EngineClient(engine))
         [group], lost = await play_groups(pool, run, [spec], self._rollout.group_size, self._rollout.infra_retries)
         return Finished(index, group, lost)
-
-
-class EpisodesWorkflow(RolloutWorkflow):  # type: ignore[misc]
-    """Plays single episodes for an evaluation; `data` is `{"index": n}`, an index into `specs`.
-
-    What became of episode n is `played[n]`; an unexpected error is kept in `errors`.
-    """
-
-    def __init__(
-        self,
-        world: LoopWorld,
-        runner_for: RunnerFor,
-        specs: list[EpisodeSpec],
-        retries: int,
-        on_end: Callable[[], None],
-    ) -> None:
-        self._world = world
-        self._runner_for = runner_for
-        self._specs = specs
-        self._retries = retries
-        self._on_end = on_end
-        self.played: dict[int, Played] = {}
-        self.errors: list[Exception] = []
-
-    async def arun_episode(self, engine: InferenceEngine, data: dict[str, Any]) -> None:
-        index = int(data["index"])
-        try:
-            pool = await self._world.pool()
-            run = self._runner_for(EngineClient(engine))
-            [self.played[index]] = await play_all(pool, run, [self._specs[index]], self._retries)
-        except Exception as error:
-            self.errors.append(error)
-        finally:
-            self._on_end()
