@@ -127,10 +127,12 @@ def _train(config: TrainConfig, directory: Path) -> TrainResult:
 
 
 def _build_trainer(config: TrainConfig, directory: Path, progress: ProgressReporter) -> Trainer:
-    """The backend's trainer; what the user got wrong about model, checkpoint or browser becomes a `ConfigError`."""
+    """The backend's trainer; what the user got wrong about model, checkpoint, browser or
+    server becomes a `ConfigError`."""
     import torch
 
     from cua_agent.envs.base import WorldUnavailable
+    from cua_agent.inference.vllm.errors import ServerMismatch
     from cua_agent.models.loaders import ModelNotFound, UnsupportedModel
     from trainers.checkpoint import CheckpointError, find_checkpoint
 
@@ -145,7 +147,7 @@ def _build_trainer(config: TrainConfig, directory: Path, progress: ProgressRepor
         from trainers.legacy.trainer import CUAGRPOTrainer
 
         return CUAGRPOTrainer(config, directory, progress)
-    except (CheckpointError, ModelNotFound, UnsupportedModel, WorldUnavailable) as error:
+    except (CheckpointError, ModelNotFound, ServerMismatch, UnsupportedModel, WorldUnavailable) as error:
         raise ConfigError(str(error)) from error
 
 

@@ -46,7 +46,7 @@ def test_the_built_in_model_on_a_cpu() -> None:
     assert found["--max-lora-rank"] == "16"
     assert found["--logprobs-mode"] == "processed_logprobs"
     assert json.loads(found["--limit-mm-per-prompt"] or "") == {"image": 16, "video": 0}
-    assert {"--enable-lora", "--enable-scale-out", "--enforce-eager"} <= set(found)
+    assert {"--enable-lora", "--enable-scale-out", "--enforce-eager", "--no-enable-chunked-prefill"} <= set(found)
     assert command.environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "1"
     assert command.environment["VLLM_SERVER_DEV_MODE"] == "1"
 
@@ -145,7 +145,27 @@ def test_signals_are_passed_on_and_nothing_stays_behind(capsys: pytest.CaptureFi
         __import__("socket").create_connection(("127.0.0.1", port), timeout=1)
 
 
+DYING = """
+import http.server, os, sys
+log = open(sys.argv[2], "a"); log.write("start "); log.close()
+class Healthy(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200); self.send_header("content-length", "0"); self.end_headers(); self.wfile.flush()
+        os._exit(7)
+    def log_message(self, *_): pass
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Healthy).serve_forever()
+"""
+
+
+def test_a_server_that_died_is_started_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    port, log = free_port(), tmp_path / "starts"
+    command = ServerCommand([sys.executable, "-c", DYING, str(port), str(log)], {}, f"http://127.0.0.1:{port}")
+    assert run(command, restarts=2) == 7
+    assert log.read_text().split() == ["start"] * 3
+    assert capsys.readouterr().err.count("died with status 7 and is started again") == 2
+
+
 def test_a_server_that_dies_ends_the_command_with_its_status() -> None:
     command = ServerCommand([sys.executable, "-c", "raise SystemExit(3)"], {}, f"http://127.0.0.1:{free_port()}")
     assert threading.current_thread() is threading.main_thread()
-    assert run(command) == 3
+    assert run(command, restarts=2) == 3  # it was never ready: another start would end the same way

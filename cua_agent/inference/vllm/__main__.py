@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return BAD_CONFIGURATION
     print(command, flush=True)
-    return 0 if options.dry_run else run(command)
+    return 0 if options.dry_run else run(command, options.restarts)
 
 
 def _help() -> str:

@@ -241,6 +241,7 @@ class VllmEngine:
             retry=retry_if_exception_type(Unavailable),
             wait=_pause,
             stop=stop_after_delay(self._patience.server_s),
+            before_sleep=self._say_waiting,
             reraise=True,
         )
         with ThreadPoolExecutor(len(self._replicas)) as pool:
@@ -263,6 +264,10 @@ class VllmEngine:
             for replica in self._replicas:
                 replica.withdraw(publication)
             shutil.rmtree(publication.directory, ignore_errors=True)
+
+    def _say_waiting(self, state: RetryCallState) -> None:
+        if state.attempt_number == 1 and state.outcome is not None:
+            logger.warning("waiting up to %g s: %s", self._patience.server_s, state.outcome.exception())
 
     def _count_retry(self, _: RetryCallState) -> None:
         self._counters.retries += 1

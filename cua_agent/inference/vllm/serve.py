@@ -30,6 +30,7 @@ CPU_VENV = Path(".venv-vllm/bin/python")
 INSTALL_HINT = "make vllm (CPU), or pip install 'cua-grpo[vllm]' (GPU)"
 _ROOT = Path(__file__).resolve().parents[3]
 _TINY = _ROOT / "cua_agent" / "models" / "tiny_weights"
+_CPU_BATCH = 8192
 _GRACE_S = 30.0
 _POLL_S = 0.5
 
@@ -61,6 +62,7 @@ class ServeOptions:
     gpu_memory: float = Field(0.9, gt=0, le=1, description="part of the GPU's memory that is used")
     cpu_cache_gb: int = Field(1, ge=1, description="KV cache of a server on a CPU, in GiB")
     python: str | None = Field(None, description="interpreter with vLLM; default: .venv-vllm's, else this one")
+    restarts: int = Field(3, ge=0, description="how often a server that died is started again")
     dry_run: bool = Field(False, description="print the command only")
 
 
@@ -107,12 +109,13 @@ def server_command(options: ServeOptions, extra: Sequence[str] = ()) -> ServerCo
     device = options.device or ("cuda" if shutil.which("nvidia-smi") else "cpu")
     tiny = options.model == "tiny"
     dtype = options.dtype or ("float32" if tiny else "bfloat16")
+    max_length = options.max_length or (2048 if tiny else 16384)
     flags = [
         *("--model", base_model(options.model)),
         *("--served-model-name", SERVED_NAME),
         *("--host", options.host, "--port", str(options.port)),
         *("--dtype", dtype),
-        *("--max-model-len", str(options.max_length or (2048 if tiny else 16384))),
+        *("--max-model-len", str(max_length)),
         *("--max-num-seqs", str(options.max_batch)),
         *("--limit-mm-per-prompt", json.dumps({"image": options.max_images, "video": 0})),
         *("--logprobs-mode", "processed_logprobs"),
@@ -120,7 +123,7 @@ def server_command(options: ServeOptions, extra: Sequence[str] = ()) -> ServerCo
         "--enable-scale-out",
         "--disable-uvicorn-access-log",
         *_lora_flags(options),
-        *_device_flags(options, device),
+        *_device_flags(options, device, max_length),
         *extra,
     ]
     python = _python(options)
@@ -159,9 +162,11 @@ def _lora_flags(options: ServeOptions) -> list[str]:
     ]
 
 
-def _device_flags(options: ServeOptions, device: str) -> list[str]:
+def _device_flags(options: ServeOptions, device: str, max_length: int) -> list[str]:
     if device == "cpu":
-        return ["--enforce-eager", "--worker-extension-cls", EXTENSION]
+        # A prompt that is computed in parts kills vLLM's engine on a CPU when its request has a seed.
+        whole_prompts = ["--no-enable-chunked-prefill", "--max-num-batched-tokens", str(max(max_length, _CPU_BATCH))]
+        return ["--enforce-eager", *whole_prompts, "--worker-extension-cls", EXTENSION]
     return [
         *("--tensor-parallel-size", str(options.gpus)),
         *("--gpu-memory-utilization", f"{options.gpu_memory:g}"),
@@ -195,8 +200,27 @@ def _python(options: ServeOptions) -> str:
     return sys.executable
 
 
-def run(command: ServerCommand) -> int:
-    """Start the server, say when it is ready, pass SIGINT and SIGTERM on, and return its exit status."""
+def run(command: ServerCommand, restarts: int = 0) -> int:
+    """Run the server and return its exit status (0 when SIGINT or SIGTERM, which are passed on, ended it).
+
+    A server that was ready and died is started again up to `restarts` times.
+    """
+    while True:
+        outcome = _run_once(command)
+        if outcome.stopped or not outcome.was_ready or not restarts:
+            return outcome.status
+        restarts -= 1
+        print(f"the server died with status {outcome.status} and is started again", file=sys.stderr, flush=True)
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    status: int
+    stopped: bool
+    was_ready: bool
+
+
+def _run_once(command: ServerCommand) -> _Outcome:
     stopped_by: list[int] = []
     # A session of its own: Ctrl-C in a terminal reaches the server once, through us.
     process = subprocess.Popen(command.arguments, env={**os.environ, **command.environment}, start_new_session=True)
@@ -207,18 +231,19 @@ def run(command: ServerCommand) -> int:
 
     former = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        _announce_ready(process, command.url)
+        ready = _announce_ready(process, command.url)
         while process.poll() is None and not stopped_by:
             time.sleep(_POLL_S)
-        return _end(process) if stopped_by else process.returncode
+        status = _end(process) if stopped_by else process.returncode
+        return _Outcome(status, bool(stopped_by), ready)
     finally:
         _kill_group(process)
         for number, handler in former.items():
             signal.signal(number, handler)
 
 
-def _announce_ready(process: subprocess.Popen[bytes], url: str) -> None:
-    """Poll the server's health until it is there, or the process is not."""
+def _announce_ready(process: subprocess.Popen[bytes], url: str) -> bool:
+    """Poll the server's health until it is there, or the process is not: False."""
     import httpx
 
     started = time.monotonic()
@@ -226,10 +251,11 @@ def _announce_ready(process: subprocess.Popen[bytes], url: str) -> None:
         try:
             if httpx.get(f"{url}/health", timeout=2.0).is_success:
                 print(f"ready after {time.monotonic() - started:.0f} s: {url}", flush=True)
-                return
+                return True
         except httpx.TransportError:
             pass
         time.sleep(_POLL_S)
+    return False
 
 
 def _end(process: subprocess.Popen[bytes]) -> int:
