@@ -177,13 +177,29 @@ def test_a_single_run_is_judged_on_its_evaluation_episodes_and_says_so(tmp_path:
 )
 def test_each_gate_closes_on_its_own_figure(values: dict[str, Any], gate: str, tmp_path: Path) -> None:
     reference = [make(tmp_path, seed=seed) for seed in range(2)]
-    bad = [row(1, **values), row(2, **values)]
+    fresh = {} if values.get("staleness_max") else values  # the gap is judged where there is no staleness
+    bad = [row(1, **fresh), row(2, **values)]
     candidate = [make(tmp_path, "areal", 0), make(tmp_path, "areal", 1, rows=bad)]
     assert failing(reference, candidate) == [gate]
 
 
+def test_drift_of_a_stale_policy_is_reported_but_no_fault(tmp_path: Path) -> None:
+    rows = [row(1, logprob_gap=1.01), row(2, staleness_max=2, logprob_gap=1.3), row(3, logprob_gap=1.02)]
+    run = make(tmp_path, "areal", rows=rows)
+    check = judge([make(tmp_path)], [run]).checks[4]
+    assert (check.passed, check.reason) == (True, "largest gap 1.0200, limit 1.05; judged in 2 of 3 steps")
+    comparison = compare([run], target=0.9, margin=0.05)
+    assert figure(comparison, "logprob_gap")[0] == [1.02]
+    assert figure(comparison, "logprob_drift")[0] == [1.3]
+
+
+def test_log_probs_of_stale_steps_alone_cannot_be_judged(tmp_path: Path) -> None:
+    stale = [row(1, staleness_max=1), row(2, staleness_max=1)]
+    assert failing([make(tmp_path)], [make(tmp_path, "areal", rows=stale)]) == ["log-probs agree"]
+
+
 def test_at_the_limit_is_still_a_go(tmp_path: Path) -> None:
-    rows = [row(1, staleness_max=2, logprob_gap=1.05, episodes=95, episodes_infra_error=5), row(2, episodes=95)]
+    rows = [row(1, logprob_gap=1.05, episodes=95, episodes_infra_error=5), row(2, staleness_max=2, episodes=95)]
     candidate = [make(tmp_path, "areal", rows=rows)]
     assert failing([make(tmp_path)], candidate, infra_errors=5 / 195) == []
 
@@ -208,7 +224,7 @@ def test_unfinished_or_missing_runs_are_a_no_go(tmp_path: Path) -> None:
 
 
 def test_a_resumable_bound_is_read_from_the_configuration(tmp_path: Path) -> None:
-    rows = [row(1, staleness_max=4), row(2)]
+    rows = [row(1), row(2, staleness_max=4)]
     wide = [make(tmp_path, "areal", rows=rows, rollout__max_staleness=4)]
     assert failing([make(tmp_path)], wide) == []
 

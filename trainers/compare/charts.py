@@ -94,7 +94,8 @@ def draw_sections(comparison: Comparison) -> Iterator[Section]:
     yield Section(
         "Off-policy",
         "Staleness: policy versions between the sampling of a token and the update that trains on it. Log-prob gap: "
-        "mean exp|training log-prob − rollout log-prob|; 1 is perfect agreement.",
+        "mean exp|training log-prob − rollout log-prob|; 1 is perfect agreement. With staleness the policy's own drift "
+        "is in it, so the limit holds for steps without.",
         (
             _by_steps(comparison, "Staleness, mean over tokens", metric("staleness_mean"), _from_zero),
             _by_steps(comparison, "Staleness, largest", metric("staleness_max"), _bounds),
@@ -163,7 +164,7 @@ def _gap(axes: Axes, _: Comparison) -> None:
     limit = Gates().logprob_gap
     axes.set_ylim(0.999, max(axes.get_ylim()[1], limit + 0.01))
     axes.ticklabel_format(axis="y", useOffset=False)
-    panels.limit_line(axes, limit, f"limit {limit:g}")
+    panels.limit_line(axes, limit, f"limit {limit:g} without staleness")
 
 
 def _settings(comparison: Comparison, key: str) -> Sequence[float]:

@@ -72,7 +72,8 @@ def figures(target: float) -> list[Figure]:
         Figure("environments", "environments in use", "%", environments_in_use),
         Figure("staleness_mean", "staleness, mean (policy versions)", "", _mean("staleness_mean")),
         Figure("staleness_max", "staleness, largest (policy versions)", "count", _largest("staleness_max")),
-        Figure("logprob_gap", "log-prob gap, largest of a step", "gap", _largest("logprob_gap")),
+        Figure("logprob_gap", "log-prob gap, largest of a step without staleness", "gap", _largest_gap(stale=False)),
+        Figure("logprob_drift", "log-prob gap with staleness (policy drift in it)", "gap", _largest_gap(stale=True)),
         Figure("entropy_end", f"entropy, last {LAST_STEPS} steps", "", _at_last("entropy")),
         Figure("kl_end", f"KL to the reference, last {LAST_STEPS} steps", "", _at_last("kl")),
         Figure("filtered", "groups filtered for lack of signal", "%", _share("groups_filtered", "groups_kept")),
@@ -204,6 +205,10 @@ def _mean(key: str) -> Callable[[Run], Sample | None]:
 
 def _largest(key: str) -> Callable[[Run], Sample | None]:
     return _reduced(key, max)
+
+
+def _largest_gap(*, stale: bool) -> Callable[[Run], Sample | None]:
+    return lambda run: _sample(max(run.logprob_gaps(stale=stale), default=math.nan))
 
 
 def _sum(key: str) -> Callable[[Run], Sample | None]:

@@ -74,6 +74,15 @@ class Run:
         """A metric by row; NaN where it is missing, null or no finite number."""
         return np.array([number(row, key) for row in self.rows], np.float64)
 
+    def logprob_gaps(self, *, stale: bool) -> list[float]:
+        """The known log-prob gaps of the steps that trained on stale tokens, or of those that did not.
+
+        Only without staleness do rollout and training log-probs belong to the same weights, so that a gap is a fault;
+        with it the policy's own drift is in the gap.
+        """
+        steps = zip(self.column("staleness_max"), self.column("logprob_gap"), strict=True)
+        return [float(gap) for staleness, gap in steps if (staleness > 0) == stale and math.isfinite(gap)]
+
     def environments_in_use(self) -> NDArray[np.float64]:
         """Environments lent to an episode, by row, as a share of the pool over the whole of a step.
 

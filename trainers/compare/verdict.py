@@ -20,7 +20,8 @@ YARDSTICK = ("env.", "model.", "reward.", "rollout.max_turns", "rollout.temperat
 @dataclass(frozen=True)
 class Gates:
     """What a candidate has to keep: `success_margin` is how far the lower end of the interval of the difference of
-    final success may lie below zero, `infra_errors` the largest share of its episodes lost to infrastructure."""
+    final success may lie below zero, `logprob_gap` the largest mean exp|training log-prob - rollout log-prob| of a step
+    without staleness, `infra_errors` the largest share of its episodes lost to infrastructure."""
 
     success_margin: float = 0.05
     logprob_gap: float = 1.05
@@ -126,11 +127,15 @@ def _bound(run: Run) -> float | None:
 
 
 def _logprob_gap(runs: Sequence[Run], limit: float) -> Check:
+    """Judged where rollout and training log-probs belong to the same weights."""
     name = "log-probs agree"
-    gaps = [_largest(run, "logprob_gap") for run in runs]
-    if not gaps or not all(map(math.isfinite, gaps)):
-        return Check(name, False, "not every run says logprob_gap")
-    return Check(name, max(gaps) <= limit, f"largest gap {max(gaps):.4f}, limit {limit:g}")
+    gaps = [run.logprob_gaps(stale=False) for run in runs]
+    if not gaps or not all(gaps):
+        return Check(name, False, "not every run has a logprob_gap of a step without staleness")
+    worst = max(map(max, gaps))
+    judged, steps = sum(map(len, gaps)), sum(len(run.rows) for run in runs)
+    reason = f"largest gap {worst:.4f}, limit {limit:g}; judged in {judged} of {steps} steps"
+    return Check(name, worst <= limit, reason)
 
 
 def _no_skipped_updates(runs: Sequence[Run]) -> Check:
