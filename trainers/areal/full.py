@@ -79,7 +79,7 @@ class FullTrainer:
         return self._book.finish(reason, end, templates)
 
     def update(self, batch: Batch) -> StepRecord:
-        groups = self._prepared(batch)
+        groups = self.tensors(batch)
         self._actor.ppo_update(groups)
         record = step_record(self._actor.watch.metrics(), self._actor.stats)
         self._actor.lr_scheduler_step()
@@ -87,9 +87,20 @@ class FullTrainer:
         return record
 
     def loss_and_gradients(self, batch: Batch) -> LossRecord:
-        groups = self._prepared(batch)
+        groups = self.tensors(batch)
         gradients = gradients_of(self._actor, lambda: self._actor.ppo_update(groups))
         return LossRecord(self._actor.watch.metrics(), gradients)
+
+    def tensors(self, batch: Batch) -> list[TensorDict]:
+        """The batch as AReaL's trainer prepares it: by group, with proximal log-probs and advantages."""
+        by_group: dict[str, list[Any]] = {}
+        for row in batch.trajectories:
+            by_group.setdefault(row.group_id, []).append(row)
+        groups = [self._with_reference(rows_to_tensors(self._policy, rows), rows) for rows in by_group.values()]
+        if self._actor.config.should_compute_prox_logp():
+            for group, proximal in zip(groups, self._actor.compute_logp(groups), strict=True):
+                group["prox_logp"] = proximal
+        return self._actor.compute_advantages(groups)
 
     def evaluate(self, tasks: Sequence[CUATask]) -> EvalRecord:
         """`eval.episodes` episodes on held-out seeds. Raises `EnvironmentFailure` when every episode was lost."""
@@ -193,17 +204,6 @@ class FullTrainer:
     def _evaluate_split(self, split: EvalSplit) -> tuple[EvalRecord, str | None]:
         record = self.evaluate(self._eval_tasks[split])
         return record, self._book.evaluation(record, split)
-
-    def _prepared(self, batch: Batch) -> list[TensorDict]:
-        """The batch as AReaL's trainer prepares it: by group, with proximal log-probs and advantages."""
-        by_group: dict[str, list[Any]] = {}
-        for row in batch.trajectories:
-            by_group.setdefault(row.group_id, []).append(row)
-        groups = [self._with_reference(rows_to_tensors(self._policy, rows), rows) for rows in by_group.values()]
-        if self._actor.config.should_compute_prox_logp():
-            for group, proximal in zip(groups, self._actor.compute_logp(groups), strict=True):
-                group["prox_logp"] = proximal
-        return self._actor.compute_advantages(groups)
 
     def _save_state(self, path: Path, state: TrainerState) -> None:
         self._mirror.load_trained(self._actor.trained_weights())

@@ -14,8 +14,13 @@ from trainers.parts import Parts, build_parts
 from trainers.protocol import Batch, EvalRecord, LossRecord, StepRecord, Trainer, TrainResult
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from trainers.areal.learner import EngineLearner
+    from trainers.areal.tensors import TensorDict
     from trainers.grpo.learner import PolicyLearner
+
+    Tensors = Callable[[Batch], list[TensorDict]]
 
 
 class AReaLGRPOTrainer:
@@ -29,7 +34,7 @@ class AReaLGRPOTrainer:
         self, config: TrainConfig, run_directory: Path, progress: ProgressReporter, parts: Parts | None = None
     ) -> None:
         prepare_process(run_directory)
-        self._trainer = _of_phase(config, run_directory, progress, parts or build_parts(config))
+        self._trainer, self._tensors = _of_phase(config, run_directory, progress, parts or build_parts(config))
 
     def train(self) -> TrainResult:
         return self._trainer.train()
@@ -39,6 +44,11 @@ class AReaLGRPOTrainer:
 
     def loss_and_gradients(self, batch: Batch) -> LossRecord:
         return self._trainer.loss_and_gradients(batch)
+
+    def tensors(self, batch: Batch) -> list[TensorDict]:
+        """What AReaL's engine trains on when it is given `batch`; phases 2 and 3. Every per-token entry is where its
+        token is predicted, one place before it; phase 3 has a mapping a group."""
+        return self._tensors(batch)
 
     def evaluate(self, tasks: Sequence[CUATask]) -> EvalRecord:
         return self._trainer.evaluate(tasks)
@@ -53,29 +63,39 @@ class AReaLGRPOTrainer:
         self._trainer.close()
 
 
-def _of_phase(config: TrainConfig, run_directory: Path, progress: ProgressReporter, parts: Parts) -> Trainer:
+def _of_phase(
+    config: TrainConfig, run_directory: Path, progress: ProgressReporter, parts: Parts
+) -> tuple[Trainer, Tensors]:
+    """The trainer of a phase, and what it makes of a batch."""
     if config.phase == 3:
         from trainers.areal.full import FullTrainer
 
-        return FullTrainer(config, run_directory, progress, parts)
+        full = FullTrainer(config, run_directory, progress, parts)
+        return full, full.tensors
     from trainers.areal.asynchronous import AsynchronousRollouts
     from trainers.areal.site import RolloutSite
     from trainers.loop import TrainingLoop
 
     serving = parts.policy.frozen_copy()  # before the model is sharded
-    learner = _learner(config, parts)
+    learner, tensors = _learner(config, parts)
     site = RolloutSite(config, parts, run_directory, serving)
     rollouts = AsynchronousRollouts(site, learner.trained_weights)
-    return TrainingLoop(
+    loop = TrainingLoop(
         config, run_directory, progress, rollouts=rollouts, learner=learner, eval_tasks=parts.eval_tasks
     )
+    return loop, tensors
 
 
-def _learner(config: TrainConfig, parts: Parts) -> PolicyLearner | EngineLearner:
+def _learner(config: TrainConfig, parts: Parts) -> tuple[PolicyLearner | EngineLearner, Tensors]:
     if config.phase == 1:
         from trainers.grpo.learner import PolicyLearner
 
-        return PolicyLearner(parts.policy, config)
+        return PolicyLearner(parts.policy, config), _no_tensors
     from trainers.areal.learner import EngineLearner
 
-    return EngineLearner(parts.policy, config)
+    learner = EngineLearner(parts.policy, config)
+    return learner, lambda batch: [learner.tensors(batch)]
+
+
+def _no_tensors(_: Batch) -> list[TensorDict]:
+    raise RuntimeError("phase 1 trains without AReaL's engine")

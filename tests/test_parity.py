@@ -1,0 +1,252 @@
+"""The ladder's arithmetic: errors, rungs, table, cases; on numbers made by hand."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cua_agent.trajectory import Outcome, Trajectory
+from trainers.config import ConfigError, LossConfig, TrainConfig
+from trainers.parity.cases import CASES, mixed_with_text, with_losses
+from trainers.parity.errors import Distance, distance, mismatches
+from trainers.parity.evidence import Episodes, Evidence, Figures, load_episodes, load_evidence
+from trainers.parity.ladder import Climb, climb, read_ladder, to_json
+from trainers.parity.plan import Plan
+from trainers.parity.recording import load_recording, record_run, write_config
+from trainers.parity.report import failures, markdown, table
+from trainers.parity.rows import loss_scale
+from trainers.parity.rungs import DIRECTION, EPISODES, GRADIENTS, LOSS, ROWS, WEIGHTS, measure, measure_episodes
+from trainers.protocol import Batch
+from trainers.trajectory_store import TrajectoryStore
+
+IMAGE = 99
+
+
+def array(*values: float) -> Any:
+    return np.array(values, np.float32)
+
+
+def episode(name: str, group: str = "g", reward: float = 0.0, turns: int = 2) -> Trajectory:
+    """A row of turns, each: two image placeholders, one prompt token, two sampled tokens."""
+    length = 5 * turns
+    mask = np.tile([0, 0, 0, 1, 1], turns).astype(np.int32)
+    return Trajectory(
+        input_ids=np.tile([IMAGE, IMAGE, 1, 2, 3], turns).astype(np.int64),
+        loss_mask=mask,
+        logprobs=(-mask * np.arange(length)).astype(np.float32),
+        versions=np.where(mask == 1, 0, -1).astype(np.int32),
+        images=[np.full((2, 2, 3), turn, np.uint8) for turn in range(turns)],
+        reward=reward,
+        outcome=Outcome.SUCCESS if reward else Outcome.FAILURE,
+        task_id="task",
+        group_id=group,
+        episode_id=name,
+        seed=0,
+    )
+
+
+def test_distance_is_relative_to_the_first_and_over_all_tensors() -> None:
+    ours = {"a": array(3, 0), "b": array(4)}
+    assert distance(ours, {"a": array(3, 1), "b": array(4)}) == Distance(
+        pytest.approx(1 / 5), pytest.approx(1 - 25 / (5 * math.sqrt(26)))
+    )
+    twice = distance(ours, {"a": array(6, 0), "b": array(8)})
+    assert twice.relative == 1 and twice.turned < 1e-15
+    assert distance(ours, {"a": array(-3, 0), "b": array(-4)}).turned == pytest.approx(2)
+
+
+def test_a_small_turn_keeps_its_digits() -> None:
+    assert distance({"a": array(1, 0)}, {"a": array(1, 1e-6)}).turned == pytest.approx(0.5e-12, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "theirs", [{}, {"b": array(1, 2)}, {"a": array(1)}, {"a": array(1, math.nan)}, {"a": array(0, 0)}]
+)
+def test_what_cannot_be_compared_is_infinitely_far(theirs: dict[str, Any]) -> None:
+    assert distance({"a": array(1, 2)}, theirs) == Distance(math.inf, math.inf)
+
+
+@given(st.lists(st.floats(-1e3, 1e3, width=32), min_size=1, max_size=5))
+def test_nothing_is_far_from_itself(values: list[float]) -> None:
+    assert distance({"a": array(*values)}, {"a": array(*values)}) == Distance(0, 0)
+    assert mismatches({"a": array(*values)}, {"a": array(*values)}) == 0
+
+
+def test_mismatches_count_entries() -> None:
+    ours = {"a": array(1, 2, 3), "b": array(1)}
+    assert mismatches(ours, {"a": array(1, 0, 0), "b": array(1)}) == 2
+    assert mismatches(ours, {"a": array(1, 2), "b": array(1)}) == 3
+    assert mismatches(ours, {"a": array(1, 2, 3)}) == 1
+    assert mismatches(ours, {**ours, "c": array(1, 1)}) == 2
+    assert mismatches(ours, {"a": ours["a"].astype(np.float64), "b": array(1)}) == 3
+    assert mismatches({"a": array()}, {}) == 1
+
+
+def evidence(**changes: Any) -> Evidence:
+    figures = {"loss": 0.001, "scale": 2.0, "moved": 0.1, "logprob_gap": 1.0, "error": None}
+    figures |= {key: changes.pop(key) for key in list(changes) if key in figures}
+    tensors = {"rows": {"0/input_ids": array(1, 2)}, "gradients": {"w": array(1, 1)}, "weights": {"w": array(1, 1)}}
+    return Evidence(Figures(**figures), **(tensors | changes))
+
+
+def test_equal_evidence_passes_every_rung() -> None:
+    found = measure(2, "full/plain", evidence(), evidence())
+    assert [m.rung for m in found] == [ROWS, LOSS, GRADIENTS, DIRECTION, WEIGHTS]
+    assert all(m.passed and m.error == 0 for m in found)
+
+
+@pytest.mark.parametrize(
+    ("changes", "failing"),
+    [
+        ({"rows": {"0/input_ids": array(1, 3)}}, {ROWS}),
+        ({"loss": 0.001 + 3e-6}, {LOSS}),  # 1.5e-6 of the scale
+        ({"loss": 0.001 + 1e-6}, set()),
+        ({"loss": math.nan}, {LOSS}),
+        ({"gradients": {"w": array(1, 1.0001)}}, {GRADIENTS}),
+        ({"gradients": {"w": array(1, 1.001)}}, {GRADIENTS, DIRECTION}),
+        ({"weights": {"w": array(1, 1.0001)}}, {WEIGHTS}),
+        ({"moved": 0.0}, {WEIGHTS}),
+        ({"error": "KeyError: 'x'"}, {ROWS, LOSS, GRADIENTS, DIRECTION, WEIGHTS}),
+    ],
+)
+def test_what_is_off_fails_its_own_rung(changes: dict[str, Any], failing: set[Any]) -> None:
+    assert {m.rung for m in measure(1, "p", evidence(), evidence(**changes)) if not m.passed} == failing
+
+
+def said(*tokens: int, version: int = 0) -> list[dict[str, list[int]]]:
+    return [{"tokens": list(tokens), "versions": [version] * len(tokens)}]
+
+
+GREEDY = {"eval-0#0": said(1, 2), "eval-0#1": said(5), "g000000-0#0": said(3), "eval-0#2": said(1, 3, version=2)}
+
+
+def test_greedy_episodes_must_be_the_same_tokens_under_the_same_versions() -> None:
+    assert measure_episodes(3, "full/greedy", Episodes(GREEDY), Episodes(GREEDY)).passed
+    ahead = Episodes({**GREEDY, "g000007-0#0": said(9)})
+    assert measure_episodes(3, "full/greedy", Episodes(GREEDY), ahead).passed
+    other = Episodes({**GREEDY, "eval-0#2": said(1, 2, version=1)})
+    found = measure_episodes(3, "full/greedy", Episodes(GREEDY), other)
+    assert (found.rung, found.error, found.passed) == (EPISODES, 3, False)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "why"),
+    [
+        (GREEDY, {key: GREEDY[key] for key in list(GREEDY)[:3]}, "not played: eval-0#2"),
+        ({**GREEDY, "eval-0#2": said(1, 2, version=2)}, GREEDY, "training changed no greedy episode"),
+    ],
+)
+def test_greedy_episodes_that_prove_nothing_fail(ours: Any, theirs: Any, why: str) -> None:
+    found = measure_episodes(1, "full/greedy", Episodes(ours), Episodes(theirs))
+    assert not found.passed and why in found.note
+
+
+def test_evidence_survives_its_files_and_its_absence_is_a_failure(tmp_path: Path) -> None:
+    evidence().save(tmp_path / "legacy/full/plain")
+    evidence(loss=1.0).save(tmp_path / "phase1/full/plain")
+    Episodes(GREEDY).save(tmp_path / "legacy/full/greedy")
+    read = load_evidence(tmp_path / "legacy/full/plain")
+    assert read.figures == evidence().figures and distance(read.gradients, evidence().gradients) == Distance(0, 0)
+    assert load_episodes(tmp_path / "legacy/full/greedy") == Episodes(GREEDY)
+    assert "ended without a result" in str(load_evidence(tmp_path / "none").figures.error)
+    assert "ended without a result" in str(load_episodes(tmp_path / "none").error)
+
+
+@pytest.fixture
+def result(tmp_path: Path) -> Climb:
+    """Phase 1 agrees, phase 2 has another loss, phase 3 died."""
+    plan = Plan(tmp_path, {"full/plain": "full", "full/greedy": "full"})
+    for side, loss in {"legacy": 0.001, "phase1": 0.001, "phase2": 0.1}.items():
+        evidence(loss=loss).save(tmp_path / "evidence" / side / "full/plain")
+        Episodes(GREEDY).save(tmp_path / "evidence" / side / "full/greedy")
+    return climb(plan, "outputs/run")
+
+
+def test_the_ladder_reports_every_phase_and_rung(result: Climb) -> None:
+    assert not result.passed and len(result.measurements) == 3 * 6
+    assert {(m.phase, m.rung.number) for m in result.measurements if not m.passed} == {
+        (2, 1),
+        *((3, rung) for rung in range(5)),
+    }
+    worst = result.worst(2, LOSS)
+    assert worst is not None and worst.error == pytest.approx(0.099 / 2)
+    lines = failures(result)
+    assert lines[0] == "phase 2, rung 1 (loss), full/plain: 5.0e-02, allowed 1.0e-06"
+    assert "the process ended without a result" in lines[-1]
+    assert table(result).row_count == 3
+    text = markdown(result)
+    assert "**FAILED**" in text and "| phase 1 | 0 / 0 ok | 0 / 1.0e-06 ok |" in text
+
+
+def test_the_ladder_survives_its_file(result: Climb, tmp_path: Path) -> None:
+    (tmp_path / "ladder.json").write_text(to_json(result))
+    read = read_ladder(tmp_path / "ladder.json")
+    assert read.measurements == result.measurements and not read.passed
+    assert json.loads((tmp_path / "ladder.json").read_text())["passed"] is False
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"other\.json: not the result of a ladder"):
+        read_ladder(tmp_path / "other.json")
+
+
+def test_the_scale_of_a_loss_does_not_cancel() -> None:
+    rows = [episode("a", turns=1), episode("b", turns=2)]  # 2 and 4 trained tokens
+    assert loss_scale(Batch(rows, [1.5, -3.0]), TrainConfig()) == pytest.approx((2 * 1.5 + 4 * 3.0) / 6)
+
+
+def test_text_rows_lose_images_and_placeholders_only() -> None:
+    whole, text = mixed_with_text([episode("a"), episode("b")], IMAGE)
+    assert len(whole.images) == 2 and len(whole) == 10
+    assert text.images == [] and text.input_ids.tolist() == [1, 2, 3, 1, 2, 3]
+    assert text.loss_mask.tolist() == [0, 1, 1, 0, 1, 1] and text.logprobs.tolist() == [0, -3, -4, 0, -8, -9]
+
+
+def test_lost_episodes_leave_a_signal_and_long_ones_become_two_rows() -> None:
+    rows = [
+        *(episode(f"a{i}", "a", reward) for i, reward in enumerate([1, 0, 0])),
+        *(episode(f"b{i}", "b", reward, turns=1) for i, reward in enumerate([1, 1, 0])),
+        *(episode(f"c{i}", "c", reward) for i, reward in enumerate([1, 0])),
+    ]
+    out = with_losses(rows, IMAGE)
+    names = [row.episode_id for row in out]
+    assert names == ["a0", "a0", "a2", "a2", "b0", "b1", "b2", "c0", "c0", "c1", "c1"]
+    assert [row.episode_id for row in out if row.outcome is Outcome.INFRA_ERROR] == ["b0"]
+    first, second = out[:2]
+    assert (first.weight, second.weight) == (0.5, 0.5)
+    assert len(first) == 5 and len(first.images) == 1 and first.loss_mask.tolist() == [0, 0, 0, 1, 1]
+    assert len(second) == 10 and len(second.images) == 2 and second.loss_mask.tolist() == [0] * 8 + [1, 1]
+
+
+def test_every_case_is_a_legal_configuration_of_every_phase() -> None:
+    recorded = TrainConfig(loss=LossConfig(decoupled=True))
+    for case in CASES:
+        config = case.config(recorded, "lora", longest=300)
+        assert config.lora.enabled and config.loss.decoupled == (case.name == "stale")
+        assert (config.areal.packed_tokens == 600) == case.split
+    assert len({case.name for case in CASES}) == len(CASES)
+
+
+def test_a_run_is_recorded_with_what_a_replay_needs(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    write_config(run, replace(TrainConfig(), seed=7))
+    store = TrajectoryStore(run / "trajectories", keep=9)
+    for step in range(1, 8):
+        store.record(step, Batch([episode(f"e{step}")], [1.0]))
+    recording = record_run(run, tmp_path / "out")
+    assert recording.config.seed == 7 and recording.checkpoint is None and recording.steps == (3, 4, 5, 6, 7)
+    assert [batch.trajectories[0].episode_id for batch in recording.batches()] == ["e3", "e4", "e5", "e6", "e7"]
+    with pytest.raises(ConfigError, match="exists already; allowed: a new directory"):
+        record_run(run, tmp_path / "out")
+
+
+def test_what_is_no_recording_is_refused_in_a_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no config\.yaml in it; allowed: a recording or a run directory"):
+        load_recording(tmp_path)
+    write_config(tmp_path, TrainConfig())
+    with pytest.raises(ConfigError, match="no recorded batch in it; train with"):
+        load_recording(tmp_path)

@@ -1,0 +1,135 @@
+"""python -m trainers.parity record | replay | ladder: prove that the backends agree."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trainers.config import ConfigError
+
+if TYPE_CHECKING:
+    from trainers.parity.plan import Plan
+    from trainers.parity.replay import Side
+
+DONE, FAILED, BAD_CONFIGURATION, INTERRUPTED = 0, 1, 2, 130
+SHORT = ("rollout.groups_per_step=2", "rollout.group_size=4", "rollout.max_refills=4", "rollout.concurrency=16")
+"""What a recording that is only made to be replayed needs of a run."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns the exit status."""
+    given = _parser().parse_args(arguments)
+    _prepare_process()
+    try:
+        status: int = given.command(given)
+        return status
+    except (ConfigError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_CONFIGURATION
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def record(given: argparse.Namespace) -> int:
+    from trainers.config.compose import load_config
+    from trainers.parity.recording import UPDATES, record_played, record_run
+
+    out = Path(given.out)
+    if given.run is not None:
+        recording = record_run(Path(given.run), out)
+    else:
+        config = load_config([*SHORT, *given.overrides])
+        recording = record_played(config, out, lambda done: print(f"batch {done} of {UPDATES} recorded", flush=True))
+    print(f"recorded {len(recording.steps)} batches in {out}")
+    return DONE
+
+
+def replay(given: argparse.Namespace) -> int:
+    from trainers.parity.replay import SIDES
+
+    plan = _plan(Path(given.recording), Path(given.out))
+    for side in SIDES:
+        _replay_on(side, plan)
+    return DONE
+
+
+def ladder(given: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from trainers.parity.ladder import climb, to_json
+    from trainers.parity.plan import load_plan
+    from trainers.parity.report import failures, markdown, table
+
+    out = Path(given.out)
+    if given.recording is not None:
+        replay(given)
+    result = climb(load_plan(out), given.recording or str(out))
+    (out / "ladder.json").write_text(to_json(result), encoding="utf-8")
+    (out / "ladder.md").write_text(markdown(result), encoding="utf-8")
+    Console().print(table(result))
+    for line in failures(result):
+        print(line)
+    print(f"{'passed' if result.passed else 'FAILED'}; {out / 'ladder.md'}, {out / 'ladder.json'}")
+    return DONE if result.passed else FAILED
+
+
+def _plan(recording: Path, out: Path) -> Plan:
+    from trainers.parity.plan import make_plan
+    from trainers.parity.recording import load_recording
+    from trainers.parts import build_parts
+
+    loaded = load_recording(recording)
+    if (out / "plan.json").is_file():  # of an earlier ladder
+        shutil.rmtree(out)
+    out.mkdir(parents=True, exist_ok=True)
+    return make_plan(loaded, out, build_parts)
+
+
+def _replay_on(side: Side, plan: Plan) -> None:
+    from trainers.parity.ladder import replay_on
+
+    done: list[str] = []
+
+    def on_piece(piece: str) -> None:
+        done.append(piece)
+        print(f"{side}: {piece} replayed ({len(done)} of {len(plan.pieces)})", flush=True)
+
+    replay_on(side, plan, on_piece)
+
+
+def _prepare_process() -> None:
+    """As `train.py` does, before torch is imported."""
+    for name, value in {"TORCHDYNAMO_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1"}.items():
+        os.environ.setdefault(name, value)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m trainers.parity", description=__doc__)
+    commands = parser.add_subparsers(required=True)
+
+    command = commands.add_parser("record", help="store real batches, of a run or played for it")
+    command.add_argument("--run", help="run directory to take them from; without it a few groups are played")
+    command.add_argument("--out", required=True, help="new directory of the recording")
+    command.add_argument("overrides", nargs="*", metavar="key=value", help="keys of train.py, to play with")
+    command.set_defaults(command=record)
+
+    command = commands.add_parser("replay", help="feed a recording to legacy and phases 1, 2, 3")
+    command.add_argument("--recording", required=True, help="recording or run directory")
+    command.add_argument("--out", required=True, help="directory of what each side came to")
+    command.set_defaults(command=replay)
+
+    command = commands.add_parser("ladder", help="rungs 0 to 4: replay and compare; exit status 1 when one fails")
+    command.add_argument("--recording", help="recording or run directory; without it what was replayed is compared")
+    command.add_argument("--out", required=True, help="directory of the result: ladder.md, ladder.json")
+    command.set_defaults(command=ladder)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""What one side came to on one case: files that a process leaves for another to compare.
+
+rows.safetensors        <i>/<what> of row i as the loss sees it (see `trainers.parity.rows`)
+gradients.safetensors   by parameter name
+weights.safetensors     by parameter name, after all updates
+figures.json            everything else
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import load_file, save_file
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+_TENSORS = ("rows", "gradients", "weights")
+
+
+@dataclass(frozen=True)
+class Figures:
+    """`loss` of the first batch; `scale`, what a relative error of it is relative to (see `loss_scale`); `moved`, how
+    far the updates took the weights, relative to their size; `error`: what broke the replay off."""
+
+    loss: float = float("nan")
+    scale: float = float("nan")
+    moved: float = 0.0
+    logprob_gap: float = float("nan")
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Evidence:
+    figures: Figures = Figures()
+    rows: Arrays = field(default_factory=dict, repr=False)
+    gradients: Arrays = field(default_factory=dict, repr=False)
+    weights: Arrays = field(default_factory=dict, repr=False)
+
+    def save(self, directory: Path) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        for name in _TENSORS:
+            arrays = {key: np.ascontiguousarray(value) for key, value in getattr(self, name).items()}
+            save_file(arrays, directory / f"{name}.safetensors")
+        (directory / "figures.json").write_text(json.dumps(asdict(self.figures), indent=1))
+
+
+def load_evidence(directory: Path) -> Evidence:
+    """Read what `Evidence.save` wrote; a side that left nothing died before it could."""
+    file = directory / "figures.json"
+    if not file.is_file():
+        return Evidence(Figures(error="the process ended without a result"))
+    tensors = {name: load_file(directory / f"{name}.safetensors") for name in _TENSORS}
+    return Evidence(Figures(**json.loads(file.read_text())), **tensors)
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """Greedy episodes by id (those that were played twice under several names): sampled tokens and their versions, a
+    list a row; or why there are none."""
+
+    rows: Mapping[str, list[dict[str, list[int]]]] = field(default_factory=dict, repr=False)
+    error: str | None = None
+
+    def save(self, directory: Path) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "episodes.json").write_text(json.dumps(asdict(self)))
+
+
+def load_episodes(directory: Path) -> Episodes:
+    """As `load_evidence`."""
+    file = directory / "episodes.json"
+    if not file.is_file():
+        return Episodes(error="the process ended without a result")
+    return Episodes(**json.loads(file.read_text()))

@@ -1,0 +1,99 @@
+"""The ladder: every side replays the plan in a process of its own, and what they came to is compared."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from trainers.parity.evidence import load_episodes, load_evidence
+from trainers.parity.plan import Plan
+from trainers.parity.replay import SIDES, Side
+from trainers.parity.rungs import Measurement, Rung, measure, measure_episodes
+from trainers.run_directory import environment_information
+
+WORKER = (sys.executable, "-m", "trainers.parity.worker")
+REFERENCE: Side = "legacy"
+
+
+@dataclass(frozen=True)
+class Climb:
+    """All measurements of a ladder, and what they were made on."""
+
+    recording: str
+    measurements: tuple[Measurement, ...]
+    about: dict[str, Any]
+
+    @property
+    def passed(self) -> bool:
+        return bool(self.measurements) and all(m.passed for m in self.measurements)
+
+    def of(self, phase: int, rung: Rung) -> list[Measurement]:
+        return [m for m in self.measurements if m.phase == phase and m.rung == rung]
+
+    def worst(self, phase: int, rung: Rung) -> Measurement | None:
+        return max(self.of(phase, rung), key=lambda m: m.error, default=None)
+
+
+def replay_on(side: Side, plan: Plan, on_piece: Callable[[str], None], worker: Sequence[str] = WORKER) -> None:
+    """Replay the whole plan on one side, in a new process; `on_piece` is told what is done. What it says besides is
+    in `<side>.log`. A process that dies leaves the rest of its evidence missing, which the ladder reports."""
+    log = plan.directory / f"{side}.log"
+    environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    with log.open("w", encoding="utf-8") as errors:
+        process = subprocess.Popen(
+            [*worker, side, str(plan.directory)], stdout=subprocess.PIPE, stderr=errors, text=True, env=environment
+        )
+        try:
+            assert process.stdout is not None  # piped above
+            for line in process.stdout:
+                if line.strip() in plan.pieces:
+                    on_piece(line.strip())
+            process.wait()
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+
+
+def climb(plan: Plan, recording: str, sides: Sequence[Side] = SIDES) -> Climb:
+    """Compare the evidence of every phase in `sides` with that of the legacy side."""
+    found: list[Measurement] = []
+    for side in (side for side in sides if side != REFERENCE):
+        phase = int(side.removeprefix("phase"))
+        for piece in plan.pieces:
+            ours, theirs = plan.evidence(REFERENCE, piece), plan.evidence(side, piece)
+            if plan.is_greedy(piece):
+                found.append(measure_episodes(phase, piece, load_episodes(ours), load_episodes(theirs)))
+            else:
+                found += measure(phase, piece, load_evidence(ours), load_evidence(theirs))
+    return Climb(recording, tuple(found), environment_information())
+
+
+def to_json(ladder: Climb) -> str:
+    """The ladder for `read_ladder` and for other programs; an infinite error is null."""
+    rows = [{**asdict(m), "error": m.error if math.isfinite(m.error) else None} for m in ladder.measurements]
+    passed = {"passed": ladder.passed}
+    return json.dumps({**passed, "recording": ladder.recording, "about": ladder.about, "measurements": rows}, indent=1)
+
+
+def read_ladder(file: Path) -> Climb:
+    """Raises `ValueError` when the file is not a ladder's."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        rows = [
+            Measurement(
+                Rung(**row["rung"]), row["phase"], row["piece"], math.inf if row["error"] is None else row["error"],
+                row["note"],
+            )
+            for row in content["measurements"]
+        ]  # fmt: skip
+        return Climb(content["recording"], tuple(rows), content["about"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"ladder={file}: not the result of a ladder: {error}") from error

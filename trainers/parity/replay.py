@@ -1,0 +1,143 @@
+"""Replay: one backend, one recorded case, through the `Trainer` protocol alone."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from cua_agent.envs.base import Environment, EnvironmentFailure
+from cua_agent.envs.pool import EnvironmentFactory
+from cua_agent.trajectory import Trajectory
+from trainers.config import TrainConfig
+from trainers.grpo.advantages import group_advantages
+from trainers.metrics import StepMetrics
+from trainers.parity.errors import distance
+from trainers.parity.evidence import Arrays, Evidence, Figures
+from trainers.parity.rows import areal_rows, loss_scale, our_rows
+from trainers.parts import Parts, build_parts
+from trainers.protocol import Batch, EvalRecord, Trainer
+
+if TYPE_CHECKING:
+    from trainers.areal.trainer import AReaLGRPOTrainer
+
+Side = Literal["legacy", "phase1", "phase2", "phase3"]
+SIDES: tuple[Side, ...] = ("legacy", "phase1", "phase2", "phase3")
+
+PartsFor = Callable[[TrainConfig], Parts]
+
+
+class Silent:
+    """A `ProgressReporter` for a replay, which is itself a step of something shown."""
+
+    def phase(self, name: str, done: int, total: int) -> None: ...
+
+    def step(self, metrics: StepMetrics, max_steps: int) -> None: ...
+
+    def evaluation(self, record: EvalRecord, split: str) -> None: ...
+
+    def message(self, text: str) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def on_side(config: TrainConfig, side: Side) -> TrainConfig:
+    """The configuration of a side; rollouts are synchronous in effect on all of them."""
+    rollout = replace(config.rollout, max_staleness=0)
+    if side == "legacy":
+        return replace(config, backend="legacy", rollout=rollout)
+    phase: Any = int(side.removeprefix("phase"))
+    return replace(config, backend="areal", phase=phase, rollout=rollout)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A trainer and the parts it is made of."""
+
+    trainer: Trainer
+    parts: Parts
+
+
+@contextmanager
+def opened(config: TrainConfig, parts: Parts) -> Iterator[Opened]:
+    """The trainer that `config` names, in a temporary run directory."""
+    torch.set_num_threads(config.threads)
+    with tempfile.TemporaryDirectory() as directory:
+        trainer = _trainer(config, Path(directory), parts)
+        try:
+            yield Opened(trainer, parts)
+        finally:
+            trainer.close()
+
+
+def replay(
+    config: TrainConfig, start: Path, recorded: Sequence[Sequence[Trajectory]], parts_for: PartsFor = build_parts
+) -> Evidence:
+    """Loss and gradients of the first of several `recorded` batches at the weights of the checkpoint `start`, and the
+    weights after an update on each."""
+    batches = [group_advantages(rows, config.advantage).batch for rows in recorded]
+    parts = parts_for(config)
+    with opened(config, replace(parts, environments=nowhere)) as side:
+        side.trainer.load(start)
+        before = trained_weights(side)
+        rows = _rows(side, batches[0], config)
+        record = side.trainer.loss_and_gradients(batches[0])
+        for batch in batches:
+            side.trainer.update(batch)
+        weights = trained_weights(side)
+        figures = Figures(
+            loss=record.metrics["loss"],
+            scale=loss_scale(batches[0], config),
+            moved=distance(before, weights).relative,
+            logprob_gap=record.metrics["logprob_gap"],
+        )
+        gradients = {name: gradient.numpy() for name, gradient in record.gradients.items()}
+        return Evidence(figures, rows, gradients, weights)
+
+
+def trained_weights(side: Opened) -> Arrays:
+    """The trained parameters by name, whole."""
+    return {
+        name: whole(parameter).float().cpu().numpy().copy()
+        for name, parameter in side.parts.policy.trainable_parameters()
+    }
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """`tensor` detached, gathered when it is sharded (a DTensor)."""
+    detached = tensor.detach()
+    gather = getattr(detached, "full_tensor", None)
+    gathered: torch.Tensor = detached if gather is None else gather()
+    return gathered
+
+
+def _trainer(config: TrainConfig, directory: Path, parts: Parts) -> Trainer:
+    if config.backend == "areal":
+        from trainers.areal.trainer import AReaLGRPOTrainer
+
+        return AReaLGRPOTrainer(config, directory, Silent(), parts)
+    from trainers.legacy.trainer import CUAGRPOTrainer
+
+    return CUAGRPOTrainer(config, directory, Silent(), parts)
+
+
+def _rows(side: Opened, batch: Batch, config: TrainConfig) -> Arrays:
+    if config.active_phase in (None, 1):
+        return our_rows(side.parts.policy, batch, config)
+    trainer: AReaLGRPOTrainer = side.trainer  # type: ignore[assignment]
+    return areal_rows(batch, trainer.tensors(batch))
+
+
+@asynccontextmanager
+async def nowhere() -> AsyncIterator[EnvironmentFactory]:
+    """A world that cannot be entered: nothing is played while batches are replayed."""
+
+    async def factory() -> Environment:
+        raise EnvironmentFailure("nothing is played here")
+
+    yield factory

@@ -1,0 +1,88 @@
+"""The ladder as a person reads it: on the terminal and as Markdown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from rich.table import Table
+from rich.text import Text
+
+from trainers.parity.cases import CASES
+from trainers.parity.ladder import Climb
+from trainers.parity.rungs import LADDER, Measurement, Rung
+
+
+def table(ladder: Climb) -> Table:
+    """Phase x rung: the worst error beside its tolerance."""
+    out = Table("", *(_title(rung) for rung in LADDER), title="Parity with the legacy backend")
+    for phase in _phases(ladder):
+        cells = [ladder.worst(phase, rung) for rung in LADDER]
+        out.add_row(f"phase {phase}", *(Text(_cell(cell), style=_style(cell)) for cell in cells))
+    return out
+
+
+def markdown(ladder: Climb) -> str:
+    """The same table, then every single measurement, what failed first."""
+    lines = [
+        "# Parity ladder",
+        "",
+        f"Recording: `{ladder.recording}`. Verdict: **{'passed' if ladder.passed else 'FAILED'}**. Every cell is the "
+        "worst error over all cases, beside the largest error that passes.",
+        "",
+        "| | " + " | ".join(_title(rung) for rung in LADDER) + " |",
+        "|---" * (len(LADDER) + 1) + "|",
+    ]
+    for phase in _phases(ladder):
+        cells = " | ".join(_cell(ladder.worst(phase, rung)) for rung in LADDER)
+        lines.append(f"| phase {phase} | {cells} |")
+    rungs = (f"- {_title(rung)}: {rung.measure}; at most {_number(rung.tolerance)}" for rung in LADDER)
+    lines += ["", "## Rungs", "", *rungs]
+    lines += ["", "## Cases", "", *(f"- {case.name}: {case.about}" for case in CASES), *_details(ladder)]
+    return "\n".join(lines) + "\n"
+
+
+def _details(ladder: Climb) -> Iterator[str]:
+    header = "| phase | rung | case | error | at most | | |"
+    yield from ("", "## All measurements", "", header, "|---" * 7 + "|")
+    for m in sorted(ladder.measurements, key=lambda m: (m.passed, m.phase, m.rung.number)):
+        cells = (m.phase, _title(m.rung), m.piece, _number(m.error), _number(m.rung.tolerance), _verdict(m), m.note)
+        yield "| " + " | ".join(map(str, cells)) + " |"
+
+
+def failures(ladder: Climb) -> list[str]:
+    """A line for every measurement that failed."""
+    return [
+        f"phase {m.phase}, rung {m.rung.number} ({m.rung.name}), {m.piece}: {_number(m.error)}, allowed "
+        f"{_number(m.rung.tolerance)}" + (f": {m.note}" if m.note else "")
+        for m in ladder.measurements
+        if not m.passed
+    ]
+
+
+def _phases(ladder: Climb) -> list[int]:
+    return sorted({m.phase for m in ladder.measurements})
+
+
+def _title(rung: Rung) -> str:
+    return f"{rung.number} {rung.name}"
+
+
+def _cell(worst: Measurement | None) -> str:
+    if worst is None:
+        return "not run"
+    return f"{_number(worst.error)} / {_number(worst.rung.tolerance)} {_verdict(worst)}"
+
+
+def _verdict(m: Measurement) -> str:
+    return "ok" if m.passed else "FAILED"
+
+
+def _style(worst: Measurement | None) -> str:
+    return "dim" if worst is None else "green" if worst.passed else "bold red"
+
+
+def _number(value: float) -> str:
+    if not math.isfinite(value):
+        return "-"
+    return f"{value:.0f}" if value == int(value) else f"{value:.1e}"

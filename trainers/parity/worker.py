@@ -1,0 +1,51 @@
+"""The process of one side: `python -m trainers.parity.worker SIDE DIRECTORY` replays the plan in DIRECTORY.
+
+AReaL owns the state of its process (process groups, environment variables, event loops), so no two sides share one.
+Prints a line for each piece of work that is done.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import sys
+import traceback
+from pathlib import Path
+
+from trainers.parity.evidence import Episodes, Evidence, Figures
+from trainers.parity.greedy import play
+from trainers.parity.plan import Plan, load_plan
+from trainers.parity.replay import PartsFor, Side, on_side, replay
+from trainers.parts import build_parts
+
+STUCK_S = 1200.0
+"""A piece of work that takes longer than this ends the process, with a traceback of every thread."""
+
+
+def main(side: Side, directory: Path, parts_for: PartsFor = build_parts) -> None:
+    plan = load_plan(directory)
+    for name in plan.pieces:
+        work(side, plan, name, parts_for)
+        print(name, flush=True)
+
+
+def work(side: Side, plan: Plan, name: str, parts_for: PartsFor = build_parts) -> None:
+    """One piece of the plan on one side; what breaks it off becomes its result."""
+    faulthandler.dump_traceback_later(STUCK_S, exit=True)
+    out = plan.evidence(side, name)
+    try:
+        config, start = on_side(plan.config(name), side), plan.start(name)
+        if plan.is_greedy(name):
+            play(config, start, parts_for).save(out)
+        else:
+            replay(config, start, plan.batches(name), parts_for).save(out)
+    except Exception as error:
+        traceback.print_exc()
+        why = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+        broken: Episodes | Evidence = Episodes(error=why) if plan.is_greedy(name) else Evidence(Figures(error=why))
+        broken.save(out)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))  # type: ignore[arg-type]
