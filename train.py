@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from trainers.config import ConfigError, TrainConfig
 from trainers.config.compose import load_config
+from trainers.config.validation import BUILT_IN_MODELS
 
 if TYPE_CHECKING:
     from trainers.metrics import ProgressReporter
@@ -81,7 +82,7 @@ def _prepare_process(config: TrainConfig) -> None:
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "OMP_NUM_THREADS": str(config.threads),
     }
-    if config.model.path == "tiny":
+    if config.model.path in BUILT_IN_MODELS:
         settings["HF_HUB_OFFLINE"] = "1"
     for name, value in settings.items():
         os.environ.setdefault(name, value)
@@ -129,11 +130,12 @@ def _train(config: TrainConfig, directory: Path) -> TrainResult:
 def _build_trainer(config: TrainConfig, directory: Path, progress: ProgressReporter) -> Trainer:
     """The backend's trainer; what the user got wrong about model, checkpoint, browser or
     server becomes a `ConfigError`."""
+    _rewrite_transformers(config)
     import torch
 
     from cua_agent.envs.base import WorldUnavailable
     from cua_agent.inference.vllm.errors import ServerMismatch
-    from cua_agent.models.loaders import ModelNotFound, UnsupportedModel
+    from cua_agent.models.errors import ModelError
     from trainers.checkpoint import CheckpointError, find_checkpoint
 
     torch.set_num_threads(config.threads)
@@ -147,7 +149,20 @@ def _build_trainer(config: TrainConfig, directory: Path, progress: ProgressRepor
         from trainers.legacy.trainer import CUAGRPOTrainer
 
         return CUAGRPOTrainer(config, directory, progress)
-    except (CheckpointError, ModelNotFound, ServerMismatch, UnsupportedModel, WorldUnavailable) as error:
+    except (CheckpointError, ModelError, ServerMismatch, WorldUnavailable) as error:
+        raise ConfigError(str(error)) from error
+
+
+def _rewrite_transformers(config: TrainConfig) -> None:
+    """Unsloth wants to be imported before what it rewrites."""
+    if config.loader.name != "unsloth":
+        return
+    from cua_agent.models.errors import ModelError
+    from cua_agent.models.unsloth import import_unsloth
+
+    try:
+        import_unsloth(config.loader.device)
+    except ModelError as error:
         raise ConfigError(str(error)) from error
 
 

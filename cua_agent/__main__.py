@@ -45,7 +45,7 @@ class Options:
 
     task: str = Field("", description="id of the task (see --list)")
     env: EnvName = Field("pocket", description="pocket, miniwob or gbox")
-    model: str = Field("tiny", description="tiny, a local directory, or a hub id")
+    model: str = Field("tiny", description="tiny, smollm2, a local directory, or a hub id")
     seed: int = Field(seed_for("eval", 0), ge=0, description="start state of the world, and sampling")
     out: str = Field("outputs/trace.html", min_length=1, description="file to write")
     layout: Literal["fixed", "themed", "shuffled"] = Field("shuffled", description="pocket's home screen")
@@ -55,6 +55,9 @@ class Options:
     reset: Reset = Field("android", description="gbox: how an episode starts; pocket for a local GBox")
     grounding: Literal["target", "coordinates"] | None = Field(
         None, description="how places are given; default: target for tiny, else coordinates"
+    )
+    observation: Literal["screenshot", "text"] | None = Field(
+        None, description="what of a screen is shown; default: text for a model without eyes"
     )
     prompt: Literal["brief", "full"] | None = Field(
         None, description="tools in the prompt; default: brief for tiny, else full"
@@ -119,12 +122,13 @@ def find_task(env: EnvName, task_id: str) -> CUATask:
     )
 
 
-def agent_config(options: Options) -> AgentConfig:
-    """How the agent plays; what is not set depends on whether the model is the built-in one."""
+def agent_config(options: Options, *, reads_images: bool = True) -> AgentConfig:
+    """How the agent plays; what is not set depends on the model: the built-in one or not, with eyes or not."""
     from cua_agent.agent import AgentConfig
 
     tiny = options.model == "tiny"
     return AgentConfig(
+        observation=options.observation or ("screenshot" if reads_images else "text"),
         grounding=options.grounding or ("target" if tiny else "coordinates"),
         prompt=options.prompt or ("brief" if tiny else "full"),
         context=options.context,
@@ -140,7 +144,7 @@ def agent_config(options: Options) -> AgentConfig:
 
 async def play(options: Options, task: CUATask) -> Episode:
     """Load the model, open the world and play one episode. Raises `OptionError`."""
-    from cua_agent.agent import ContextTooShort, StandaloneGBoxCUAAgent
+    from cua_agent.agent import ContextTooShort, NoDescription, StandaloneGBoxCUAAgent
     from cua_agent.envs import environment_factory
     from cua_agent.envs.base import WorldUnavailable
     from cua_agent.inference.local import LocalEngine
@@ -150,16 +154,17 @@ async def play(options: Options, task: CUATask) -> Episode:
         policy = load_policy(options.model, dtype=options.dtype, device=options.device)
     except ValueError as error:
         raise OptionError(str(error).splitlines()[0]) from error
+    config = agent_config(options, reads_images=policy.reads_images)
     engine = LocalEngine(policy, max_batch=1)
     try:
         async with environment_factory(options) as new_environment:
             environment = await new_environment()
             try:
-                agent = StandaloneGBoxCUAAgent(policy, engine, environment, agent_config(options))
+                agent = StandaloneGBoxCUAAgent(policy, engine, environment, config)
                 return await agent.play(task, options.seed, group_id="trace", episode_id="trace")
             finally:
                 await environment.close()
-    except (WorldUnavailable, ContextTooShort) as error:
+    except (ContextTooShort, NoDescription, WorldUnavailable) as error:
         raise OptionError(str(error)) from error
     finally:
         await engine.close()

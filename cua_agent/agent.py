@@ -7,12 +7,13 @@ import hashlib
 import logging
 import time
 from dataclasses import dataclass, field, fields, replace
+from typing import Literal
 
 import numpy as np
 from PIL import Image
 
 from cua_agent.actions import Action, Point, ReportTaskComplete, Target
-from cua_agent.conversation import Codec, Context, Conversation, EpisodeInfo, Screenshot
+from cua_agent.conversation import Codec, Context, Conversation, EpisodeInfo, Screen
 from cua_agent.envs.base import Environment, EnvironmentFailure, Observation
 from cua_agent.inference.base import GenerateRequest, InferenceEngine, InferenceFailure
 from cua_agent.parsing import Malformed, describe, parse_tool_call
@@ -23,6 +24,9 @@ from cua_agent.trajectory import Outcome, Trajectory, Turn
 
 logger = logging.getLogger(__name__)
 
+Seen = Literal["screenshot", "text"]
+"""What of a screen the model is shown: its pixels, or its description in words."""
+
 _SHOWN_NAME = 60
 """How much of an unknown element's name an error repeats, in characters."""
 
@@ -31,13 +35,20 @@ class ContextTooShort(ValueError):  # noqa: N818 (a state of the configuration, 
     """`max_length` cannot hold a single turn; the message is one line."""
 
 
+class NoDescription(ValueError):  # noqa: N818 (a state of the configuration, not a fault of the program)
+    """The model has to be told what is on the screen, and the environment cannot; the message is one line."""
+
+
 @dataclass(frozen=True)
 class AgentConfig:
     """How the agent looks, speaks and stops.
 
     `max_turns` bounds every task's own `max_steps`; `max_length` bounds a token row: the episode is out of turns when
     its next turn might not fit. `timeout_s` bounds the whole episode, so that a hanging world cannot stall a run.
+    `observation=text` needs an environment that describes its screens.
     """
+
+    observation: Seen = "screenshot"
 
     grounding: Grounding = "target"
     prompt: PromptStyle = "brief"
@@ -80,7 +91,7 @@ class _Progress:
     conversation: Conversation
     goal: str
     turns: list[Turn] = field(default_factory=list)
-    screen: Image.Image | None = None
+    seen: Observation | None = None
     claimed: bool = False
     world_done: bool = False
     score: float = 0.0
@@ -133,7 +144,7 @@ class StandaloneGBoxCUAAgent:
 
         `episode_id` must be unique among running episodes; with `seed` it determines the sampling, too. An episode
         that the environment, the engine or the clock breaks off ends as `infra_error`. Raises
-        `ContextTooShort`.
+        `ContextTooShort` or `NoDescription`.
         """
         config = self._config
         progress = _Progress(Conversation(self._policy, self._system, config.context, config.last_k), task.description)
@@ -160,24 +171,23 @@ class StandaloneGBoxCUAAgent:
             trajectories=progress.conversation.to_trajectories(info, progress.turns),
             reset_s=progress.reset_s,
             failure=failure,
-            final_screenshot=progress.screen if config.keep_screenshots else None,
+            final_screenshot=progress.seen.screenshot if progress.seen and config.keep_screenshots else None,
         )
 
     async def _play(self, task: CUATask, seed: int, episode_id: str, progress: _Progress) -> None:
         conversation = progress.conversation
         started = time.monotonic()
-        observation = await self._environment.reset(task, seed)
+        seen = progress.seen = await self._environment.reset(task, seed)
         progress.reset_s = time.monotonic() - started
-        progress.screen = observation.screenshot
-        progress.goal = observation.text or task.description
-        conversation.start(progress.goal, _pixels(progress.screen))
+        progress.goal = seen.text or task.description
+        conversation.start(progress.goal, self._screen(seen))
         turn_limit = min(task.max_steps, self._config.max_turns)
         while self._has_room(conversation):
-            result = await self._take_turn(seed, episode_id, progress, progress.screen)
+            seen = await self._take_turn(seed, episode_id, progress, seen)
             if progress.over or len(progress.turns) == turn_limit:
                 break
             row = conversation.row
-            conversation.observe(result.text, _pixels(result.screenshot))
+            conversation.observe(seen.text, self._screen(seen))
             if conversation.row != row:
                 self._engine.release(_conversation_id(episode_id, row))
         progress.score = await self._environment.compute_reward()
@@ -190,14 +200,14 @@ class StandaloneGBoxCUAAgent:
             )
         return needed <= self._config.max_length
 
-    async def _take_turn(self, seed: int, episode_id: str, progress: _Progress, screen: Image.Image) -> Observation:
+    async def _take_turn(self, seed: int, episode_id: str, progress: _Progress, seen: Observation) -> Observation:
         """Sample one turn, act on it, record it; returns what is seen afterwards."""
         started = time.monotonic()
         text = await self._generate(seed, episode_id, progress.conversation)
         generated = time.monotonic()
-        effect = await self._act(text, screen)
+        effect = await self._act(text, seen)
         progress.claimed, progress.world_done = effect.claimed, effect.world_done
-        progress.screen = effect.observation.screenshot
+        progress.seen = effect.observation
         progress.turns.append(
             Turn(
                 text=text,
@@ -206,7 +216,7 @@ class StandaloneGBoxCUAAgent:
                 generate_s=generated - started,
                 env_s=time.monotonic() - generated,
                 point=_point_of(effect.executed),
-                screenshot=screen if self._config.keep_screenshots else None,
+                screenshot=seen.screenshot if self._config.keep_screenshots else None,
             )
         )
         return effect.observation
@@ -226,17 +236,17 @@ class StandaloneGBoxCUAAgent:
         conversation.add_response(response)
         return self._policy.decode(response.output_ids).removesuffix(END_OF_TURN)
 
-    async def _act(self, text: str, screen: Image.Image) -> _Effect:
+    async def _act(self, text: str, seen: Observation) -> _Effect:
         """Do what the model said; a turn that means nothing leaves the screen as it is."""
         action = parse_tool_call(text)
         if isinstance(action, Malformed):
-            return _Effect(Observation(screen, f"error: {action.error}"))
+            return _Effect(replace(seen, text=f"error: {action.error}"))
         if isinstance(action, ReportTaskComplete):
-            return _Effect(Observation(screen), action, action, claimed=True)
+            return _Effect(replace(seen, text=""), action, action, claimed=True)
         try:
             executed = await self._ground(action)
         except _Ungrounded as error:
-            return _Effect(Observation(screen, f"error: {error}"), action)
+            return _Effect(replace(seen, text=f"error: {error}"), action)
         result = await self._environment.step(executed)
         return _Effect(result.observation, action, executed, world_done=result.done)
 
@@ -255,6 +265,13 @@ class StandaloneGBoxCUAAgent:
             points[name] = point
         return replace(action, **points)  # type: ignore[arg-type]
 
+    def _screen(self, seen: Observation) -> Screen:
+        if self._config.observation == "screenshot":
+            return np.array(seen.screenshot.convert("RGB"), dtype=np.uint8)
+        if seen.description is None:
+            raise NoDescription("observation=text: this environment cannot tell its screens in words")
+        return seen.description
+
 
 class _Ungrounded(Exception):  # noqa: N818 (a normal event of an episode)
     """A named element has no place on the screen."""
@@ -269,10 +286,6 @@ def sampling_seed(seed: int, episode_id: str, turn: int) -> int:
 def _conversation_id(episode_id: str, row: int) -> str:
     # A new row does not continue the former one, so no cache of it may be reused.
     return f"{episode_id}/{row}"
-
-
-def _pixels(screenshot: Image.Image) -> Screenshot:
-    return np.array(screenshot.convert("RGB"), dtype=np.uint8)
 
 
 def _point_of(action: Action | None) -> tuple[int, int] | None:

@@ -5,12 +5,15 @@ plus new tokens. `context=full` keeps all screenshots, so an episode is one row.
 screenshots only: the text of older turns stays, their screenshots go. Turns whose prompt still begins with the former
 row continue that row; as soon as a screenshot has to go, a new row begins. Turns 1..k are therefore one row and every
 later turn is a row of its own, whose loss mask holds that turn's tokens only: each sampled token is trained once.
+
+A model without eyes is shown each screen in words instead; the words come and go like the screenshots.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal, Protocol
 
 import numpy as np
@@ -22,6 +25,8 @@ from cua_agent.trajectory import NO_VERSION, Outcome, Trajectory, Turn
 
 Context = Literal["full", "last_k"]
 Screenshot = npt.NDArray[np.uint8]
+Screen = Screenshot | str
+"""What a turn is shown: pixels (uint8 [H, W, 3]), or the screen in words."""
 
 
 class SpecialIds(Protocol):
@@ -58,11 +63,11 @@ class EpisodeInfo:
 
 @dataclass
 class _Exchange:
-    """A prompt in both forms, with its screenshot and without, and the model's answer to it."""
+    """A prompt in both forms, with its screen and without, and the model's answer to it."""
 
     prompt: list[int]
-    prompt_without_image: list[int]
-    image: Screenshot = field(repr=False)
+    prompt_without_screen: list[int]
+    image: Screenshot | None = field(repr=False)
     response: GenerateResponse | None = None
 
 
@@ -81,25 +86,26 @@ class Conversation:
         self._exchanges: list[_Exchange] = []
         self._former: list[int] = []  # the present row up to and including the last answer
 
-    def start(self, goal: str, screenshot: Screenshot) -> None:
-        """Open with the goal and the first screenshot (uint8 [H, W, 3])."""
+    def start(self, goal: str, screen: Screen) -> None:
+        """Open with the goal and the first screen."""
         if self._exchanges:
             raise ValueError("the conversation has started already")
-        n = self._image_tokens(screenshot)
-        self._append(first_prompt(self._system, goal, n), first_prompt(self._system, goal, 0), screenshot)
+        prompt = partial(first_prompt, self._system, goal)
+        self._append(prompt(*self._shown(screen)), prompt(0), screen)
 
-    def observe(self, result: str, screenshot: Screenshot) -> None:
-        """Answer the model's last turn with a result text (empty: "ok") and a new screenshot."""
+    def observe(self, result: str, screen: Screen) -> None:
+        """Answer the model's last turn with a result text (empty: "ok") and a new screen."""
         response = self._exchanges[-1].response if self._exchanges else None
         if response is None:
             raise ValueError("there is no model turn to answer")
         ended = response.output_ids[-1:] == [self._codec.special.end_of_turn_id]
-        n = self._image_tokens(screenshot)
-        self._append(next_prompt(result, n, ended=ended), next_prompt(result, 0, ended=ended), screenshot)
+        prompt = partial(next_prompt, result, ended=ended)
+        n, words = self._shown(screen)
+        self._append(prompt(n, screen=words), prompt(0), screen)
 
-    def _append(self, text: str, text_without_image: str, screenshot: Screenshot) -> None:
-        encode = self._codec.encode
-        self._exchanges.append(_Exchange(encode(text), encode(text_without_image), screenshot))
+    def _append(self, text: str, text_without_screen: str, screen: Screen) -> None:
+        encode, image = self._codec.encode, None if isinstance(screen, str) else screen
+        self._exchanges.append(_Exchange(encode(text), encode(text_without_screen), image))
         if self._first_shown(self.turns) != self._first_shown(self.turns - 1):
             self._former = []
 
@@ -171,21 +177,25 @@ class Conversation:
         ids: list[int] = []
         spans: list[slice] = []
         for index, exchange in enumerate(self._exchanges[: turn + 1]):
-            ids += exchange.prompt if index >= first else exchange.prompt_without_image
+            ids += exchange.prompt if index >= first else exchange.prompt_without_screen
             if exchange.response is not None and (index < turn or answered):
                 spans.append(slice(len(ids), len(ids) + len(exchange.response.output_ids)))
                 ids += exchange.response.output_ids
         return ids, spans
 
     def _images(self, turn: int) -> list[Screenshot]:
-        return [exchange.image for exchange in self._exchanges[self._first_shown(turn) : turn + 1]]
+        shown = self._exchanges[self._first_shown(turn) : turn + 1]
+        return [exchange.image for exchange in shown if exchange.image is not None]
 
-    def _image_tokens(self, screenshot: Screenshot) -> int:
-        height, width, _ = screenshot.shape
-        return self._codec.image_tokens(height, width)
+    def _shown(self, screen: Screen) -> tuple[int, str]:
+        """A screen as prompts take it: the number of image tokens, and words."""
+        if isinstance(screen, str):
+            return 0, screen
+        height, width, _ = screen.shape
+        return self._codec.image_tokens(height, width), ""
 
     def _first_shown(self, turn: int) -> int:
-        """The oldest turn whose screenshot is shown at `turn`; it is also the index of the row."""
+        """The oldest turn whose screen is shown at `turn`; it is also the index of the row."""
         return max(0, turn - self._last_k + 1) if self._last_k else 0
 
     def _rows(self, turns: int) -> int:

@@ -23,7 +23,7 @@ MAX_RESULT = 500
 _BRIEF = f"You control a phone. Tools: {PERFORM_ACTION}, {SLEEP}, {REPORT_TASK_COMPLETE}."
 
 _PREAMBLE = f"""You operate a device through its screen to reach the user's goal.
-After every call you get a new screenshot. Look at it, then make exactly one call.
+After every call you get the new screen. Look at it, then make exactly one call.
 Call {REPORT_TASK_COMPLETE} only when the goal is reached; this ends the task."""
 
 _TOOLS_BEFORE = """# Tools
@@ -40,7 +40,7 @@ For each function call, return a json object with function name and arguments wi
 {"name": <function-name>, "arguments": <args-json-object>}
 </tool_call>"""
 
-_MARKUP = re.compile(r"<(?=\||/?(?:tool_call|tool_response|tools|think)>)")
+_MARKUP = re.compile(r"<(?=\||/?(?:tool_call|tool_response|tools|think|screen)>)")
 """A "<" that begins a special token or one of the chat format's tags."""
 
 
@@ -76,23 +76,25 @@ def system_prompt(style: PromptStyle, grounding: Grounding) -> str:
     return f"{_PREAMBLE}\n\n{_TOOLS_BEFORE}\n{tools}\n{_TOOLS_AFTER}"
 
 
-def first_prompt(system: str, goal: str, n_image_tokens: int) -> str:
-    """Start of a conversation: system prompt, goal and the first screenshot (0 image tokens: without it)."""
+def first_prompt(system: str, goal: str, n_image_tokens: int, screen: str = "") -> str:
+    """Start of a conversation: system prompt, goal and the first screenshot (0 image tokens: without it), or the
+    `screen` in words."""
     return (
         f"<|im_start|>system\n{system}{END_OF_TURN}\n<|im_start|>user\n{plain(goal)}"
-        f"{_vision(n_image_tokens)}{END_OF_TURN}\n<|im_start|>assistant\n"
+        f"{_vision(n_image_tokens)}{_words(screen)}{END_OF_TURN}\n<|im_start|>assistant\n"
     )
 
 
-def next_prompt(result: str, n_image_tokens: int, *, ended: bool) -> str:
-    """What follows a model's turn: the result of its call ("ok" when there is nothing to say) and the screenshot.
+def next_prompt(result: str, n_image_tokens: int, *, ended: bool, screen: str = "") -> str:
+    """What follows a model's turn: the result of its call ("ok" when there is nothing to say), and the screenshot or
+    the `screen` in words.
 
     `ended` tells whether the model closed its turn itself; otherwise (it hit the token limit) this text closes it.
     """
     shown = plain(result)[:MAX_RESULT] or "ok"
     return (
         f"{'' if ended else END_OF_TURN}\n<|im_start|>user\n<tool_response>\n{shown}\n</tool_response>"
-        f"{_vision(n_image_tokens)}{END_OF_TURN}\n<|im_start|>assistant\n"
+        f"{_vision(n_image_tokens)}{_words(screen)}{END_OF_TURN}\n<|im_start|>assistant\n"
     )
 
 
@@ -106,6 +108,10 @@ def plain(text: str) -> str:
 
 def _vision(n_image_tokens: int) -> str:
     return f"<|vision_start|>{'<|image_pad|>' * n_image_tokens}<|vision_end|>" if n_image_tokens else ""
+
+
+def _words(screen: str) -> str:
+    return f"\n<screen>\n{plain(screen)}\n</screen>" if screen else ""
 
 
 def _function(name: str, description: str, properties: dict[str, Any], required: list[str]) -> dict[str, Any]:

@@ -98,10 +98,10 @@ def test_a_bad_configuration_is_one_line_and_status_2(arguments: list[str], tmp_
 
 def test_a_model_of_another_architecture_is_one_line_and_status_2(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(train, "_prepare_process", lambda _: None)
-    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
     assert train.main([f"model={tmp_path}", f"output_dir={tmp_path / 'outputs'}"]) == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"error: model.path='{tmp_path}' is a 'llama' model; allowed: qwen2_vl, ")
+    assert error.startswith(f"error: model.path='{tmp_path}' is a 'gpt2' model; allowed: qwen2_vl, ")
     assert error.count("\n") == 1
     assert not list((tmp_path / "outputs").iterdir())
 

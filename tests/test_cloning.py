@@ -39,8 +39,9 @@ from cua_agent.envs.pocket.describe import describe_screen
 from cua_agent.envs.pocket.draw import draw
 from cua_agent.envs.pocket.environment import PocketEnvironment
 from cua_agent.envs.pocket.oracle import Expert
-from cua_agent.models.loaders import TINY_WEIGHTS, load_policy
+from cua_agent.models.loaders import load_policy
 from cua_agent.models.policy import PolicyModel
+from cua_agent.models.sources import TINY_WEIGHTS
 from cua_agent.models.tiny import build_model, build_tokenizer, save_tiny
 from cua_agent.parsing import render_tool_call
 from cua_agent.prompts import END_OF_TURN

@@ -25,7 +25,7 @@ def refusal(*overrides: str) -> str:
         load_config(overrides)
     message = str(caught.value)
     assert "\n" not in message
-    assert len(message) <= 300
+    assert len(message) <= 400
     return message
 
 
@@ -67,6 +67,8 @@ def test_every_key_is_reached_from_the_command_line_with_its_type(tmp_path, monk
     wanted["experiment"] = "quick"  # also the name of a group
     wanted |= {"env.gbox.base_url": "http://127.0.0.1:1", "env.gbox.api_key": "no secret"}
     wanted |= {"env.gbox.scale": 0.5, "env.gbox.expires_in_s": 7200.0, "env.tasks": ("toggle",)}
+    # What goes together with 4-bit weights, screens in words and the engine in process.
+    wanted |= {"phase": 1, "env.name": "pocket", "loader.attn_implementation": "eager"}
     written = {
         key: str(list(value)).replace("'", "") if isinstance(value, tuple) else value for key, value in wanted.items()
     }
@@ -79,8 +81,9 @@ def test_every_key_is_reached_from_the_command_line_with_its_type(tmp_path, monk
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_every_preset_composes(group: str) -> None:
+    needs = {"unsloth": ["loader.device=cuda"]}  # where it reads images
     for name in choices(group):
-        config = load_config([f"{group}={name}"])
+        config = load_config([f"{group}={name}", *needs.get(name, [])])
         if group in ("backend", "experiment"):
             assert getattr(config, group) == name
 
@@ -171,7 +174,7 @@ def test_any_value_of_any_key_is_taken_or_refused_in_one_line(key: str, value: A
         assert isinstance(from_mapping(tree), TrainConfig)
     except ConfigError as error:
         assert "\n" not in str(error)
-        assert len(str(error)) <= 300
+        assert len(str(error)) <= 400
 
 
 def test_every_key_has_help_and_the_common_ones_exist() -> None:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cua_agent.conversation import Context, Conversation, EpisodeInfo
@@ -45,6 +45,7 @@ def placeholder_runs(row: Trajectory) -> int:
 turns = st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=1, max_size=8)
 
 
+@settings(deadline=None)
 @given(turns, st.sampled_from(["full", "last_k"]), st.integers(1, 4))
 def test_rows_of_any_episode(lengths: list[tuple[int, bool]], context: Context, last_k: int) -> None:
     answers = unique_answers([n for n, _ in lengths], [end for _, end in lengths])

@@ -34,6 +34,7 @@ TARGET_ACCURACY=0.9
 PATIENCE=2
 MIN_GROUP_STD=0.01
 MAX_SEQ_LENGTH=8192
+LOAD_IN_4BIT=no
 MAX_GRAD_NORM=0.5
 WARMUP_STEPS=4
 MAX_STEPS=50
@@ -49,6 +50,8 @@ EXPECTED = {
     "backend": "legacy",
     "model.path": "unsloth/Qwen3-VL-30B-A3B-Instruct",
     "model.max_length": 8192,
+    "loader.name": "unsloth",
+    "loader.load_in_4bit": False,
     "optim.learning_rate": 2e-5,
     "optim.warmup_steps": 4,
     "optim.max_grad_norm": 0.5,
@@ -65,7 +68,7 @@ EXPECTED = {
     "lora.r": 8,
     "lora.alpha": 64,
     "lora.dropout": 0.1,
-    "lora.target_modules": r".*language_model.*\.(q_proj|v_proj)",
+    "lora.target_modules": r".*\.layers\..*\.(q_proj|v_proj)",
     "eval.every_steps": 7,
     "eval.target_success": 0.9,
     "eval.patience": 2,

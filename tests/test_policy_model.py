@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cua_agent.models.loaders import ModelNotFound, UnsupportedModel, load_policy
+from cua_agent.models.errors import ModelNotFound, UnsupportedModel
+from cua_agent.models.loaders import load_policy
 from cua_agent.models.policy import PolicyModel
 
 FAMILIES = ["qwen3_vl", "qwen2_5_vl"]
@@ -95,13 +96,13 @@ def test_missing_models_are_one_quick_line(monkeypatch: pytest.MonkeyPatch, tmp_
         message = str(caught.value)
         assert message.startswith(f"model.path={path!r}: ")
         assert "\n" not in message
-        assert "'tiny', a local directory with config.json, or a hub id" in message
+        assert "'tiny', 'smollm2', a local directory with config.json, or a hub id" in message
         assert time.monotonic() - start < 10
 
 
 def test_other_architectures_and_types_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    with pytest.raises(UnsupportedModel, match=r"is a 'llama' model; allowed: qwen2_vl, qwen2_5_vl, qwen3_vl"):
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    with pytest.raises(UnsupportedModel, match=r"is a 'gpt2' model; allowed: qwen2_vl, qwen2_5_vl, qwen3_vl"):
         load_policy(str(tmp_path))
     with pytest.raises(ValueError, match=r"model\.dtype='float64'; allowed: float32, bfloat16"):
         load_policy(str(tmp_path), dtype="float64")

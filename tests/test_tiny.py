@@ -36,8 +36,9 @@ from cua_agent.envs.pocket.state import (
     WORDS,
     make_state,
 )
-from cua_agent.models.loaders import TINY_WEIGHTS, load_policy
+from cua_agent.models.loaders import load_policy
 from cua_agent.models.policy import PolicyModel
+from cua_agent.models.sources import TINY_WEIGHTS
 from cua_agent.models.tiny import PHRASES, SPECIAL_TOKENS, TAG_TOKENS, build_model, build_tokenizer, save_tiny
 from cua_agent.parsing import render_tool_call
 from cua_agent.prompts import END_OF_TURN

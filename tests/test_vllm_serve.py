@@ -19,7 +19,7 @@ from cua_agent.inference.vllm.serve import (
     run,
     server_command,
 )
-from cua_agent.models.loaders import TINY_WEIGHTS
+from cua_agent.models.sources import TINY_WEIGHTS
 
 PYTHON = "python-with-vllm"
 

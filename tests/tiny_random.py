@@ -1,4 +1,4 @@
-"""Tiny Qwen3-VL and Qwen2.5-VL checkpoints with random weights and a byte-level tokenizer, for tests."""
+"""Tiny checkpoints with random weights and a byte-level tokenizer, for tests: models with eyes and without."""
 
 from __future__ import annotations
 
@@ -10,16 +10,21 @@ import numpy.typing as npt
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
+    Qwen3Config,
+    Qwen3ForCausalLM,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
 )
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
 
 Family = Literal["qwen3_vl", "qwen2_5_vl"]
+TextFamily = Literal["llama", "qwen3"]
 
 SPECIAL = [
     "<|endoftext|>",
@@ -56,6 +61,25 @@ def build(directory: Path, family: Family = "qwen3_vl", seed: int = 0, hidden: i
             if parameter.ndim > 1:
                 torch.nn.init.normal_(parameter, std=0.2)
     for part in (model, tokenizer, processor):
+        part.save_pretrained(directory)
+    return directory
+
+
+def build_text(directory: Path, family: TextFamily = "llama", seed: int = 0, hidden: int = 32) -> Path:
+    """The same for a model without eyes."""
+    tokenizer = _tokenizer()
+    config = {**_text_config(tokenizer, hidden, layers=2), "tie_word_embeddings": True}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model: PreTrainedModel = (
+            LlamaForCausalLM(LlamaConfig(**config))
+            if family == "llama"
+            else Qwen3ForCausalLM(Qwen3Config(**config, head_dim=16))
+        )
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                torch.nn.init.normal_(parameter, std=0.2)
+    for part in (model, tokenizer):
         part.save_pretrained(directory)
     return directory
 

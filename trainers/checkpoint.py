@@ -33,12 +33,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from cua_agent.models.lora import ADAPTER_WEIGHTS
 from cua_agent.models.policy import PolicyModel
 from trainers.protocol import TrainerState
 
 MANIFEST = "manifest.json"
 FORMAT = 1
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 class CheckpointError(ValueError):
@@ -115,7 +115,8 @@ def save_weights(directory: Path, policy: PolicyModel) -> None:
     else:
         model.save_pretrained(str(directory))
     policy.tokenizer.save_pretrained(str(directory))
-    policy.image_processor.save_pretrained(str(directory))
+    if policy.reads_images:
+        policy.image_processor.save_pretrained(str(directory))
 
 
 def load_weights(path: Path, policy: PolicyModel) -> None:

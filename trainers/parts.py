@@ -18,10 +18,11 @@ from cua_agent.inference.local import LocalEngine
 from cua_agent.models.loaders import load_policy
 from cua_agent.models.lora import LoraSpec
 from cua_agent.models.policy import PolicyModel
+from cua_agent.models.sources import find_model
 from cua_agent.tasks import CUATask, EvalSplit, get_eval_tasks
 from cua_agent.trajectory import Trajectory
 from trainers.checkpoint import save_weights
-from trainers.config import TrainConfig
+from trainers.config import ConfigError, TrainConfig
 from trainers.rollouts import EpisodeRunner, EpisodeSpec
 from trainers.task_sampler import training_tasks
 
@@ -59,15 +60,24 @@ def build_parts(config: TrainConfig) -> Parts:
 
 def build_policy(config: TrainConfig) -> PolicyModel:
     """The policy to train, with a fresh adapter when `lora.enabled`."""
-    lora = config.lora
+    lora, loader, model = config.lora, config.loader, config.model
+    reads_images = find_model(model.path).reads_images
+    if model.observation == "screenshot" and not reads_images:
+        raise ConfigError(f"model.path={model.path}: it reads no images; allowed with it: model.observation=text")
+    if config.inference.name == "vllm" and not reads_images:
+        raise ConfigError(f"model.path={model.path}: it reads no images; allowed with it: inference=local")
     return load_policy(
-        config.model.path,
-        dtype=config.model.dtype,
-        device=config.loader.device,
-        device_map=config.loader.device_map,
-        attn_implementation=config.loader.attn_implementation,
+        model.path,
+        loader=loader.name,
+        dtype=model.dtype,
+        device=loader.device,
+        device_map=loader.device_map,
+        attn_implementation=loader.attn_implementation,
+        load_in_4bit=loader.load_in_4bit,
+        gradient_checkpointing=loader.gradient_checkpointing,
+        max_length=max(model.max_length, config.optim.micro_batch_tokens),
         lora=LoraSpec(lora.r, lora.alpha, lora.dropout, lora.target_modules, config.seed) if lora.enabled else None,
-        freeze_vision=config.model.freeze_vision,
+        freeze_vision=model.freeze_vision,
         keep_reference=config.loss.kl_coefficient > 0,
     )
 
@@ -93,6 +103,7 @@ def build_engine(config: TrainConfig, policy: PolicyModel) -> InferenceEngine:
 def agent_config(config: TrainConfig) -> AgentConfig:
     """How the agent plays a training or evaluation episode."""
     return AgentConfig(
+        observation=config.model.observation,
         grounding=config.model.grounding,
         prompt=config.model.prompt,
         context=config.rollout.context,

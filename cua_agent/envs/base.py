@@ -24,10 +24,14 @@ class WorldUnavailable(ValueError):  # noqa: N818 (a state of the machine or of 
 
 @dataclass(frozen=True)
 class Observation:
-    """What the agent sees after an action: an RGB screenshot and a short text (empty when all is well)."""
+    """What the agent sees after an action: an RGB screenshot and a short text (empty when all is well).
+
+    `description` is the screen in words, for models without eyes; None where an environment cannot tell it.
+    """
 
     screenshot: Image.Image
     text: str = ""
+    description: str | None = None
 
 
 @dataclass(frozen=True)

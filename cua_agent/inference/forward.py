@@ -94,17 +94,15 @@ class CachedForward:
         used, reach = int((offsets + lengths).max()), int(offsets.max()) + width
         columns = torch.from_numpy(offsets[:, None] + np.arange(width)).to(device)
         self._cache.select(first_slot, columns, used, reach)
-        pixel_values, image_grid_thw = self._policy.pixels(images) if images else (None, None)
-        hidden = model.model(
-            input_ids=torch.from_numpy(input_ids).to(device),
-            attention_mask=_causal_mask(columns, used, model.dtype),
-            position_ids=torch.tensor(positions, device=device),
-            pixel_values=pixel_values,
-            image_grid_thw=image_grid_thw,
+        hidden = self._policy.hidden_states(
+            torch.from_numpy(input_ids).to(device),
+            _causal_mask(columns, used, model.dtype),
+            torch.tensor(positions, device=device),
+            self._policy.pixels(images) if images else (None, None),
             past_key_values=self._cache,
             use_cache=True,
             cache_position=torch.arange(width, device=device),
-        ).last_hidden_state
+        )
         ends = torch.from_numpy(lengths - 1).to(hidden.device)
         logits: Tensor = model.lm_head(hidden[torch.arange(n, device=hidden.device), ends])
         return logits

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
-LANGUAGE_MODEL_LINEARS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+LANGUAGE_MODEL_LINEARS = r".*\.layers\..*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+"""The language model's linear layers, with or without a vision tower beside it (whose layers are `blocks`)."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,27 @@ def adapter_base(directory: Path) -> str | None:
         return None
     base: str = json.loads(config.read_text())["base_model_name_or_path"]
     return base
+
+
+def saved_spec(directory: Path) -> LoraSpec:
+    """What the adapter saved in `directory` is like. Raises `ValueError` when it is no plain LoRA adapter."""
+    config = json.loads((directory / "adapter_config.json").read_text())
+    special = ("use_rslora", "use_dora", "modules_to_save", "rank_pattern", "alpha_pattern")
+    used = [key for key in special if config.get(key)]
+    if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none" or used:
+        raise ValueError(f"{directory} holds no plain LoRA adapter ({', '.join(used) or config.get('peft_type')})")
+    targets = config["target_modules"]
+    if not isinstance(targets, str):
+        targets = rf"(.*\.)?({'|'.join(map(re.escape, sorted(targets)))})"
+    return LoraSpec(config["r"], config["lora_alpha"], config["lora_dropout"], targets)
+
+
+def load_adapter_weights(model: nn.Module, directory: Path) -> None:
+    """Overwrite the adapter of a `PeftModel` with the one saved in `directory`."""
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    set_peft_model_state_dict(model, load_file(directory / ADAPTER_WEIGHTS))
 
 
 def load_adapter(model: nn.Module, directory: Path) -> nn.Module:

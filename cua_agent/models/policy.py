@@ -1,4 +1,4 @@
-"""The policy: a vision-language model with its tokenizer, image processor and positions, in one object."""
+"""The policy: a model with its tokenizer, image processor and positions, in one object."""
 
 from __future__ import annotations
 
@@ -21,9 +21,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+NO_TOKEN = -1
+
+
 @dataclass(frozen=True)
 class SpecialTokens:
-    """Token ids with a meaning of their own.
+    """Token ids with a meaning of their own; a model without eyes has no image token (`NO_TOKEN`).
 
     `banned` ids are never sampled and get probability 0 in training as well: image and video placeholders, vision
     start and end, `<|im_start|>`, and rows of the embedding that belong to no token.
@@ -37,7 +40,8 @@ class SpecialTokens:
 
 @dataclass
 class PolicyModel:
-    """A Qwen2-VL, Qwen2.5-VL or Qwen3-VL model, possibly wrapped in a `PeftModel`, and what is needed to feed it.
+    """A Qwen2-VL, Qwen2.5-VL or Qwen3-VL model, or a language model without eyes (`image_processor` is None), possibly
+    wrapped in a `PeftModel`, and what is needed to feed it.
 
     `reference_weights` are the frozen weights that `reference` swaps in (full-weight training only).
     """
@@ -61,6 +65,31 @@ class PolicyModel:
     def has_adapter(self) -> bool:
         return hasattr(self.model, "disable_adapter")
 
+    @property
+    def reads_images(self) -> bool:
+        return self.image_processor is not None
+
+    def hidden_states(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        position_ids: Tensor,
+        pixels: tuple[Tensor | None, Tensor | None] = (None, None),
+        **cache: Any,
+    ) -> Tensor:
+        """Last hidden states [B, L, width] of the backbone; `base_model.lm_head` makes logits of them.
+
+        `position_ids` int64 [3, B, L] as `positions` gives them, `pixels` what `pixels` returned for the images of all
+        rows, `cache` the backbone's arguments about a cache.
+        """
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids, **cache}
+        if self.reads_images:
+            inputs |= {"pixel_values": pixels[0], "image_grid_thw": pixels[1]}
+        else:
+            inputs["position_ids"] = position_ids[0]
+        states: Tensor = self.base_model.model(**inputs).last_hidden_state
+        return states
+
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`; special tokens written out in it map to their ids, none are added."""
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
@@ -72,7 +101,11 @@ class PolicyModel:
         return text
 
     def image_grid(self, height: int, width: int) -> tuple[int, int]:
-        """(rows, columns) of tokens that a [height, width] screenshot becomes after the processor's resizing."""
+        """(rows, columns) of tokens that a [height, width] screenshot becomes after the processor's resizing.
+
+        Raises `ValueError` when the model reads no images."""
+        if self.image_processor is None:
+            raise ValueError("a screenshot, but the model reads no images: show it the screen in words")
         resized = resized_shape(self.image_processor, height, width)
         token_side = self.image_processor.patch_size * self.image_processor.merge_size
         return resized[0] // token_side, resized[1] // token_side
@@ -91,7 +124,8 @@ class PolicyModel:
     def positions(
         self, input_ids: Sequence[int] | npt.NDArray[np.int64], images: Sequence[npt.NDArray[np.uint8]]
     ) -> npt.NDArray[np.int64]:
-        """M-RoPE ids [3, L] of a row. Raises `ValueError` when placeholders and images do not match."""
+        """M-RoPE ids [3, L] of a row; of text alone, three times the same. Raises `ValueError` when placeholders and
+        images do not match."""
         is_image = np.asarray(input_ids) == self.special.image_token_id
         return mrope_positions(is_image, [self.image_grid(image.shape[0], image.shape[1]) for image in images])
 

@@ -18,9 +18,10 @@ from cua_agent.inference.vllm import wire
 from cua_agent.inference.vllm.build import serving_plan
 from cua_agent.inference.vllm.engine import Patience, VllmEngine
 from cua_agent.inference.vllm.errors import CanaryError, TokenDrift
-from cua_agent.models.loaders import TINY_WEIGHTS, load_policy
+from cua_agent.models.loaders import load_policy
 from cua_agent.models.lora import LoraSpec
 from cua_agent.models.policy import PolicyModel
+from cua_agent.models.sources import TINY_WEIGHTS
 from cua_agent.prompts import first_prompt, next_prompt, system_prompt
 from trainers.checkpoint import save_weights
 

@@ -59,7 +59,10 @@ class PolicyActor(FSDPPPOActor):  # type: ignore[misc]
     def _prepare_mb_inputs(self, mb_item: MicroBatchItem) -> tuple[dict[str, Any], FSDPTrainContext]:
         inputs, context = super()._prepare_mb_inputs(mb_item)
         if self.config.attn_impl in PACKED_SAFELY:
-            inputs["position_ids"] = with_text_positions(inputs["position_ids"], inputs["cu_seqlens"])
+            inputs["attention_mask"] = None  # AReaL's says that there is nothing to mask, also between sequences
+            plain = text_positions(inputs["cu_seqlens"])
+            visual = self.policy.reads_images
+            inputs["position_ids"] = torch.cat([plain[None], inputs["position_ids"].long()]) if visual else plain
         return inputs, context
 
     def trained_weights(self) -> dict[str, Tensor]:
@@ -129,12 +132,12 @@ def position_ids(
     return out.to(attention_mask.device)
 
 
-def with_text_positions(position_ids: Tensor, cu_seqlens: Tensor) -> Tensor:
-    """M-RoPE positions [3, 1, T] of packed sequences with a row of plain positions before them: int64 [4, 1, T].
+def text_positions(cu_seqlens: Tensor) -> Tensor:
+    """Positions int64 [1, T] of packed sequences that start at 0 in each; `cu_seqlens` int [n + 1], their boundaries.
 
-    Plain positions start at 0 in every sequence, which is how transformers' Qwen-VL models recognise packed sequences
-    and keep them from attending to each other. `cu_seqlens` int [n + 1] holds their boundaries.
+    They are how transformers recognises packed sequences and keeps them from attending to each other; its Qwen-VL
+    models want them as a first row before the M-RoPE positions [3, 1, T].
     """
-    lengths = torch.diff(cu_seqlens).tolist()
-    plain = torch.cat([torch.arange(length, device=position_ids.device) for length in lengths])
-    return torch.cat([plain[None, None], position_ids.long()])
+    return torch.cat([torch.arange(length, device=cu_seqlens.device) for length in torch.diff(cu_seqlens).tolist()])[
+        None
+    ]

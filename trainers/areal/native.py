@@ -12,7 +12,7 @@ import torch
 from areal.api.cli_args import GRPOConfig, PPOActorConfig, vLLMConfig
 from omegaconf import OmegaConf
 
-from cua_agent.models.loaders import model_source
+from cua_agent.models.sources import model_source
 from trainers.areal.settings import trainer_config
 from trainers.config import LossConfig, OptimConfig, TrainConfig
 

@@ -26,7 +26,7 @@ from areal.api.cli_args import (
     ValidDatasetConfig,
 )
 
-from cua_agent.models.loaders import model_source
+from cua_agent.models.sources import model_source
 from trainers.config import TrainConfig
 
 _ROUNDING = 1e-12

@@ -1,7 +1,9 @@
-"""Keys that are legal one by one and cannot be run together."""
+"""Values that are fine one by one and cannot be run together: refused before anything is loaded, with the way out."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from trainers.config.validation import ConfigError
@@ -9,20 +11,72 @@ from trainers.config.validation import ConfigError
 if TYPE_CHECKING:
     from trainers.config.run import TrainConfig
 
+DESCRIBES_ITS_SCREENS = ("pocket",)
+"""Environments that can tell a screen in words."""
+
 
 def check_combinations(config: TrainConfig) -> None:
-    """Raises `ConfigError` naming the keys and the way out."""
-    if config.inference.name == "vllm":
-        _check_vllm(config)
+    """Raise `ConfigError` on the first combination that cannot work."""
+    problem = next(chain(_loader_problems(config), _model_problems(config), _vllm_problems(config)), None)
+    if problem is not None:
+        raise ConfigError(problem)
 
 
-def _check_vllm(config: TrainConfig) -> None:
+def _sharded(config: TrainConfig) -> bool:
+    """Whether AReaL's FSDP engine holds the model."""
+    return config.backend == "areal" and config.phase > 1
+
+
+def _loader_problems(config: TrainConfig) -> Iterator[str]:
+    loader, lora = config.loader, config.lora
+    if loader.load_in_4bit and loader.name != "unsloth":
+        yield "loader.load_in_4bit=true with loader.name=peft: 4-bit weights come from Unsloth; set loader=unsloth"
+    if loader.load_in_4bit and not loader.device.startswith("cuda"):
+        yield (
+            f"loader.load_in_4bit=true with loader.device={loader.device}: 4-bit weights need a CUDA device; "
+            "set loader.device=cuda or loader.load_in_4bit=false"
+        )
+    if loader.load_in_4bit and _sharded(config):
+        yield (
+            f"loader.load_in_4bit=true with backend=areal phase={config.phase}: FSDP cannot shard 4-bit weights; "
+            "set phase=1, backend=legacy or loader.load_in_4bit=false"
+        )
+    if loader.device_map is not None and _sharded(config):
+        yield (
+            f"loader.device_map={loader.device_map} with backend=areal phase={config.phase}: FSDP places the model "
+            "itself; set loader.device_map=null"
+        )
+    if loader.name == "unsloth" and not lora.enabled:
+        yield "loader.name=unsloth with lora.enabled=false: it trains adapters; set lora.enabled=true or loader=peft"
+    if loader.name == "unsloth" and loader.device == "mps":
+        yield "loader.name=unsloth with loader.device=mps: set loader.device=cuda or cpu, or loader=peft"
+    if loader.name == "unsloth" and loader.device == "cpu" and config.model.observation == "screenshot":
+        yield (
+            "loader.name=unsloth with loader.device=cpu: Unsloth reads no images on a CPU; set loader.device=cuda, "
+            "loader=peft, or model=smollm2 (which is shown the screen in words)"
+        )
+    if loader.attn_implementation == "flash_attention_2" and config.inference.name == "local":
+        yield (
+            "loader.attn_implementation=flash_attention_2 with inference.name=local: its cache needs a mask per row; "
+            "set loader.attn_implementation=sdpa or inference=vllm"
+        )
+
+
+def _model_problems(config: TrainConfig) -> Iterator[str]:
+    if config.model.observation == "text" and config.env.name not in DESCRIBES_ITS_SCREENS:
+        yield (
+            f"model.observation=text with env.name={config.env.name}: it cannot tell its screens in words; set "
+            f"env={' or '.join(DESCRIBES_ITS_SCREENS)}, or model.observation=screenshot with a model that has eyes"
+        )
+
+
+def _vllm_problems(config: TrainConfig) -> Iterator[str]:
+    if config.inference.name != "vllm":
+        return
     from cua_agent.inference.vllm.plan import RANKS
     from cua_agent.inference.vllm.wire import MAX_TEMPERATURE
 
     if config.rollout.temperature > MAX_TEMPERATURE:
-        raise ConfigError(
-            f"rollout.temperature={config.rollout.temperature:g} with inference=vllm: at most {MAX_TEMPERATURE:g}"
-        )
+        yield f"rollout.temperature={config.rollout.temperature:g} with inference=vllm: at most {MAX_TEMPERATURE:g}"
     if config.lora.enabled and config.lora.r > RANKS[-1]:
-        raise ConfigError(f"lora.r={config.lora.r} with inference=vllm: at most {RANKS[-1]}")
+        yield f"lora.r={config.lora.r} with inference=vllm: at most {RANKS[-1]}"

@@ -41,7 +41,7 @@ def modules_pattern(text: str) -> str:
         names = list(_LANGUAGE_MODEL_LINEARS)
     if not names or not all(isinstance(name, str) and _MODULE_NAME.fullmatch(name) for name in names):
         raise ValueError(f"not a list of module names; {allowed}")
-    return rf".*language_model.*\.({'|'.join(names)})"
+    return rf".*\.layers\..*\.({'|'.join(names)})"
 
 
 PRESETS = {"backend": "legacy", "env": "gbox", "loader": "unsloth", "inference": "vllm"}
@@ -50,6 +50,7 @@ PRESETS = {"backend": "legacy", "env": "gbox", "loader": "unsloth", "inference":
 VARIABLES = (
     Variable("MODEL_NAME", "model.path", "unsloth/Qwen3-VL-32B-Instruct"),
     Variable("MAX_SEQ_LENGTH", "model.max_length", "16384"),
+    Variable("LOAD_IN_4BIT", "loader.load_in_4bit", "true"),
     Variable("USE_LORA", "lora.enabled", "true"),
     Variable("LORA_R", "lora.r", "16"),
     Variable("LORA_ALPHA", "lora.alpha", "32"),
@@ -86,6 +87,7 @@ FIXED: dict[str, tuple[object, str]] = {
     "model.grounding": ("target", "the model named elements"),
     "model.prompt": ("full", "the tool schema was spelled out"),
     "loader.device": ("cuda", "it needed a GPU"),
+    "loader.gradient_checkpointing": (True, "Unsloth's default"),
     "rollout.context": ("last_k", "it showed the newest turns only"),
     "optim.betas": ([0.9, 0.999], "torch's default"),
     "optim.weight_decay": (0.01, "torch's default"),

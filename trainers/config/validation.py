@@ -15,7 +15,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 STRICT = ConfigDict(extra="forbid", strict=True, coerce_numbers_to_str=True, allow_inf_nan=False)
 """No conversion of types (`true` is no integer), no unknown field, no NaN; a number is fine where a name is wanted."""
 
-BUILT_IN_MODEL = "tiny"
+BUILT_IN_MODELS = ("tiny", "smollm2")
 _VALUE_WIDTH = 40
 _PATH_WIDTH = 120
 _HUB_ID = re.compile(r"(?!\.)[\w.-]+/[\w.-]+")
@@ -80,9 +80,10 @@ def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 def check_model_path(path: str) -> None:
     """Raise `ConfigError` when `path` can only be a local directory and there is none."""
-    if path != BUILT_IN_MODEL and not _HUB_ID.fullmatch(path) and not Path(path).expanduser().is_dir():
+    if path not in BUILT_IN_MODELS and not _HUB_ID.fullmatch(path) and not Path(path).expanduser().is_dir():
         raise ConfigError(
-            f"model.path={shown(path, _PATH_WIDTH)}: no such directory; allowed: tiny, a model directory, or a hub id"
+            f"model.path={shown(path, _PATH_WIDTH)}: no such directory; "
+            f"allowed: {', '.join(BUILT_IN_MODELS)}, a model directory, or a hub id"
         )
 
 

@@ -67,15 +67,13 @@ def loss_inputs(micro: MicroBatch, scores: TokenScores, reference: Tensor | None
 
 def _predicting_logits(policy: PolicyModel, micro: MicroBatch) -> Tensor:
     """[N, vocabulary], of the positions one before each trained token."""
-    model = policy.base_model
-    hidden = model.model(
-        input_ids=micro.input_ids,
-        attention_mask=micro.attention_mask,
-        position_ids=micro.position_ids,
-        pixel_values=micro.pixel_values,
-        image_grid_thw=micro.image_grid_thw,
+    hidden = policy.hidden_states(
+        micro.input_ids,
+        micro.attention_mask,
+        micro.position_ids,
+        (micro.pixel_values, micro.image_grid_thw),
         use_cache=False,
-    ).last_hidden_state
+    )
     predicts_trained = micro.loss_mask.roll(-1, dims=1)  # column 0 is never trained, so nothing wraps around
-    logits: Tensor = model.lm_head(hidden[predicts_trained])
+    logits: Tensor = policy.base_model.lm_head(hidden[predicts_trained])
     return logits

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from cua_agent.actions import Action, Point, Wait
 from cua_agent.envs.base import Observation, StepResult
+from cua_agent.envs.pocket.describe import describe_screen
 from cua_agent.envs.pocket.draw import draw
 from cua_agent.envs.pocket.gestures import apply_action
 from cua_agent.envs.pocket.latency import Latency
@@ -48,14 +49,14 @@ class PocketEnvironment:
         self._task, self._state = task, make_state(seed, self.layout)
         self.before = await task.validation.snapshot(self.shell)
         await self._delay()
-        return Observation(draw(self.state, self.scale))
+        return self._observe()
 
     async def step(self, action: Action) -> StepResult:
         if isinstance(action, Wait):
             await asyncio.sleep(min(action.seconds, MAX_WAIT_S))
         error = apply_action(self.state, action)
         await self._delay()
-        return StepResult(Observation(draw(self.state, self.scale), error or ""), error=error)
+        return StepResult(self._observe(error or ""), error=error)
 
     async def locate(self, target: str) -> Point | None:
         element = find_element(self.state, target)
@@ -72,6 +73,9 @@ class PocketEnvironment:
 
     async def close(self) -> None:
         self._state = self._task = None
+
+    def _observe(self, text: str = "") -> Observation:
+        return Observation(draw(self.state, self.scale), text, describe_screen(self.state))
 
     async def _delay(self) -> None:
         seconds = self.latency.sample()

@@ -1,0 +1,57 @@
+"""Values that do not go together are refused before anything is loaded, in one line with the way out."""
+
+import pytest
+
+from trainers.config import ConfigError
+from trainers.config.compose import load_config
+
+UNSLOTH = ["loader=unsloth", "loader.device=cuda", "loader.load_in_4bit=true"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["loader.load_in_4bit=true", "loader.device=cuda"], ["loader.load_in_4bit=true", "set loader=unsloth"]),
+        (
+            ["loader=unsloth", "model=smollm2", "loader.load_in_4bit=true"],
+            ["loader.device=cpu", "set loader.device=cuda or loader.load_in_4bit=false"],
+        ),
+        (
+            [*UNSLOTH, "backend=areal", "phase=2"],
+            ["phase=2", "set phase=1, backend=legacy or loader.load_in_4bit=false"],
+        ),
+        (
+            ["loader.device_map=auto", "backend=areal", "phase=2"],
+            ["loader.device_map=auto", "set loader.device_map=null"],
+        ),
+        (["loader=unsloth", "loader.device=cuda", "lora.enabled=false"], ["lora.enabled=false", "loader=peft"]),
+        (["loader=unsloth", "loader.device=mps"], ["loader.device=mps", "loader=peft"]),
+        (["loader=unsloth"], ["loader.device=cpu", "reads no images", "model=smollm2"]),
+        (
+            ["loader.attn_implementation=flash_attention_2"],
+            ["flash_attention_2", "inference.name=local", "loader.attn_implementation=sdpa"],
+        ),
+        (["model=smollm2", "env=miniwob"], ["model.observation=text", "env.name=miniwob", "set env=pocket"]),
+    ],
+)
+def test_refused_with_the_way_out(overrides: list[str], words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert [word for word in words if word not in message] == []
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [*UNSLOTH, "backend=legacy"],
+        [*UNSLOTH, "backend=areal", "phase=1"],
+        ["loader=unsloth", "loader.device=cuda", "backend=areal", "phase=2"],
+        ["loader=unsloth", "model=smollm2"],
+        ["loader.device_map=auto", "backend=legacy"],
+        ["model.observation=text"],
+    ],
+)
+def test_what_works_is_allowed(overrides: list[str]) -> None:
+    assert load_config(overrides)
