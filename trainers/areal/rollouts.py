@@ -98,11 +98,12 @@ class GroupStream:
         collected = Collected()
         self._top_up()
         while not self._complete(at_least):
+            self._keep_going(at_least)
             for finished in self._ledger.take(_POLL_S):
                 self._settle(finished, collected, at_least)
             self._engine.workflow_executor.dispatcher._check_thread_exception()
             on_done(*self._progress())
-        batch = self._hand_out(collected)
+        batch = self._hand_out(collected, at_least)
         return collected, batch, self._usage(time.perf_counter() - started)
 
     def before_version(self) -> None:
@@ -121,6 +122,10 @@ class GroupStream:
         """Start the training sequence at `position`, with a policy of the engine's present version."""
         self._sampler.position = position
         self._engine.workflow_executor.staleness_manager.on_version_recovered(self._engine.get_version())
+
+    async def stop(self) -> None:
+        """Break off the groups that are being played; on their loop."""
+        await self._workflow.stop()
 
     def _settle_version(self) -> None:
         if self._taken:  # the last batch changed nothing, so its version is still to be trained: its places are free
@@ -175,6 +180,12 @@ class GroupStream:
             why = collected.lost[-1] if collected.lost else "unknown"
             raise TooManyFailures(f"{self._failures} groups in a row were lost; the last: {why}") from finished.error
 
+    def _keep_going(self, at_least: int) -> None:
+        """Use an empty place again when nothing else can bring the groups that the batch must have."""
+        if len(self._window.ready) < at_least and not self._window.running:
+            self._window.given_up -= 1
+            self._submit(refill=0)
+
     def _complete(self, at_least: int) -> bool:
         wanted, ready = self._config.rollout.groups_per_step, len(self._window.ready)
         enough = ready + self._window.given_up >= wanted and ready >= min(at_least, wanted)
@@ -185,9 +196,9 @@ class GroupStream:
         started = self._ledger.started_at(index)
         return started is not None and started <= self._engine.get_version() - self._config.rollout.max_staleness
 
-    def _hand_out(self, collected: Collected) -> list[ReadyGroup]:
+    def _hand_out(self, collected: Collected, at_least: int) -> list[ReadyGroup]:
         window, wanted = self._window, self._config.rollout.groups_per_step
-        empty = min(window.given_up, wanted)
+        empty = min(window.given_up, wanted - min(at_least, len(window.ready)))
         urgent_first = sorted(window.ready, key=lambda index: (not self._expires(index), index))
         chosen = sorted(urgent_first[: wanted - empty])
         batch = [window.ready.pop(index) for index in chosen]

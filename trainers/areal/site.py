@@ -20,13 +20,15 @@ class RolloutSite:
     def __init__(self, config: TrainConfig, parts: Parts, run_directory: Path, serving: PolicyModel) -> None:
         self._config = config
         self._parts = parts
+        self._stream: GroupStream | None = None
         self.world = LoopWorld(parts.environments, config.rollout.concurrency)
         self.engine = PolicyEngine(rollout_config(config, run_directory), build_engine(config, serving), serving)
         self.player = EvaluationPlayer(parts, self.engine, self.world, config.rollout.infra_retries)
 
     def stream(self, *, pixels: bool) -> GroupStream:
         """The training sequence, played on this site; `pixels`: with the images as AReaL's trainer wants them."""
-        return GroupStream(self._config, self._parts, self.engine, self.world, pixels=pixels)
+        self._stream = GroupStream(self._config, self._parts, self.engine, self.world, pixels=pixels)
+        return self._stream
 
     def open(self) -> None:
         """Start what environments share. Closes the site and raises when this machine cannot run the world."""
@@ -40,5 +42,7 @@ class RolloutSite:
         """End environments, sampling and AReaL's threads; safe to call twice."""
         if self.engine.initialized:
             self.engine.pause()
+            if self._stream is not None:
+                self.engine.run(self._stream.stop())
             self.world.close()
             self.engine.destroy()

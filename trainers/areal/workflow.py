@@ -51,9 +51,31 @@ class GroupWorkflow(RolloutWorkflow):  # type: ignore[misc]
         self._rollout = rollout
         self._ledger = ledger
         self._pixels = pixels
+        self._playing: set[asyncio.Task[Any]] = set()
+        self._stopped = False
 
     async def arun_episode(self, engine: InferenceEngine, data: dict[str, Any]) -> TensorDict | None:
-        index = int(data["index"])
+        task = asyncio.current_task()
+        assert task is not None
+        self._playing.add(task)
+        try:
+            return await self._arun(engine, int(data["index"]))
+        except asyncio.CancelledError:
+            if not self._stopped:
+                raise
+            return None
+        finally:
+            self._playing.discard(task)
+
+    async def stop(self) -> None:
+        """Break off every group in progress; nobody waits for it any more."""
+        self._stopped = True
+        playing = list(self._playing)
+        for task in playing:
+            task.cancel()
+        await asyncio.gather(*playing, return_exceptions=True)
+
+    async def _arun(self, engine: InferenceEngine, index: int) -> TensorDict | None:
         self._ledger.start(index, engine.get_version())
         spec = self._sampler.at(index)
         tensors: TensorDict | None = None
