@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from trainers.config import ConfigError, TrainConfig
@@ -16,6 +17,7 @@ from trainers.config.compose import load_config
 from trainers.config.validation import BUILT_IN_MODELS
 
 if TYPE_CHECKING:
+    from trainers.crew import Crew
     from trainers.metrics import ProgressReporter
     from trainers.protocol import Trainer, TrainResult
 
@@ -40,12 +42,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _show(config)
         _check_world(config)
         _prepare_process(config)
-        return _run(config, overrides)
+        from trainers.crew import crew_of_environment
+
+        with crew_of_environment(config) as crew:
+            return _run(config, overrides, crew)
     except ConfigError as error:
         return _refuse(error)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        _say("interrupted")
         return INTERRUPTED
+
+
+def _say(message: str) -> None:
+    """On standard error; of several processes that a launcher started, the first one speaks."""
+    if os.environ.get("RANK", "0") == "0":
+        print(message, file=sys.stderr)
 
 
 def _show(config: TrainConfig) -> int:
@@ -69,7 +80,7 @@ def _check_world(config: TrainConfig) -> None:
 def _refuse(error: ConfigError) -> int:
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         traceback.print_exception(error)
-    print(f"error: {error}", file=sys.stderr)
+    _say(f"error: {error}")
     return BAD_CONFIGURATION
 
 
@@ -90,12 +101,15 @@ def _prepare_process(config: TrainConfig) -> None:
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
 
 
-def _run(config: TrainConfig, overrides: Sequence[str]) -> int:
+def _run(config: TrainConfig, overrides: Sequence[str], crew: Crew) -> int:
     from trainers.run_directory import create_run_directory, named_after, resume_command
 
-    directory = create_run_directory(config)
+    (directory, *_) = crew.do(lambda: create_run_directory(config) if crew.rank == 0 else Path())
+    config = named_after(config, directory)
+    if crew.rank > 0:
+        return _assist(config, crew)
     try:
-        result = _train(named_after(config, directory), directory)
+        result = _train(config, directory, crew)
     except ConfigError:
         if not any(directory.glob("*.jsonl")):  # refused before anything was measured: nothing in it to keep
             shutil.rmtree(directory)
@@ -113,12 +127,27 @@ def _run(config: TrainConfig, overrides: Sequence[str]) -> int:
     return DONE
 
 
-def _train(config: TrainConfig, directory: Path) -> TrainResult:
-    from trainers.progress import open_progress
+def _assist(config: TrainConfig, crew: Crew) -> int:
+    """Train along with process 0, which keeps the books and speaks."""
+    from trainers.crew import without_trackers
 
-    progress = open_progress(config.max_steps)
+    with TemporaryDirectory() as scratch:
+        try:
+            _train(without_trackers(config), Path(scratch), crew)
+        except KeyboardInterrupt:
+            return INTERRUPTED
+        except Exception as error:
+            print(f"error in process {crew.rank}: {type(error).__name__}: {error}", file=sys.stderr)
+            return BAD_CONFIGURATION if isinstance(error, ConfigError) else FAILED
+    return DONE
+
+
+def _train(config: TrainConfig, directory: Path, crew: Crew) -> TrainResult:
+    from trainers.progress import open_progress, silent_progress
+
+    progress = open_progress(config.max_steps) if crew.rank == 0 else silent_progress()
     try:
-        trainer = _build_trainer(config, directory, progress)
+        trainer = _build_trainer(config, directory, progress, crew)
         try:
             return trainer.train()
         finally:
@@ -127,7 +156,7 @@ def _train(config: TrainConfig, directory: Path) -> TrainResult:
         progress.close()
 
 
-def _build_trainer(config: TrainConfig, directory: Path, progress: ProgressReporter) -> Trainer:
+def _build_trainer(config: TrainConfig, directory: Path, progress: ProgressReporter, crew: Crew) -> Trainer:
     """The backend's trainer; what the user got wrong about model, checkpoint, browser or
     server becomes a `ConfigError`."""
     _rewrite_transformers(config)
@@ -145,7 +174,7 @@ def _build_trainer(config: TrainConfig, directory: Path, progress: ProgressRepor
         if config.backend == "areal":
             from trainers.areal.trainer import AReaLGRPOTrainer
 
-            return AReaLGRPOTrainer(config, directory, progress)
+            return AReaLGRPOTrainer(config, directory, progress, crew=crew)
         from trainers.legacy.trainer import CUAGRPOTrainer
 
         return CUAGRPOTrainer(config, directory, progress)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from tiny_random import screenshot
 
 from cua_agent.models.policy import PolicyModel
 from cua_agent.trajectory import Outcome, Trajectory
+from tests.tiny_random import screenshot
 from trainers.protocol import Batch
 
 

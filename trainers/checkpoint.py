@@ -49,7 +49,8 @@ class CheckpointError(ValueError):
 class Optimisation:
     """An optimiser, its schedule, and the trained parameters by name.
 
-    Where parameters are sharded, `gather` makes a tensor whole and `scatter` shards one like a parameter.
+    Where parameters are sharded, `gather` makes a tensor whole and `scatter` shards one like a parameter; all processes
+    that hold shards save together, and the one that `writes` leaves files behind.
     """
 
     optimizer: Optimizer
@@ -57,10 +58,14 @@ class Optimisation:
     parameters: Mapping[str, nn.Parameter]
     gather: Callable[[Tensor], Tensor] = lambda tensor: tensor
     scatter: Callable[[Tensor, nn.Parameter], Tensor] = lambda tensor, _: tensor
+    writes: bool = True
 
 
 def save_checkpoint(path: Path, *, policy: PolicyModel, optimisation: Optimisation, state: TrainerState) -> None:
     """Write the checkpoint directory `path`, atomically; a checkpoint already there is replaced."""
+    optimizer_state = _named_optimizer_state(optimisation)
+    if not optimisation.writes:
+        return
     path = Path(path).absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.new")
@@ -69,7 +74,7 @@ def save_checkpoint(path: Path, *, policy: PolicyModel, optimisation: Optimisati
     try:
         save_weights(temporary, policy)
         torch.save(
-            {"optimizer": _named_optimizer_state(optimisation), "scheduler": optimisation.scheduler.state_dict()},
+            {"optimizer": optimizer_state, "scheduler": optimisation.scheduler.state_dict()},
             temporary / "optimizer.pt",
         )
         torch.save(_rng_state(), temporary / "rng.pt")

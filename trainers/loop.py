@@ -10,6 +10,7 @@ from pathlib import Path
 from cua_agent.tasks import CUATask, EvalSplit
 from trainers.checkpoint import find_checkpoint
 from trainers.config import TrainConfig
+from trainers.crew import ALONE, Crew
 from trainers.evaluation import evaluate
 from trainers.grpo.advantages import group_advantages
 from trainers.interrupts import interrupts_held
@@ -23,7 +24,8 @@ from trainers.step_metrics import Timing, staleness
 class TrainingLoop:
     """Multi-turn GRPO over `rollouts` and a `learner`, which it owns and closes; implements `Trainer`.
 
-    With `config.resume` the run goes on from that checkpoint.
+    With `config.resume` the run goes on from that checkpoint. Every process of `crew` runs a loop of its own, in step
+    with the others; `rollouts` and `learner` bring them together.
     """
 
     def __init__(
@@ -35,13 +37,16 @@ class TrainingLoop:
         rollouts: Rollouts,
         learner: Learner,
         eval_tasks: Mapping[EvalSplit, Sequence[CUATask]],
+        crew: Crew = ALONE,
     ) -> None:
         self._config = config
         self._progress = progress
         self._rollouts = rollouts
         self._learner = learner
         self._eval_tasks = eval_tasks
-        self._book = RunBook(config, run_directory, progress, save=learner.save, position=lambda: rollouts.position)
+        self._book = RunBook(
+            config, run_directory, progress, save=learner.save, position=lambda: rollouts.position, crew=crew
+        )
         if config.resume is not None:
             self._resume(config.resume)
 
@@ -60,8 +65,8 @@ class TrainingLoop:
         try:
             reason, end = self._train_until_stopped()
             templates, _ = self._evaluate_split("templates")
-        except BaseException:
-            self._book.broken_off()
+        except BaseException as error:
+            self._book.broken_off(error)
             raise
         return self._book.finish(reason, end, templates)
 

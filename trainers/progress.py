@@ -19,6 +19,11 @@ def open_progress(max_steps: int, console: Console | None = None) -> ProgressRep
     return LiveProgress(console, max_steps) if console.is_terminal else PlainProgress(console)
 
 
+def silent_progress() -> ProgressReporter:
+    """For a process that says nothing."""
+    return PlainProgress(Console(quiet=True))
+
+
 class PlainProgress:
     """One line per step, evaluation and message; phases are silent."""
 

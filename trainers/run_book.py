@@ -10,6 +10,7 @@ from pathlib import Path
 from cua_agent.tasks import EvalSplit
 from trainers.checkpoint import prune_checkpoints
 from trainers.config import TrainConfig
+from trainers.crew import ALONE, Crew
 from trainers.metrics import MetricsWriter, ProgressReporter, open_trackers
 from trainers.protocol import Batch, EvalRecord, StepRecord, TrainerState, TrainResult
 from trainers.rollouts import Collected, Usage
@@ -23,7 +24,8 @@ SaveCheckpoint = Callable[[Path, TrainerState], None]
 class RunBook:
     """Keeps the books of one run in `directory`; knows nothing of how it rolls out or learns.
 
-    `save` writes a checkpoint, `position` tells how many groups a resumed run must not play again.
+    `save` writes a checkpoint, `position` tells how many groups a resumed run must not play again. Every process of
+    `crew` keeps the same books, all but the first in a directory of its own.
     """
 
     def __init__(
@@ -34,10 +36,12 @@ class RunBook:
         *,
         save: SaveCheckpoint,
         position: Callable[[], int],
+        crew: Crew = ALONE,
     ) -> None:
         self._config = config
         self._directory = directory
         self._progress = progress
+        self._crew = crew
         self._save = save
         self._position = position
         self._state = TrainerState()
@@ -79,6 +83,7 @@ class RunBook:
         usage: Usage,
     ) -> None:
         """A training step ended."""
+        timing = self._crew.agree(timing)
         self._state = advance(self._state, timing, stale)
         self._usage += usage
         metrics = step_metrics(self._state, collected, batch, updates, stale, timing)
@@ -126,8 +131,10 @@ class RunBook:
         self._state = replace(self._state, wall_s=time.perf_counter() - self._clock)
         return self.checkpoint("last")
 
-    def broken_off(self) -> None:
-        """Save what there is when an error or Ctrl-C ends the run, and say so."""
+    def broken_off(self, error: BaseException) -> None:
+        """Save what there is when `error` or Ctrl-C ends the run, and say so; a process that fails alone cannot."""
+        if not self._crew.failed_together(error):
+            return
         path = self.last_checkpoint()
         self._progress.message(f"stopped after step {self._state.step}; resume={path}")
 

@@ -72,7 +72,9 @@ def to_yaml(tree: Mapping[str, Any]) -> str:
 def resume_command(overrides: Sequence[str], directory: Path) -> str:
     """The command that goes on with the run in `directory`, which was started with `overrides`."""
     kept = [override for override in overrides if override.partition("=")[0] not in ("resume", "run_name")]
-    return shlex.join(["python", "train.py", *kept, f"resume={display_path(directory)}"])
+    processes = os.environ.get("WORLD_SIZE", "1")
+    start = ["python"] if processes == "1" else ["torchrun", f"--nproc_per_node={os.environ['LOCAL_WORLD_SIZE']}"]
+    return shlex.join([*start, "train.py", *kept, f"resume={display_path(directory)}"])
 
 
 def display_path(path: Path) -> Path:

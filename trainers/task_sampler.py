@@ -20,16 +20,18 @@ class TaskSampler:
 
     Categories take turns in an order that is shuffled every round, and so do the tasks within a category, so that any
     window of the sequence is balanced. The n-th group of run seed s plays `seed_for("train", s * 1e6 + n)`: runs with
-    different seeds (below 1,000) see different worlds.
+    different seeds (below 1,000) see different worlds. With `share` (r, n) it is the sequence's every n-th group, from
+    the r-th on, and positions count these.
     """
 
-    def __init__(self, tasks: Sequence[CUATask], seed: int, position: int = 0) -> None:
+    def __init__(self, tasks: Sequence[CUATask], seed: int, position: int = 0, share: tuple[int, int] = (0, 1)) -> None:
         if not tasks:
             raise ValueError("there are no tasks to sample from")
         self._by_category: dict[str, list[CUATask]] = {}
         for task in tasks:
             self._by_category.setdefault(task.category, []).append(task)
         self._seed = seed
+        self._first, self._every = share
         self.position = position
 
     def next(self, count: int) -> list[GroupSpec]:
@@ -40,6 +42,7 @@ class TaskSampler:
 
     def at(self, index: int) -> GroupSpec:
         """The group at a position, whatever was drawn before."""
+        index = self._first + index * self._every
         lap, place = divmod(index, len(self._by_category))
         category = self._shuffled(sorted(self._by_category), "categories", lap)[place]
         tasks = self._by_category[category]

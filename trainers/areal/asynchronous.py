@@ -17,7 +17,7 @@ class AsynchronousRollouts:
     def __init__(self, site: RolloutSite, trained_weights: Callable[[], Mapping[str, Tensor]]) -> None:
         self._site = site
         self._trained_weights = trained_weights
-        site.engine.initialize()
+        site.engine.initialize(train_data_parallel_size=1)  # its configuration holds this process's share already
         self._stream: GroupStream = site.stream(pixels=False)
         site.open()
 

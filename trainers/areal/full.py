@@ -5,24 +5,28 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from cua_agent.tasks import CUATask, EvalSplit
+from cua_agent.trajectory import Trajectory
 from trainers.areal.learner import gradients_of, optimisation_of, step_record
 from trainers.areal.ppo import Engines, Hooks, PolicyPPOTrainer, Stopwatch
 from trainers.areal.ppo_actor import PPOPolicyActor
 from trainers.areal.reference import Reference
+from trainers.areal.rollouts import ReadyGroup
 from trainers.areal.settings import trainer_config
+from trainers.areal.shares import own_groups
 from trainers.areal.site import RolloutSite
 from trainers.areal.tensors import TensorDict, carries_signal, rows_to_tensors
+from trainers.areal.together import collect_together, own_position
 from trainers.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
 from trainers.config import ConfigError, TrainConfig
+from trainers.crew import Crew
 from trainers.evaluation import evaluate
 from trainers.grpo.advantages import group_advantages
 from trainers.metrics import ProgressReporter
 from trainers.parts import Parts
 from trainers.protocol import Batch, EvalRecord, LossRecord, StepRecord, TrainerState, TrainResult
-from trainers.rollouts import Collected, Usage
+from trainers.rollouts import Collected, Group, Usage
 from trainers.run_book import RunBook
 from trainers.step_metrics import Timing, staleness
 
@@ -35,20 +39,24 @@ class FullTrainer:
     """Implements `Trainer`. Advantages and loss are AReaL's, computed from the rewards: `update` ignores those of its
     batch. A skipped update counts as a version, because AReaL numbers versions by steps."""
 
-    def __init__(self, config: TrainConfig, run_directory: Path, progress: ProgressReporter, parts: Parts) -> None:
+    def __init__(
+        self, config: TrainConfig, run_directory: Path, progress: ProgressReporter, parts: Parts, crew: Crew
+    ) -> None:
         check_supported(config)
+        self._crew = crew
         self._config = config
         self._progress = progress
         self._eval_tasks: Mapping[EvalSplit, Sequence[CUATask]] = parts.eval_tasks
         self._policy = parts.policy
         self._mirror, serving = parts.policy.frozen_copy(), parts.policy.frozen_copy()
         self._reference = Reference(parts.policy.frozen_copy(), config) if config.loss.kl_coefficient else None
-        self._actor = PPOPolicyActor(parts.policy, config)
-        self._site = RolloutSite(config, parts, run_directory, serving)
+        self._actor = PPOPolicyActor(parts.policy, config, crew.size)
+        self._site = RolloutSite(config, parts, run_directory, serving, crew)
         hooks = Hooks(step_ended=self._step_ended, evaluate=self._evaluation_due)
         engines = Engines(self._actor, self._site.engine)
-        self._ppo = PolicyPPOTrainer(trainer_config(config, run_directory), engines, hooks)
-        self._stream = self._site.stream(pixels=True)
+        self._ppo = PolicyPPOTrainer(trainer_config(config, run_directory, crew.size), engines, hooks)
+        self._stream = self._site.stream(pixels=crew.size == 1)
+        self._position = 0
         self._actor.publish = self._publish
         self._site.engine.next_batch = self._next_batch
         self._watch = Stopwatch()
@@ -56,7 +64,7 @@ class FullTrainer:
         self._latest: EvalRecord | None = None
         self._closed = False
         self._book = RunBook(
-            config, run_directory, progress, save=self._save_state, position=lambda: self._stream.position
+            config, run_directory, progress, save=self._save_state, position=lambda: self._position, crew=crew
         )
         try:
             self._site.open()
@@ -73,15 +81,15 @@ class FullTrainer:
             reason = self._train_until_stopped()
             end = self._latest or self._evaluate_split("seeds")[0]
             templates, _ = self._evaluate_split("templates")
-        except BaseException:
-            self._book.broken_off()
+        except BaseException as error:
+            self._book.broken_off(error)
             raise
         return self._book.finish(reason, end, templates)
 
     def update(self, batch: Batch) -> StepRecord:
         groups = self.tensors(batch)
         self._actor.ppo_update(groups)
-        record = step_record(self._actor.watch.metrics(), self._actor.stats)
+        record = step_record(self._actor.watch.metrics(self._crew), self._actor.stats)
         self._actor.lr_scheduler_step()
         self._publish(self._book.new_version())
         return record
@@ -89,14 +97,15 @@ class FullTrainer:
     def loss_and_gradients(self, batch: Batch) -> LossRecord:
         groups = self.tensors(batch)
         gradients = gradients_of(self._actor, lambda: self._actor.ppo_update(groups))
-        return LossRecord(self._actor.watch.metrics(), gradients)
+        return LossRecord(self._actor.watch.metrics(self._crew), gradients)
 
     def tensors(self, batch: Batch) -> list[TensorDict]:
-        """The batch as AReaL's trainer prepares it: by group, with proximal log-probs and advantages."""
-        by_group: dict[str, list[Any]] = {}
+        """This process's share of the batch as AReaL's trainer prepares it: by group, with proximal log-probs and
+        advantages."""
+        by_group: dict[str, list[Trajectory]] = {}
         for row in batch.trajectories:
             by_group.setdefault(row.group_id, []).append(row)
-        groups = [self._with_reference(rows_to_tensors(self._policy, rows), rows) for rows in by_group.values()]
+        groups = [self._group_tensors(rows) for rows in own_groups(list(by_group.values()), self._crew)]
         if self._actor.config.should_compute_prox_logp():
             for group, proximal in zip(groups, self._actor.compute_logp(groups), strict=True):
                 group["prox_logp"] = proximal
@@ -111,12 +120,13 @@ class FullTrainer:
         self._save_state(path, self._book.state)
 
     def load(self, path: Path) -> None:
-        state = load_checkpoint(path, policy=self._mirror, optimisation=optimisation_of(self._actor))
+        state = load_checkpoint(path, policy=self._mirror, optimisation=optimisation_of(self._actor, self._crew))
         self._actor.load_trained(dict(self._mirror.model.named_parameters()))
         self._book.restore(state)
         self._serve(state.policy_version)
         self._actor.set_version(state.policy_version)
-        self._stream.restore(state.data_position)
+        self._stream.restore(own_position(state.data_position, self._crew))
+        self._position = state.data_position
         self._ppo.start_at(state.step)
 
     def close(self) -> None:
@@ -149,21 +159,43 @@ class FullTrainer:
     def _next_batch(self) -> list[TensorDict]:
         """What AReaL's trainer learns from next."""
         self._watch.mark("collecting")
-        collected, groups, usage = self._stream.collect(partial(self._progress.phase, "rollouts"), at_least=1)
+        collected, own, usage = self._collect()
         if lost := collected.lost:
             self._progress.message(f"{len(lost)} episodes were lost and replaced; the last: {lost[-1]}")
         rows = [row for group in collected.kept for row in group.rows]
         batch = group_advantages(rows, self._config.advantage).batch
         self._book.batch(batch)
         self._present, self._latest = (collected, batch, usage), None
-        tensors = [self._with_reference(ready.tensors, ready.group.rows) for ready in groups]
+        tensors = self._own_tensors(collected.kept, own)
         self._watch.mark("collected")
         return tensors
 
-    def _with_reference(self, tensors: TensorDict, rows: Any) -> TensorDict:
+    def _collect(self) -> tuple[Collected, list[ReadyGroup], Usage]:
+        """What all processes collected, and the groups that this one did."""
+        report = self._crew.interruptible(partial(self._progress.phase, "rollouts"))
+        own: list[ReadyGroup] = []
+
+        def collect() -> tuple[Collected, Usage]:
+            collected, ready, usage = self._stream.collect(report, at_least=1)
+            own.extend(ready)
+            return collected, usage
+
+        collected, usage, self._position = collect_together(self._crew, collect, lambda: self._stream.position)
+        return collected, own, usage
+
+    def _own_tensors(self, groups: Sequence[Group], own: Sequence[ReadyGroup]) -> list[TensorDict]:
+        """This process's share of `groups`; a process on its own has their tensors already, in `own`."""
+        if self._crew.size == 1:
+            return [self._with_reference(ready.tensors, ready.group.rows) for ready in own]
+        return [self._group_tensors(rows) for rows in own_groups([group.rows for group in groups], self._crew)]
+
+    def _group_tensors(self, rows: Sequence[Trajectory]) -> TensorDict:
+        return self._with_reference(rows_to_tensors(self._policy, rows), rows)
+
+    def _with_reference(self, tensors: TensorDict, rows: Sequence[Trajectory]) -> TensorDict:
         if self._reference is None:
             return tensors
-        logprobs = self._reference.logprobs(Batch(rows, [0.0] * len(rows)))
+        logprobs = self._reference.logprobs(rows)
         return {**tensors, "ref_logp": logprobs.roll(-1, dims=-1)}
 
     def _publish(self, version: int) -> None:
@@ -188,7 +220,7 @@ class FullTrainer:
             step_s=watch.published - watch.collecting,
             env_utilisation=usage.utilisation,
         )
-        record = step_record(self._actor.watch.metrics(), self._actor.stats)
+        record = step_record(self._actor.watch.metrics(self._crew), self._actor.stats)
         stale = staleness(batch.trajectories, version)
         self._book.new_version()
         self._book.step(collected, batch, [record], stale, timing, usage)
@@ -207,7 +239,7 @@ class FullTrainer:
 
     def _save_state(self, path: Path, state: TrainerState) -> None:
         self._mirror.load_trained(self._actor.trained_weights())
-        save_checkpoint(path, policy=self._mirror, optimisation=optimisation_of(self._actor), state=state)
+        save_checkpoint(path, policy=self._mirror, optimisation=optimisation_of(self._actor, self._crew), state=state)
 
     def _resume(self, resume: str) -> None:
         path = find_checkpoint(resume)

@@ -12,32 +12,40 @@ from areal.api.alloc_mode import ModelAllocation
 from torch import Tensor
 
 from cua_agent.models.policy import PolicyModel
+from trainers.areal.crew import summed
 from trainers.areal.fsdp import PolicyActor, like, whole
 from trainers.areal.reference import Reference
 from trainers.areal.settings import actor_config
+from trainers.areal.shares import own_rows
 from trainers.areal.tensors import TensorDict, rows_to_tensors, shifted
 from trainers.checkpoint import Optimisation, load_checkpoint, save_checkpoint
 from trainers.config import TrainConfig
+from trainers.crew import ALONE, Crew
 from trainers.grpo.batching import weigh_rows
 from trainers.grpo.loss import LossInputs, LossSums, grpo_loss
 from trainers.protocol import Batch, LossRecord, StepRecord, TrainerState
 
 
 class EngineLearner:
-    """Implements `Learner` through `TrainEngine.train_batch(loss_fn=...)`, with the functions of `trainers.grpo`."""
+    """Implements `Learner` through `TrainEngine.train_batch(loss_fn=...)`, with the functions of `trainers.grpo`.
 
-    def __init__(self, policy: PolicyModel, config: TrainConfig) -> None:
+    Every process of `crew` gets the whole batch and trains on its share of it.
+    """
+
+    def __init__(self, policy: PolicyModel, config: TrainConfig, crew: Crew = ALONE) -> None:
         self._config = config
+        self._crew = crew
         self._policy = policy
         self._mirror = policy.frozen_copy()  # whole weights, to save and to load
         self._reference = Reference(policy.frozen_copy(), config) if config.loss.kl_coefficient else None
-        self._actor = start_actor(PolicyActor(actor_config(config), policy, config.optim), config)
+        actor = PolicyActor(actor_config(config, crew.size), policy, config.optim)
+        self._actor = start_actor(actor, config)
 
     def update(self, batch: Batch) -> StepRecord:
         """One optimiser step; one whose loss or gradient is not finite changes nothing."""
         loss = BatchLoss(batch, self._config)
         stats = self._actor.train_batch(self.tensors(batch), loss, loss.weight)
-        record = step_record(loss.sums.metrics(), stats)
+        record = step_record(summed(loss.sums, self._crew).metrics(), stats)
         if not record.skipped:
             self._actor.lr_scheduler_step()
         return record
@@ -46,15 +54,17 @@ class EngineLearner:
         loss = BatchLoss(batch, self._config)
         tensors = self.tensors(batch)
         gradients = gradients_of(self._actor, lambda: self._actor.train_batch(tensors, loss, loss.weight))
-        return LossRecord(loss.sums.metrics(), gradients)
+        return LossRecord(summed(loss.sums, self._crew).metrics(), gradients)
 
     def tensors(self, batch: Batch) -> TensorDict:
-        """The batch in AReaL's form, every per-token entry at the position that predicts its token."""
-        tensors = rows_to_tensors(self._policy, batch.trajectories)
+        """This process's share of the batch in AReaL's form, every per-token entry at the position that predicts its
+        token."""
+        rows = own_rows(weigh_rows(batch, self._config.loss), self._crew)
+        trajectories = [row.trajectory for row in rows]
+        tensors = rows_to_tensors(self._policy, trajectories)
         if self._reference is not None:
-            tensors["ref_logp"] = self._reference.logprobs(batch)
-        coefficients = [row.coefficient for row in weigh_rows(batch, self._config.loss)]
-        per_row = {"advantages": batch.advantages, "coefficients": coefficients}
+            tensors["ref_logp"] = self._reference.logprobs(trajectories)
+        per_row = {"advantages": [row.advantage for row in rows], "coefficients": [row.coefficient for row in rows]}
         for name, values in per_row.items():
             tensors[name] = torch.tensor(values, dtype=torch.float64)[:, None] * tensors["attention_mask"]
         return shifted(tensors)
@@ -64,10 +74,12 @@ class EngineLearner:
 
     def save(self, path: Path, state: TrainerState) -> None:
         self._mirror.load_trained(self.trained_weights())
-        save_checkpoint(path, policy=self._mirror, optimisation=optimisation_of(self._actor), state=state)
+        optimisation = optimisation_of(self._actor, self._crew)
+        save_checkpoint(path, policy=self._mirror, optimisation=optimisation, state=state)
 
     def load(self, path: Path) -> TrainerState:
-        state = load_checkpoint(path, policy=self._mirror, optimisation=optimisation_of(self._actor))
+        optimisation = optimisation_of(self._actor, self._crew)
+        state = load_checkpoint(path, policy=self._mirror, optimisation=optimisation)
         self._actor.load_trained(dict(self._mirror.model.named_parameters()))
         return state
 
@@ -113,10 +125,11 @@ class BatchLoss:
         return total
 
 
-def optimisation_of(actor: PolicyActor) -> Optimisation:
-    """The actor's optimiser as checkpoints know it: whole tensors by parameter name."""
+def optimisation_of(actor: PolicyActor, crew: Crew) -> Optimisation:
+    """The actor's optimiser as checkpoints know it: whole tensors by parameter name. The first process writes."""
     parameters = dict(actor.policy.trainable_parameters())
-    return Optimisation(actor.optimizer, actor.lr_scheduler, parameters, gather=whole, scatter=like)
+    writes = crew.rank == 0
+    return Optimisation(actor.optimizer, actor.lr_scheduler, parameters, gather=whole, scatter=like, writes=writes)
 
 
 def start_actor(actor: PolicyActor, config: TrainConfig) -> PolicyActor:

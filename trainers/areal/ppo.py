@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -40,7 +41,9 @@ class PolicyPPOTrainer(PPOTrainer):  # type: ignore[misc]
         self._engines = engines
         self._hooks = hooks
         places = Dataset.from_dict({"index": list(range(config.total_train_steps * config.train_dataset.batch_size))})
+        interrupt = signal.getsignal(signal.SIGINT)
         super().__init__(config, train_dataset=places, valid_dataset=places.select(range(1)))
+        signal.signal(signal.SIGINT, interrupt)  # a tracker that AReaL starts, though disabled, takes Ctrl-C for itself
 
     def start_at(self, step: int) -> None:
         """Go on after `step` finished steps, as after AReaL's own recovery."""
@@ -57,7 +60,7 @@ class PolicyPPOTrainer(PPOTrainer):  # type: ignore[misc]
     ) -> PolicyEngine:
         del rollout_config, is_eval, lora_path
         engine = self._engines.rollout
-        engine.initialize(train_data_parallel_size=self.actor_alloc.parallel.dp_size)
+        engine.initialize(train_data_parallel_size=1)  # its configuration holds this process's share already
         return engine
 
     def _save_hf(self, epoch: int, epoch_step: int, global_step: int) -> None:

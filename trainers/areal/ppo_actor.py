@@ -13,10 +13,12 @@ from areal.utils.data import Normalization
 from torch import Tensor
 
 from cua_agent.models.policy import PolicyModel
+from trainers.areal.crew import summed
 from trainers.areal.fsdp import PolicyActor
 from trainers.areal.settings import ppo_actor_config, reward_norm
 from trainers.areal.tensors import TensorDict, first_rows
 from trainers.config import ConfigError, LossConfig, TrainConfig
+from trainers.crew import Crew
 from trainers.grpo.kl import ESTIMATORS, MAX_LOG_RATIO
 from trainers.grpo.loss import LossSums
 
@@ -26,13 +28,19 @@ LossFunction = Callable[..., Tensor]
 class PPOPolicyActor(PolicyActor):
     """`PolicyActor` under AReaL's `PPOActor`. `publish` passes new weights on, under a version."""
 
-    def __init__(self, policy: PolicyModel, config: TrainConfig) -> None:
-        super().__init__(ppo_actor_config(config), policy, config.optim)
+    def __init__(self, policy: PolicyModel, config: TrainConfig, processes: int = 1) -> None:
+        super().__init__(ppo_actor_config(config, processes), policy, config.optim)
         self._train_config = config
         self._custom_loss = custom_loss(config.areal.loss)
         self.watch = LossWatch(config.loss)
         self.stats: Mapping[str, float] = {}
         self.publish: Callable[[int], None] = lambda _: None
+
+    def prepare_batch(self, *args: Any, **kwargs: Any) -> list[TensorDict]:
+        """This process's share of the next batch, as the rollout engine gives it. AReaL would deal the groups out anew,
+        and can only deal groups of the same number of rows."""
+        share: list[TensorDict] = self.rollout_engine.prepare_batch(*args, **kwargs)
+        return share
 
     def compute_advantages(self, data: list[TensorDict]) -> list[TensorDict]:
         """AReaL's advantages; every entry of `data` is one group, of any number of episodes and rows."""
@@ -100,9 +108,10 @@ class LossWatch:
         self._sums += _sums(loss, policy_loss, kl, logprobs[trained], data["logprobs"][trained], entropy[trained])
         return loss
 
-    def metrics(self) -> dict[str, float]:
-        """As `LossSums.metrics`; losses are token means over the update."""
-        figures, count = self._sums.metrics(), max(self._sums.tokens, 1)
+    def metrics(self, crew: Crew) -> dict[str, float]:
+        """As `LossSums.metrics`, of all processes together; losses are token means over the update."""
+        sums = summed(self._sums, crew)
+        figures, count = sums.metrics(), max(sums.tokens, 1)
         return {**figures, "loss": figures["loss"] / count, "policy_loss": figures["policy_loss"] / count}
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
 from cua_agent.models.policy import PolicyModel
+from cua_agent.trajectory import Trajectory
 from trainers.config import TrainConfig
 from trainers.grpo.batching import Row, collate, split_by_tokens
 from trainers.grpo.forward import score_tokens
-from trainers.protocol import Batch
 
 
 class Reference:
@@ -22,10 +23,10 @@ class Reference:
         self._config = config
 
     @torch.no_grad()
-    def logprobs(self, batch: Batch) -> Tensor:
+    def logprobs(self, trajectories: Sequence[Trajectory]) -> Tensor:
         """float32 [B, L], at each trained token its log-prob, elsewhere 0."""
-        rows = [Row(trajectory, 0.0, 0.0) for trajectory in batch.trajectories]
-        lengths = [len(trajectory) for trajectory in batch.trajectories]
+        rows = [Row(trajectory, 0.0, 0.0) for trajectory in trajectories]
+        lengths = [len(trajectory) for trajectory in trajectories]
         out = torch.zeros(len(rows), max(lengths))
         reference = self._policy.reference() if self._policy.has_adapter else nullcontext()
         with reference:

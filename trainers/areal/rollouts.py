@@ -52,21 +52,30 @@ class GroupStream:
     then the place stays empty. AReaL's `StalenessManager` admits at most (max_staleness + version + 1) *
     groups_per_step places in all, and a batch waits for every running group that would be too stale for the next one:
     together no token is older than `max_staleness` versions when it is trained on, however slow its episode was.
+
+    With `share` (r, n) this is process r of n, which plays every n-th group of the sequence.
     """
 
     def __init__(
-        self, config: TrainConfig, parts: Parts, engine: PolicyEngine, world: LoopWorld, *, pixels: bool
+        self,
+        config: TrainConfig,
+        parts: Parts,
+        engine: PolicyEngine,
+        world: LoopWorld,
+        *,
+        pixels: bool,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
         self._config = config
         self._engine = engine
         self._world = world
-        self._sampler = TaskSampler(parts.train_tasks, config.seed)
+        self._sampler = TaskSampler(parts.train_tasks, config.seed, share=share)
         self._ledger = Ledger()
         self._workflow = GroupWorkflow(
             parts.policy,
             self._world,
             parts.runner_for,
-            TaskSampler(parts.train_tasks, config.seed),
+            self._sampler,
             config.rollout,
             self._ledger,
             pixels=pixels,

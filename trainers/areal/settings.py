@@ -51,14 +51,14 @@ def rollout_config(config: TrainConfig, run_directory: Path) -> InferenceEngineC
     )
 
 
-def actor_config(config: TrainConfig) -> PPOActorConfig:
-    """The train engine: AdamW, precision, clipping, packing."""
+def actor_config(config: TrainConfig, processes: int = 1) -> PPOActorConfig:
+    """The train engine: AdamW, precision, clipping, packing; sharded over `processes`."""
     optim = config.optim
     return PPOActorConfig(
         experiment_name=experiment_name(config),
         trial_name=trial_name(config),
         path=model_source(config.model.path),
-        backend="fsdp:d1",
+        backend=f"fsdp:d{processes}",
         attn_impl=config.loader.attn_implementation,
         dtype=config.model.dtype,
         optimizer_dtype=config.model.dtype,
@@ -83,11 +83,11 @@ def actor_config(config: TrainConfig) -> PPOActorConfig:
     )
 
 
-def ppo_actor_config(config: TrainConfig) -> PPOActorConfig:
+def ppo_actor_config(config: TrainConfig, processes: int = 1) -> PPOActorConfig:
     """Phase 3: the train engine with AReaL's advantages and loss."""
     loss, decoupled = config.loss, config.loss.decoupled
     return replace(
-        actor_config(config),
+        actor_config(config, processes),
         ppo_n_minibatches=1,
         eps_clip=loss.clip_epsilon,
         kl_ctl=0.0,  # the KL is a term of the loss, not of the reward
@@ -113,7 +113,7 @@ def reward_norm(config: TrainConfig, group_size: int) -> NormConfig:
     )
 
 
-def trainer_config(config: TrainConfig, run_directory: Path) -> GRPOConfig:
+def trainer_config(config: TrainConfig, run_directory: Path, processes: int = 1) -> GRPOConfig:
     """Phase 3: the whole of AReaL's trainer, its own files in `run_directory`/areal."""
     root = str(run_directory / "areal")
     names = {"experiment_name": experiment_name(config), "trial_name": trial_name(config)}
@@ -128,7 +128,7 @@ def trainer_config(config: TrainConfig, run_directory: Path) -> GRPOConfig:
         cluster=ClusterSpecConfig(
             fileroot=root,
             n_nodes=1,
-            n_gpus_per_node=1,
+            n_gpus_per_node=processes,
             name_resolve=NameResolveConfig(type="nfs", nfs_record_root=f"{root}/names"),
         ),
         gconfig=GenerationHyperparameters(
@@ -139,7 +139,7 @@ def trainer_config(config: TrainConfig, run_directory: Path) -> GRPOConfig:
         train_dataset=TrainDatasetConfig(path="tasks", type="rl", batch_size=batch, shuffle=False),
         valid_dataset=ValidDatasetConfig(path="tasks", type="rl", batch_size=batch),
         rollout=rollout_config(config, run_directory),
-        actor=ppo_actor_config(config),
+        actor=ppo_actor_config(config, processes),
         saver=SaverConfig(**files, freq_steps=config.checkpoint.every_steps or None),
         evaluator=EvaluatorConfig(**files, freq_steps=config.eval.every_steps or None),
         recover=RecoverConfig(**files, mode="disabled"),
