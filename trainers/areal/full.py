@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from trainers.config import ConfigError, TrainConfig
 from trainers.crew import Crew
 from trainers.evaluation import evaluate
 from trainers.grpo.advantages import group_advantages
+from trainers.interrupts import interrupts_held
 from trainers.metrics import ProgressReporter
 from trainers.parts import Parts
 from trainers.protocol import Batch, EvalRecord, LossRecord, StepRecord, TrainerState, TrainResult
@@ -63,6 +65,7 @@ class FullTrainer:
         self._present: tuple[Collected, Batch, Usage] | None = None
         self._latest: EvalRecord | None = None
         self._closed = False
+        self._held = ExitStack()  # Ctrl-C, while a step changes weights that it would leave torn
         self._book = RunBook(
             config, run_directory, progress, save=self._save_state, position=lambda: self._position, crew=crew
         )
@@ -78,7 +81,8 @@ class FullTrainer:
         """As `TrainingLoop.train`; AReaL's loop in the middle."""
         self._book.start()
         try:
-            reason = self._train_until_stopped()
+            with self._held:
+                reason = self._train_until_stopped()
             end = self._latest or self._evaluate_split("seeds")[0]
             templates, _ = self._evaluate_split("templates")
         except BaseException as error:
@@ -168,6 +172,7 @@ class FullTrainer:
         self._present, self._latest = (collected, batch, usage), None
         tensors = self._own_tensors(collected.kept, own)
         self._watch.mark("collected")
+        self._held.enter_context(interrupts_held())
         return tensors
 
     def _collect(self) -> tuple[Collected, list[ReadyGroup], Usage]:
@@ -225,6 +230,7 @@ class FullTrainer:
         self._book.new_version()
         self._book.step(collected, batch, [record], stale, timing, usage)
         self._book.checkpoint_when_due()
+        self._held.close()
         if not self._book.evaluation_due and (reason := self._book.out_of_budget()):
             raise _Stopped(reason)
 

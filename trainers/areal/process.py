@@ -34,12 +34,13 @@ def prepare_process(run_directory: Path) -> None:
         "WORLD_SIZE": "1",
         "LOCAL_RANK": "0",
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(_free_port()),
         "TORCHDYNAMO_DISABLE": "1",  # compiling the first log-prob call takes minutes on a CPU
         "WANDB_MODE": "disabled",  # AReaL's own logger; runs are logged by trainers.metrics
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+    if "TORCHELASTIC_RUN_ID" not in os.environ:  # no launcher: a port of its own, also for a child of such a process
+        os.environ["MASTER_PORT"] = str(_free_port())
     quiet()
     _resolve_names_in(run_directory / "areal" / "names")
     _no_async_saver()
