@@ -39,9 +39,7 @@ class RolloutSite:
     def stream(self, *, pixels: bool) -> GroupStream:
         """The training sequence, played on this site; `pixels`: with the images as AReaL's trainer wants them."""
         share = (self._crew.rank, self._crew.size)
-        self._stream = GroupStream(
-            self._config, self._parts, self.engine, self.world, pixels=pixels, share=share
-        )
+        self._stream = GroupStream(self._config, self._parts, self.engine, self.world, pixels=pixels, share=share)
         return self._stream
 
     def open(self) -> None:

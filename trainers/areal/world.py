@@ -24,7 +24,6 @@ class LoopWorld:
         self._opening = asyncio.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pool: EnvironmentPool | None = None
-        self.closing = False
 
     @property
     def size(self) -> int:
@@ -46,7 +45,6 @@ class LoopWorld:
 
     def close(self) -> None:
         """Close every environment, from any other thread, while the loop still runs; safe to call twice."""
-        self.closing = True
         loop, self._loop = self._loop, None
         if loop is not None and loop.is_running():
             asyncio.run_coroutine_threadsafe(self._stack.aclose(), loop).result(_CLOSING_S)
