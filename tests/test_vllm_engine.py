@@ -1,6 +1,8 @@
 """The engine against a small real HTTP server: versions, restarts, retries, drift, the canary."""
 
 import asyncio
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -209,6 +211,33 @@ def test_a_dead_server_costs_the_episode(build: Build, fake: FakeVllm) -> None:
     with pytest.raises(Unavailable):
         engine.update_weights(1)
     assert engine.version == 0
+
+
+def test_ctrl_c_ends_the_wait_for_a_dead_server(policy: PolicyModel, build: Build, fake: FakeVllm) -> None:
+    with served(fake.app()) as url:
+        engine = build(url, patience=Patience(server_s=60))
+    started = time.monotonic()
+    alarm = threading.Timer(0.5, os.kill, [os.getpid(), signal.SIGINT])
+    alarm.start()
+    with pytest.raises(KeyboardInterrupt):
+        engine.update_weights(1)
+    assert time.monotonic() - started < 20
+    assert engine.version == 0
+
+
+def test_an_episode_that_waits_when_the_engine_is_closed_is_lost(build: Build, fake: FakeVllm) -> None:
+    with served(fake.app()) as url:
+        engine = build(url, patience=Patience(server_s=60))
+
+    async def scenario() -> None:
+        waiting = asyncio.create_task(engine.generate(request()))
+        while not engine.counters["retries"]:
+            await asyncio.sleep(0.01)
+        await engine.close()
+        with pytest.raises(InferenceFailure, match="closed"):
+            await waiting
+
+    asyncio.run(scenario())
 
 
 def test_one_dead_server_of_two_costs_nothing(policy: PolicyModel, build: Build, fake: FakeVllm) -> None:

@@ -30,7 +30,7 @@ class PolicyEngine(RemoteInfEngine):  # type: ignore[misc]
     Generation goes on while training runs in another thread. `engine` serves `policy`, a copy that nothing trains; new
     weights are loaded into it and published. In process they are swapped in between two tokens: turns in progress go
     on with them, and every token carries its own version. On servers, turns in progress end with the adapter they
-    began with.
+    began with; without adapters they go on with the new weights, as in process.
     """
 
     def __init__(self, config: InferenceEngineConfig, engine: InferenceEngine, policy: PolicyModel) -> None:
@@ -71,8 +71,8 @@ class PolicyEngine(RemoteInfEngine):  # type: ignore[misc]
         self._engine.release(conversation_id)
 
     def pause_generation(self) -> None:
-        """Sample no further token until `continue_generation`; servers go on, because weights never change under a
-        request there."""
+        """Sample no further token until `continue_generation`; servers go on, because publishing to them pauses them
+        where it must."""
         if isinstance(self._engine, LocalEngine):
             self._on_loop(self._engine.pause)
 

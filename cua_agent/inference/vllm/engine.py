@@ -6,20 +6,29 @@ import asyncio
 import logging
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tenacity import AsyncRetrying, RetryCallState, Retrying, retry_if_exception_type, stop_after_delay
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    Retrying,
+    retry_if_exception_type,
+    sleep_using_event,
+    stop_after_delay,
+    stop_when_event_set,
+)
 from tenacity.wait import wait_exponential_jitter
 
 from cua_agent.inference.base import GenerateRequest, GenerateResponse
 from cua_agent.inference.vllm import wire
 from cua_agent.inference.vllm.canary import own_logprobs
 from cua_agent.inference.vllm.client import ControlClient, SamplingClient
-from cua_agent.inference.vllm.errors import Forgotten, Refused, TokenDrift, Unavailable
+from cua_agent.inference.vllm.errors import Forgotten, Refused, ServerFailure, TokenDrift, Unavailable
 from cua_agent.inference.vllm.images import EncodedImages
 from cua_agent.inference.vllm.plan import ServingPlan
 from cua_agent.inference.vllm.publications import Publication, Publications
@@ -190,7 +199,8 @@ class VllmEngine:
             raise
 
     async def _try(self, request: GenerateRequest, prompt: wire.Prompt, sampling: dict[str, Any]) -> GenerateResponse:
-        assert self._sampling is not None
+        if self._sampling is None:
+            raise ServerFailure("the engine was closed")
         server = self._router.pick(request.conversation_id)
         replica = self._replicas[server]
         with self._publications.in_use() as publication:
@@ -237,16 +247,22 @@ class VllmEngine:
 
     def _publish(self, publication: Publication) -> None:
         """To all servers at once. Those that stay silent catch up when they are next asked, unless all do."""
+        given_up = threading.Event()
         retrying = Retrying(
             retry=retry_if_exception_type(Unavailable),
             wait=_pause,
-            stop=stop_after_delay(self._patience.server_s),
+            stop=stop_after_delay(self._patience.server_s) | stop_when_event_set(given_up),
+            sleep=sleep_using_event(given_up),
             before_sleep=self._say_waiting,
             reraise=True,
         )
         with ThreadPoolExecutor(len(self._replicas)) as pool:
             tasks = [pool.submit(retrying.copy(), replica.publish, publication) for replica in self._replicas]
-            failures = [task.exception() for task in tasks]
+            try:
+                failures = [task.exception() for task in tasks]
+            except BaseException:  # Ctrl-C reaches this thread only
+                given_up.set()
+                raise
         silent = [failure for failure in failures if isinstance(failure, Unavailable)]
         for failure in failures:
             if failure is not None and (failure not in silent or len(silent) == len(failures)):

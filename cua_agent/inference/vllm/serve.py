@@ -52,7 +52,7 @@ class ServeOptions:
     )
     lora: bool = Field(True, description="serve adapters; false: full weights are trained")
     lora_rank: int = Field(16, ge=1, description="the trainer's lora.r, or more")
-    max_staleness: int = Field(0, ge=0, description="the trainer's rollout.max_staleness")
+    max_staleness: int = Field(2, ge=0, description="the trainer's rollout.max_staleness, or more")
     max_length: int | None = Field(
         None, ge=64, description="the trainer's model.max_length; default: 2048 for tiny, else 16384"
     )
