@@ -84,8 +84,7 @@ class GroupWorkflow(RolloutWorkflow):  # type: ignore[misc]
             if rows := finished.group.rows:
                 tensors = await asyncio.to_thread(rows_to_tensors, self._policy, rows, pixels=self._pixels)
         except Exception as error:
-            if not self._world.closed:
-                logger.exception("group %s (%s) broke off", spec.group_id, spec.task.id)
+            logger.exception("group %s (%s) broke off", spec.group_id, spec.task.id)
             finished = Finished(index, Group(spec, []), error=error)
         self._ledger.finish(finished)
         return tensors

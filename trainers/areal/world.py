@@ -24,12 +24,6 @@ class LoopWorld:
         self._opening = asyncio.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pool: EnvironmentPool | None = None
-        self._closed = False
-
-    @property
-    def closed(self) -> bool:
-        """Whether the end has begun: episodes that are still running break off."""
-        return self._closed
 
     @property
     def size(self) -> int:
@@ -51,7 +45,6 @@ class LoopWorld:
 
     def close(self) -> None:
         """Close every environment, from any other thread, while the loop still runs; safe to call twice."""
-        self._closed = True
         loop, self._loop = self._loop, None
         if loop is not None and loop.is_running():
             asyncio.run_coroutine_threadsafe(self._stack.aclose(), loop).result(_CLOSING_S)
