@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -220,16 +221,26 @@ def test_full_weights_are_exchanged_under_requests_in_flight(server: Any) -> Non
         assert {version for episode in after for version in episode.versions()} == {2}
     finally:
         next(session, None)
+        server.reload(TINY_WEIGHTS)
 
 
 async def _play_through_an_update(engine: VllmEngine, policy: PolicyModel) -> list[Episode]:
     """New weights arrive while turns are being sampled; what is sampled afterwards has the new weights' numbers."""
-    episodes = [Episode(f"slow{i}", i, temperature=1.6) for i in range(12)]
-    tasks = [asyncio.create_task(episode.take_turn(policy, engine, SIZES[0])) for episode in episodes]
+    updated = asyncio.Event()
+
+    async def keep_sampling(place: int) -> list[Episode]:
+        played: list[Episode] = []
+        while not updated.is_set():
+            played.append(Episode(f"slow{place}.{len(played)}", place, temperature=1.6))
+            await played[-1].take_turn(policy, engine, SIZES[0])
+        return played
+
+    tasks = [asyncio.create_task(keep_sampling(place)) for place in range(12)]
     await asyncio.sleep(0.1)
     change(policy, seed=2)
     await asyncio.to_thread(engine.update_weights, 2)
-    await asyncio.gather(*tasks)
+    updated.set()
+    episodes = [episode for played in await asyncio.gather(*tasks) for episode in played]
     for episode in episodes:
         (start, response), logprobs = episode.responses[0], full_logprobs(policy, episode.ids, episode.images, 1.6)
         new = [i for i, version in enumerate(response.versions) if version == 2]
@@ -239,11 +250,16 @@ async def _play_through_an_update(engine: VllmEngine, policy: PolicyModel) -> li
     return episodes
 
 
-def test_an_adapter_on_another_base_model_is_refused(server: Any) -> None:
-    session = engine_of(server, load_policy("tiny", lora=LoraSpec(r=8)))  # the test before left other full weights
-    with pytest.raises(CanaryError, match="another base model"):
-        next(session)
-    server.reload(TINY_WEIGHTS)
+def test_an_adapter_on_another_base_model_is_refused(server: Any, tmp_path: Path) -> None:
+    other = load_policy("tiny")
+    change(other, seed=1)
+    save_weights(tmp_path, other)
+    server.reload(tmp_path)
+    try:
+        with pytest.raises(CanaryError, match="another base model"):
+            next(engine_of(server, load_policy("tiny", lora=LoraSpec(r=8))))
+    finally:
+        server.reload(TINY_WEIGHTS)
 
 
 def test_a_restart_in_the_middle_costs_nothing(server: Any, lora: tuple[VllmEngine, PolicyModel]) -> None:

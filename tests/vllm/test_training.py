@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from cua_agent.models.loaders import TINY_WEIGHTS, load_policy
+from cua_agent.models.loaders import load_policy
 from cua_agent.models.policy import PolicyModel
+from cua_agent.models.sources import TINY_WEIGHTS
 from cua_agent.trajectory import Trajectory
 from tests.vllm.reference import TOLERANCE, full_logprobs
 from trainers.config.compose import load_config
