@@ -1,11 +1,7 @@
-"""The ladder on a random model and a toy world: a recording, the parts that replay it, and a worker process.
-
-`python -m tests.parity_rig SIDE DIRECTORY` is `trainers.parity.worker` on these parts.
-"""
+"""The ladder on a random model and a toy world: a recording, and the parts that replay it."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,13 +18,11 @@ from tests.tiny_random import build
 from trainers.config import LoraConfig, ModelConfig, OptimConfig, TrainConfig
 from trainers.parity.recording import UPDATES, Recording, load_recording, write_config
 from trainers.parity.starts import rescored
-from trainers.parity.worker import main
 from trainers.parts import Parts, build_policy
 from trainers.protocol import Batch
 from trainers.rollouts import EpisodeSpec
 from trainers.trajectory_store import TrajectoryStore
 
-WORKER = (sys.executable, "-m", "tests.parity_rig")
 SHAPES: Sequence[Sequence[tuple[int, int, int]]] = (
     [(64, 64, 3)],
     [(64, 96, 2), (96, 64, 5)],
@@ -104,7 +98,3 @@ class Speaker:
                 seed=spec.seed,
             )
         ]
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), toy_parts)  # type: ignore[arg-type]

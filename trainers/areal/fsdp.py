@@ -119,6 +119,7 @@ def position_ids(
     """M-RoPE positions int64 [3, B, L] of padded rows, 0 on padding; also for rows, or batches, without images.
 
     `attention_mask`, `mm_token_type_ids` [B, L]; `image_grid_thw` int64 [n, 3] (patches), images of all rows in order.
+    Raises `ValueError` when a row's placeholders do not match its images.
     """
     merge = policy.image_processor.merge_size
     grids = [] if image_grid_thw is None else [(h // merge, w // merge) for _, h, w in image_grid_thw.tolist()]
@@ -126,8 +127,10 @@ def position_ids(
     for row, length in enumerate(attention_mask.sum(-1).tolist()):
         is_image = mm_token_type_ids[row, :length].bool().cpu().numpy()
         own: list[tuple[int, int]] = []
-        while sum(h * w for h, w in own) < is_image.sum():
+        while grids and sum(h * w for h, w in own) < is_image.sum():
             own.append(grids.pop(0))
+        if (features := sum(h * w for h, w in own)) != is_image.sum():
+            raise ValueError(f"row {row}: {is_image.sum()} image placeholders, but its images give {features}")
         out[:, row, :length] = torch.from_numpy(mrope_positions(is_image, own))
     return out.to(attention_mask.device)
 
