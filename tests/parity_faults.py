@@ -184,7 +184,7 @@ def replay_with_faults(side: Any, directory: Path) -> None:
     for name, fault in FAULTS.items():
         if side in fault.sides:
             with fault.applied():
-                work(side, FaultyPlan(plan.directory, plan.pieces, name), fault.piece, toy_parts)
+                work(side, FaultyPlan(plan.directory, plan.pieces, fault=name), fault.piece, toy_parts)
 
 
 if __name__ == "__main__":

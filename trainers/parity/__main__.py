@@ -1,4 +1,4 @@
-"""python -m trainers.parity record | replay | ladder: prove that the backends agree."""
+"""Prove that the backends agree: record, replay, ladder, learning, gate."""
 
 from __future__ import annotations
 
@@ -13,11 +13,18 @@ from typing import TYPE_CHECKING
 from trainers.config import ConfigError
 
 if TYPE_CHECKING:
+    from trainers.parity.ladder import Climb
     from trainers.parity.plan import Plan
     from trainers.parity.replay import Side
 
 DONE, FAILED, BAD_CONFIGURATION, INTERRUPTED = 0, 1, 2, 130
-SHORT = ("rollout.groups_per_step=2", "rollout.group_size=4", "rollout.max_refills=4", "rollout.concurrency=16")
+SHORT = (
+    "rollout.groups_per_step=2",
+    "rollout.group_size=4",
+    "rollout.max_turns=4",
+    "rollout.max_refills=4",
+    "rollout.concurrency=16",
+)
 """What a recording that is only made to be replayed needs of a run."""
 
 
@@ -44,7 +51,7 @@ def record(given: argparse.Namespace) -> int:
     if given.run is not None:
         recording = record_run(Path(given.run), out)
     else:
-        config = load_config([*SHORT, *given.overrides])
+        config = load_config(["backend=legacy", *SHORT, *given.overrides])
         recording = record_played(config, out, lambda done: print(f"batch {done} of {UPDATES} recorded", flush=True))
     print(f"recorded {len(recording.steps)} batches in {out}")
     return DONE
@@ -60,23 +67,69 @@ def replay(given: argparse.Namespace) -> int:
 
 
 def ladder(given: argparse.Namespace) -> int:
-    from rich.console import Console
-
-    from trainers.parity.ladder import climb, to_json
+    from trainers.parity.ladder import climb
     from trainers.parity.plan import load_plan
-    from trainers.parity.report import failures, markdown, table
 
     out = Path(given.out)
     if given.recording is not None:
         replay(given)
-    result = climb(load_plan(out), given.recording or str(out))
-    (out / "ladder.json").write_text(to_json(result), encoding="utf-8")
-    (out / "ladder.md").write_text(markdown(result), encoding="utf-8")
+    plan = load_plan(out)
+    return _show(climb(plan, plan.source), out, "ladder")
+
+
+def learning(given: argparse.Namespace) -> int:
+    from trainers.parity.ladder import Climb
+    from trainers.parity.learning import measure_learning, runs_of, session_for
+    from trainers.run_directory import environment_information
+
+    session = session_for(given.keys)
+    broken = session.train_missing()
+    for failure in broken:
+        print(f"failed: {failure}", file=sys.stderr)
+    runs = runs_of(session)
+    found = measure_learning(runs)
+    if words := session.write(broken):
+        print(words)
+    for m in found:
+        print(f"phase {m.phase}: {m.note}")
+    source = f"{len(runs)} finished runs"
+    status = _show(Climb(source, tuple(found), environment_information()), session.directory, "learning")
+    return FAILED if broken else status
+
+
+def gate(given: argparse.Namespace) -> int:
+    from trainers.compare.runs import load_run
+    from trainers.parity.gate import decide, words
+    from trainers.parity.ladder import read_ladder
+
+    phase = _phase(given.phase)
+    reference, candidate = (load_run(Path(directory)) for directory in given.runs)
+    checks = decide(phase, read_ladder(Path(given.ladder)), reference, candidate)
+    print(words(phase, checks))
+    return DONE if all(check.passed for check in checks) else FAILED
+
+
+def _show(result: Climb, out: Path, name: str) -> int:
+    """Print the result and leave it in `out`; returns the exit status."""
+    from rich.console import Console
+
+    from trainers.parity.ladder import to_json
+    from trainers.parity.report import failures, markdown, table
+
+    (out / f"{name}.json").write_text(to_json(result), encoding="utf-8")
+    (out / f"{name}.md").write_text(markdown(result), encoding="utf-8")
     Console().print(table(result))
     for line in failures(result):
         print(line)
-    print(f"{'passed' if result.passed else 'FAILED'}; {out / 'ladder.md'}, {out / 'ladder.json'}")
+    print(f"{'passed' if result.passed else 'FAILED'}: {out / name}.md, {out / name}.json")
     return DONE if result.passed else FAILED
+
+
+def _phase(text: str) -> int:
+    allowed = {f"phase={phase}": phase for phase in (1, 2, 3)}
+    if text not in allowed:
+        raise ConfigError(f"{text}: not a gate; allowed: {', '.join(allowed)}")
+    return allowed[text]
 
 
 def _plan(recording: Path, out: Path) -> Plan:
@@ -85,8 +138,8 @@ def _plan(recording: Path, out: Path) -> Plan:
     from trainers.parts import build_parts
 
     loaded = load_recording(recording)
-    if (out / "plan.json").is_file():  # of an earlier ladder
-        shutil.rmtree(out)
+    for name in ("pieces", "starts", "evidence"):  # of an earlier ladder
+        shutil.rmtree(out / name, ignore_errors=True)
     out.mkdir(parents=True, exist_ok=True)
     return make_plan(loaded, out, build_parts)
 
@@ -105,7 +158,7 @@ def _replay_on(side: Side, plan: Plan) -> None:
 
 def _prepare_process() -> None:
     """As `train.py` does, before torch is imported."""
-    for name, value in {"TORCHDYNAMO_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1"}.items():
+    for name, value in {"TORCHDYNAMO_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error"}.items():
         os.environ.setdefault(name, value)
 
 
@@ -128,6 +181,18 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--recording", help="recording or run directory; without it what was replayed is compared")
     command.add_argument("--out", required=True, help="directory of the result: ladder.md, ladder.json")
     command.set_defaults(command=ladder)
+
+    command = commands.add_parser("learning", help="rung 5: live runs over seeds, trained where they are missing")
+    command.add_argument("keys", nargs="*", metavar="key=value", help="keys of compare.py, and of train.py")
+    command.set_defaults(command=learning)
+
+    command = commands.add_parser("gate", help="go or no-go for moving up to a phase; exit status 1 for no-go")
+    command.add_argument("phase", metavar="phase=N", help="the phase to move up to: 1, 2 or 3")
+    command.add_argument("--ladder", default="outputs/parity/ladder.json", help="ladder.json (%(default)s)")
+    command.add_argument(
+        "--runs", nargs=2, required=True, metavar=("BEFORE", "AFTER"), help="finished runs of a lower phase and of N"
+    )
+    command.set_defaults(command=gate)
     return parser
 
 

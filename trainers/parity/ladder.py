@@ -24,15 +24,20 @@ REFERENCE: Side = "legacy"
 
 @dataclass(frozen=True)
 class Climb:
-    """All measurements of a ladder, and what they were made on."""
+    """All measurements of a ladder; `source` and `about` say what they were made on, and by which code."""
 
-    recording: str
+    source: str
     measurements: tuple[Measurement, ...]
     about: dict[str, Any]
 
     @property
     def passed(self) -> bool:
         return bool(self.measurements) and all(m.passed for m in self.measurements)
+
+    @property
+    def rungs(self) -> list[Rung]:
+        """Those that were measured."""
+        return list(dict.fromkeys(m.rung for m in self.measurements))
 
     def of(self, phase: int, rung: Rung) -> list[Measurement]:
         return [m for m in self.measurements if m.phase == phase and m.rung == rung]
@@ -62,7 +67,7 @@ def replay_on(side: Side, plan: Plan, on_piece: Callable[[str], None], worker: S
             raise
 
 
-def climb(plan: Plan, recording: str, sides: Sequence[Side] = SIDES) -> Climb:
+def climb(plan: Plan, source: str, sides: Sequence[Side] = SIDES) -> Climb:
     """Compare the evidence of every phase in `sides` with that of the legacy side."""
     found: list[Measurement] = []
     for side in (side for side in sides if side != REFERENCE):
@@ -73,14 +78,14 @@ def climb(plan: Plan, recording: str, sides: Sequence[Side] = SIDES) -> Climb:
                 found.append(measure_episodes(phase, piece, load_episodes(ours), load_episodes(theirs)))
             else:
                 found += measure(phase, piece, load_evidence(ours), load_evidence(theirs))
-    return Climb(recording, tuple(found), environment_information())
+    return Climb(source, tuple(found), environment_information())
 
 
 def to_json(ladder: Climb) -> str:
     """The ladder for `read_ladder` and for other programs; an infinite error is null."""
     rows = [{**asdict(m), "error": m.error if math.isfinite(m.error) else None} for m in ladder.measurements]
     passed = {"passed": ladder.passed}
-    return json.dumps({**passed, "recording": ladder.recording, "about": ladder.about, "measurements": rows}, indent=1)
+    return json.dumps({**passed, "source": ladder.source, "about": ladder.about, "measurements": rows}, indent=1)
 
 
 def read_ladder(file: Path) -> Climb:
@@ -94,6 +99,6 @@ def read_ladder(file: Path) -> Climb:
             )
             for row in content["measurements"]
         ]  # fmt: skip
-        return Climb(content["recording"], tuple(rows), content["about"])
+        return Climb(content["source"], tuple(rows), content["about"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"ladder={file}: not the result of a ladder: {error}") from error

@@ -16,13 +16,14 @@ from pathlib import Path
 from cua_agent.models.policy import PolicyModel
 from cua_agent.trajectory import Trajectory
 from trainers.checkpoint import load_weights
-from trainers.config import TrainConfig
+from trainers.config import ConfigError, TrainConfig
 from trainers.parity.cases import CASES, WEIGHTS, Case, Weights, replayable
 from trainers.parity.greedy import greedy_config
 from trainers.parity.recording import UPDATES, Recording, read_config, write_config
 from trainers.parity.replay import PartsFor
 from trainers.parity.starts import make_start, rescored
 from trainers.protocol import Batch
+from trainers.run_directory import display_path
 from trainers.trajectory_store import TrajectoryStore
 
 GREEDY = "greedy"
@@ -30,10 +31,12 @@ GREEDY = "greedy"
 
 @dataclass(frozen=True)
 class Plan:
-    """`pieces`: from the name of each piece of work, "<weights>/<case>", to that of the checkpoint it starts at."""
+    """`pieces`: from the name of each piece of work, "<weights>/<case>", to that of the checkpoint it starts at;
+    `source`: what was recorded, in words."""
 
     directory: Path
     pieces: Mapping[str, str]
+    source: str = ""
 
     def config(self, piece: str) -> TrainConfig:
         return read_config(self._piece(piece))
@@ -57,7 +60,11 @@ class Plan:
 
 
 def load_plan(directory: Path) -> Plan:
-    return Plan(directory, json.loads((directory / "plan.json").read_text())["pieces"])
+    """Raises `ConfigError` when there is none in `directory`."""
+    file = directory / "plan.json"
+    if not file.is_file():
+        raise ConfigError(f"out={directory}: nothing was replayed there yet; name a recording")
+    return Plan(directory, **json.loads(file.read_text()))
 
 
 def make_plan(recording: Recording, directory: Path, parts_for: PartsFor) -> Plan:
@@ -66,8 +73,9 @@ def make_plan(recording: Recording, directory: Path, parts_for: PartsFor) -> Pla
     pieces: dict[str, str] = {}
     for weights in _weights(recording):
         pieces |= _lay_out(recording, directory, weights, parts_for)
-    (directory / "plan.json").write_text(json.dumps({"pieces": pieces}, indent=1))
-    return Plan(directory, pieces)
+    source = f"{len(recording.steps[-UPDATES:])} batches of {display_path(recording.directory)}"
+    (directory / "plan.json").write_text(json.dumps({"pieces": pieces, "source": source}, indent=1))
+    return Plan(directory, pieces, source)
 
 
 def _weights(recording: Recording) -> tuple[Weights, ...]:

@@ -10,35 +10,40 @@ from rich.text import Text
 
 from trainers.parity.cases import CASES
 from trainers.parity.ladder import Climb
-from trainers.parity.rungs import LADDER, Measurement, Rung
+from trainers.parity.rungs import Measurement, Rung
 
 
 def table(ladder: Climb) -> Table:
     """Phase x rung: the worst error beside its tolerance."""
-    out = Table("", *(_title(rung) for rung in LADDER), title="Parity with the legacy backend")
+    rungs = ladder.rungs
+    out = Table("", *(_title(rung) for rung in rungs), title="Parity with the legacy backend")
     for phase in _phases(ladder):
-        cells = [ladder.worst(phase, rung) for rung in LADDER]
+        cells = [ladder.worst(phase, rung) for rung in rungs]
         out.add_row(f"phase {phase}", *(Text(_cell(cell), style=_style(cell)) for cell in cells))
     return out
 
 
 def markdown(ladder: Climb) -> str:
     """The same table, then every single measurement, what failed first."""
+    rungs = ladder.rungs
     lines = [
         "# Parity ladder",
         "",
-        f"Recording: `{ladder.recording}`. Verdict: **{'passed' if ladder.passed else 'FAILED'}**. Every cell is the "
+        f"Measured on {ladder.source}. Verdict: **{'passed' if ladder.passed else 'FAILED'}**. Every cell is the "
         "worst error over all cases, beside the largest error that passes.",
         "",
-        "| | " + " | ".join(_title(rung) for rung in LADDER) + " |",
-        "|---" * (len(LADDER) + 1) + "|",
+        "| | " + " | ".join(_title(rung) for rung in rungs) + " |",
+        "|---" * (len(rungs) + 1) + "|",
     ]
     for phase in _phases(ladder):
-        cells = " | ".join(_cell(ladder.worst(phase, rung)) for rung in LADDER)
+        cells = " | ".join(_cell(ladder.worst(phase, rung)) for rung in rungs)
         lines.append(f"| phase {phase} | {cells} |")
-    rungs = (f"- {_title(rung)}: {rung.measure}; at most {_number(rung.tolerance)}" for rung in LADDER)
-    lines += ["", "## Rungs", "", *rungs]
-    lines += ["", "## Cases", "", *(f"- {case.name}: {case.about}" for case in CASES), *_details(ladder)]
+    about = (f"- {_title(rung)}: {rung.measure}; at most {_number(rung.tolerance)}" for rung in rungs)
+    lines += ["", "## Rungs", "", *about]
+    names = {m.piece.rpartition("/")[2] for m in ladder.measurements}
+    if cases := [f"- {case.name}: {case.about}" for case in CASES if case.name in names]:
+        lines += ["", "## Cases", "", *cases]
+    lines += _details(ladder)
     return "\n".join(lines) + "\n"
 
 
