@@ -7,7 +7,7 @@ BROWSER ?= /usr/bin/chromium-headless-shell
 # Libraries that use every core they see slow each other down when the tests run next to other work.
 TEST_ENV := OMP_NUM_THREADS=2 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help setup browser vllm smollm2 unsloth run test test-fast test-vllm lint docs clean
+.PHONY: help setup browser vllm smollm2 unsloth run parity test test-fast test-vllm lint docs clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -39,6 +39,11 @@ unsloth: $(SETUP) ## loader=unsloth on a CPU, and the model that it runs there
 
 run: $(SETUP) ## train on the built-in defaults and say where the results are
 	@$(PYTHON) train.py
+
+parity: $(SETUP) ## prove that every phase of the asynchronous backend computes what the legacy backend computes
+	@rm -rf outputs/parity
+	@$(PYTHON) -m trainers.parity record --out outputs/parity/recording
+	@$(PYTHON) -m trainers.parity ladder --recording outputs/parity/recording --out outputs/parity
 
 test: $(SETUP) browser lint ## all checks
 	$(TEST_ENV) $(PYTHON) -m pytest

@@ -19,6 +19,7 @@ from trainers.config.compose import choices, load_config
 from trainers.config.from_env import convert, render
 from trainers.config.old_variables import VARIABLES
 from trainers.config.validation import fields_of
+from trainers.parity.__main__ import parser as parity_parser
 from trainers.task_sampler import training_tasks
 
 ROOT = Path(__file__).parents[1]
@@ -119,6 +120,13 @@ def test_comparing_commands_compose(arguments: list[str]) -> None:
     if arguments != ["--help"]:
         options, overrides = read_arguments(arguments)
         assert options.runs or plan(options, overrides)
+
+
+@pytest.mark.parametrize("arguments", commands_of("python", "-m", "trainers.parity"), ids=" ".join)
+def test_parity_commands_are_understood(arguments: list[str]) -> None:
+    given = parity_parser().parse_args(arguments)
+    if arguments[0] == "record":
+        assert load_config(given.overrides)
 
 
 def test_training_and_episode_commands_were_found() -> None:

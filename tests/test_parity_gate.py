@@ -60,7 +60,7 @@ def test_no_go_names_what_failed_on_the_ladder(legacy: Run, areal: Run) -> None:
     checks = decide(3, replace(good, measurements=tuple(worse)), legacy, areal)
     assert not checks[0].passed
     assert checks[0].reason == (
-        "1 measurements failed, the first: phase 3, rung 1 (loss), full/plain: 1.0e-03, allowed 1.0e-06"
+        "1 measurements failed, the first: phase 3, rung 1 (loss), full/plain: 0.001, allowed 1e-06"
     )
     assert words(3, checks).startswith("phase 3: no-go\n")
 

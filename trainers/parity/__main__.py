@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,7 +31,7 @@ SHORT = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit status."""
-    given = _parser().parse_args(arguments)
+    given = parser().parse_args(arguments)
     _prepare_process()
     try:
         status: int = given.command(given)
@@ -58,11 +59,14 @@ def record(given: argparse.Namespace) -> int:
 
 
 def replay(given: argparse.Namespace) -> int:
+    from trainers.parity.recording import load_recording
     from trainers.parity.replay import SIDES
 
     plan = _plan(Path(given.recording), Path(given.out))
-    for side in SIDES:
-        _replay_on(side, plan)
+    on_cpu = load_recording(Path(given.recording)).config.loader.device == "cpu"
+    with ThreadPoolExecutor(min(len(SIDES), os.cpu_count() or 1) if on_cpu else 1) as together:
+        for finished in [together.submit(_replay_on, side, plan) for side in SIDES]:
+            finished.result()
     return DONE
 
 
@@ -157,14 +161,22 @@ def _replay_on(side: Side, plan: Plan) -> None:
 
 
 def _prepare_process() -> None:
-    """As `train.py` does, before torch is imported."""
-    for name, value in {"TORCHDYNAMO_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error"}.items():
+    """Quiet libraries and one thread each, before torch is imported."""
+    settings = {
+        "TORCHDYNAMO_DISABLE": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    for name, value in settings.items():
         os.environ.setdefault(name, value)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m trainers.parity", description=__doc__)
-    commands = parser.add_subparsers(required=True)
+def parser() -> argparse.ArgumentParser:
+    """Reads the command line; `command` of what it gives is what to do with it."""
+    whole = argparse.ArgumentParser(prog="python -m trainers.parity", description=__doc__)
+    commands = whole.add_subparsers(required=True)
 
     command = commands.add_parser("record", help="store real batches, of a run or played for it")
     command.add_argument("--run", help="run directory to take them from; without it a few groups are played")
@@ -193,7 +205,7 @@ def _parser() -> argparse.ArgumentParser:
         "--runs", nargs=2, required=True, metavar=("BEFORE", "AFTER"), help="finished runs of a lower phase and of N"
     )
     command.set_defaults(command=gate)
-    return parser
+    return whole
 
 
 if __name__ == "__main__":

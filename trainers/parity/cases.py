@@ -59,6 +59,7 @@ def replayable(recorded: TrainConfig, weights: Weights) -> TrainConfig:
     return replace(
         recorded,
         resume=None,
+        threads=1,  # sides run side by side
         model=replace(recorded.model, dtype="float32"),
         lora=replace(recorded.lora, enabled=weights == "lora", dropout=0.0),
         optim=replace(recorded.optim, learning_rate=_learning_rate(recorded, weights)),

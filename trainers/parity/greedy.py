@@ -23,7 +23,7 @@ from trainers.rollouts import EpisodeRunner, EpisodeSpec
 
 STEPS = 3
 _EVALUATED = 4
-_RATE = 10.0
+_RATE = 5.0
 """The learning rate is this many times the recorded one: a few updates have to change what is said."""
 
 

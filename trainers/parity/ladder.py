@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -50,10 +49,9 @@ def replay_on(side: Side, plan: Plan, on_piece: Callable[[str], None], worker: S
     """Replay the whole plan on one side, in a new process; `on_piece` is told what is done. What it says besides is
     in `<side>.log`. A process that dies leaves the rest of its evidence missing, which the ladder reports."""
     log = plan.directory / f"{side}.log"
-    environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     with log.open("w", encoding="utf-8") as errors:
         process = subprocess.Popen(
-            [*worker, side, str(plan.directory)], stdout=subprocess.PIPE, stderr=errors, text=True, env=environment
+            [*worker, side, str(plan.directory)], stdout=subprocess.PIPE, stderr=errors, text=True
         )
         try:
             assert process.stdout is not None  # piped above

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from rich import box
 from rich.table import Table
 from rich.text import Text
 
@@ -14,12 +15,14 @@ from trainers.parity.rungs import Measurement, Rung
 
 
 def table(ladder: Climb) -> Table:
-    """Phase x rung: the worst error beside its tolerance."""
+    """Phase x rung: the worst error, below what is allowed."""
     rungs = ladder.rungs
-    out = Table("", *(_title(rung) for rung in rungs), title="Parity with the legacy backend")
+    title = "Parity with the legacy backend: the worst error of every rung"
+    out = Table("", *map(_title, rungs), title=title, box=box.SIMPLE, pad_edge=False)
+    out.add_row("allowed", *(_number(rung.tolerance) for rung in rungs), end_section=True)
     for phase in _phases(ladder):
         cells = [ladder.worst(phase, rung) for rung in rungs]
-        out.add_row(f"phase {phase}", *(Text(_cell(cell), style=_style(cell)) for cell in cells))
+        out.add_row(f"phase {phase}", *(Text(_cell(cell).removesuffix(" ok"), style=_style(cell)) for cell in cells))
     return out
 
 
@@ -29,11 +32,12 @@ def markdown(ladder: Climb) -> str:
     lines = [
         "# Parity ladder",
         "",
-        f"Measured on {ladder.source}. Verdict: **{'passed' if ladder.passed else 'FAILED'}**. Every cell is the "
-        "worst error over all cases, beside the largest error that passes.",
+        f"Measured on {ladder.source}. Verdict: **{'passed' if ladder.passed else 'FAILED'}**. Every cell is the worst "
+        "error over all cases, below the largest error that passes.",
         "",
-        "| | " + " | ".join(_title(rung) for rung in rungs) + " |",
+        "| | " + " | ".join(map(_title, rungs)) + " |",
         "|---" * (len(rungs) + 1) + "|",
+        "| allowed | " + " | ".join(_number(rung.tolerance) for rung in rungs) + " |",
     ]
     for phase in _phases(ladder):
         cells = " | ".join(_cell(ladder.worst(phase, rung)) for rung in rungs)
@@ -76,7 +80,7 @@ def _title(rung: Rung) -> str:
 def _cell(worst: Measurement | None) -> str:
     if worst is None:
         return "not run"
-    return f"{_number(worst.error)} / {_number(worst.rung.tolerance)} {_verdict(worst)}"
+    return f"{_number(worst.error)} {_verdict(worst)}"
 
 
 def _verdict(m: Measurement) -> str:
@@ -90,4 +94,4 @@ def _style(worst: Measurement | None) -> str:
 def _number(value: float) -> str:
     if not math.isfinite(value):
         return "-"
-    return f"{value:.0f}" if value == int(value) else f"{value:.1e}"
+    return f"{value:.0f}" if value == int(value) else f"{value:.2g}"
