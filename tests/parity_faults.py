@@ -88,11 +88,9 @@ def _first_row_flipped(original: Wrap, self: Any, batch: Any) -> Any:
     return tensors
 
 
-def _attention_leaks(original: Wrap, position_ids: torch.Tensor, cu_seqlens: torch.Tensor) -> Any:
+def _attention_leaks(original: Wrap, cu_seqlens: torch.Tensor) -> Any:
     """Plain positions that do not start again: one long sequence, as far as the model can tell."""
-    out = original(position_ids, cu_seqlens)
-    out[0] = torch.arange(out.shape[-1])
-    return out
+    return torch.arange(original(cu_seqlens).shape[-1])[None]
 
 
 def _other_temperature(original: Wrap, *args: Any, **kwargs: Any) -> Any:
@@ -153,7 +151,7 @@ FAULTS = {
     "sample_deviation": Fault(0, "full/plain", ("phase1", "phase2"), "statistics:pstdev", _sample_deviation),
     "group_flipped": Fault(0, "full/ragged", ("phase3",), f"{ACTOR}:RaggedNorm.__call__", _first_group_flipped),
     "row_flipped": Fault(0, "full/plain", ("phase2",), f"{LEARNER}:EngineLearner.tensors", _first_row_flipped),
-    "attention_leaks": Fault(1, "full/packed", AREAL, "trainers.areal.fsdp:with_text_positions", _attention_leaks),
+    "attention_leaks": Fault(1, "full/packed", AREAL, "trainers.areal.fsdp:text_positions", _attention_leaks),
     "temperature": Fault(1, "full/plain", ("phase2",), f"{LEARNER}:actor_config", _other_temperature),
     "temperature_ppo": Fault(1, "full/plain", ("phase3",), f"{ACTOR}:ppo_actor_config", _other_temperature),
     "lora_scale": Fault(1, "lora/moved", ASYNCHRONOUS, ADAPTED, _wrong_lora_scale),
