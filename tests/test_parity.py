@@ -21,7 +21,17 @@ from trainers.parity.plan import Plan
 from trainers.parity.recording import load_recording, record_run, write_config
 from trainers.parity.report import failures, markdown, table
 from trainers.parity.rows import loss_scale
-from trainers.parity.rungs import DIRECTION, EPISODES, GRADIENTS, LOSS, ROWS, WEIGHTS, measure, measure_episodes
+from trainers.parity.rungs import (
+    DIRECTION,
+    EPISODES,
+    GRADIENTS,
+    LOSS,
+    METRICS,
+    ROWS,
+    WEIGHTS,
+    measure,
+    measure_episodes,
+)
 from trainers.protocol import Batch
 from trainers.trajectory_store import TrajectoryStore
 
@@ -89,7 +99,7 @@ def test_mismatches_count_entries() -> None:
 
 
 def evidence(**changes: Any) -> Evidence:
-    figures = {"loss": 0.001, "scale": 2.0, "moved": 0.1, "logprob_gap": 1.0, "error": None}
+    figures = {"loss": 0.001, "scale": 2.0, "moved": 0.1, "metrics": {"entropy": 2.0, "kl": 0.1}, "error": None}
     figures |= {key: changes.pop(key) for key in list(changes) if key in figures}
     tensors = {"rows": {"0/input_ids": array(1, 2)}, "gradients": {"w": array(1, 1)}, "weights": {"w": array(1, 1)}}
     return Evidence(Figures(**figures), **(tensors | changes))
@@ -97,7 +107,7 @@ def evidence(**changes: Any) -> Evidence:
 
 def test_equal_evidence_passes_every_rung() -> None:
     found = measure(2, "full/plain", evidence(), evidence())
-    assert [m.rung for m in found] == [ROWS, LOSS, GRADIENTS, DIRECTION, WEIGHTS]
+    assert [m.rung for m in found] == [ROWS, LOSS, METRICS, GRADIENTS, DIRECTION, WEIGHTS]
     assert all(m.passed and m.error == 0 for m in found)
 
 
@@ -108,11 +118,15 @@ def test_equal_evidence_passes_every_rung() -> None:
         ({"loss": 0.001 + 3e-6}, {LOSS}),  # 1.5e-6 of the scale
         ({"loss": 0.001 + 1e-6}, set()),
         ({"loss": math.nan}, {LOSS}),
+        ({"metrics": {"entropy": 2.0001, "kl": 0.1}}, {METRICS}),
+        ({"metrics": {"entropy": 2.00001, "kl": 0.100009}}, set()),
+        ({"metrics": {"entropy": math.nan, "kl": 0.1}}, {METRICS}),
+        ({"metrics": {"entropy": 2.0}}, {METRICS}),
         ({"gradients": {"w": array(1, 1.0001)}}, {GRADIENTS}),
         ({"gradients": {"w": array(1, 1.001)}}, {GRADIENTS, DIRECTION}),
         ({"weights": {"w": array(1, 1.0001)}}, {WEIGHTS}),
         ({"moved": 0.0}, {WEIGHTS}),
-        ({"error": "KeyError: 'x'"}, {ROWS, LOSS, GRADIENTS, DIRECTION, WEIGHTS}),
+        ({"error": "KeyError: 'x'"}, {ROWS, LOSS, METRICS, GRADIENTS, DIRECTION, WEIGHTS}),
     ],
 )
 def test_what_is_off_fails_its_own_rung(changes: dict[str, Any], failing: set[Any]) -> None:
@@ -169,7 +183,7 @@ def result(tmp_path: Path) -> Climb:
 
 
 def test_the_ladder_reports_every_phase_and_rung(result: Climb) -> None:
-    assert not result.passed and len(result.measurements) == 3 * 6
+    assert not result.passed and len(result.measurements) == 3 * 7
     assert {(m.phase, m.rung.number) for m in result.measurements if not m.passed} == {
         (2, 1),
         *((3, rung) for rung in range(5)),
@@ -181,7 +195,7 @@ def test_the_ladder_reports_every_phase_and_rung(result: Climb) -> None:
     assert "the process ended without a result" in lines[-1]
     assert table(result).row_count == 1 + 3
     text = markdown(result)
-    assert "**FAILED**" in text and "| allowed | 0 | 1e-06 |" in text and "| phase 1 | 0 ok | 0 ok |" in text
+    assert "**FAILED**" in text and "| allowed | 0 | 1e-06 | 1e-05 |" in text and "| phase 1 | 0 ok | 0 ok |" in text
 
 
 def test_the_ladder_survives_its_file(result: Climb, tmp_path: Path) -> None:
@@ -218,7 +232,7 @@ def test_lost_episodes_leave_a_signal_and_long_ones_become_two_rows() -> None:
     assert [row.episode_id for row in out if row.outcome is Outcome.INFRA_ERROR] == ["b0"]
     first, second = out[:2]
     assert (first.weight, second.weight) == (0.5, 0.5)
-    assert len(first) == 5 and len(first.images) == 1 and first.loss_mask.tolist() == [0, 0, 0, 1, 1]
+    assert len(first) == 8 and len(first.images) == 2 and first.loss_mask.tolist() == [0, 0, 0, 1, 1, 0, 0, 0]
     assert len(second) == 10 and len(second.images) == 2 and second.loss_mask.tolist() == [0] * 8 + [1, 1]
 
 

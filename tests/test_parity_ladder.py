@@ -37,7 +37,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
 def test_every_phase_computes_what_the_legacy_backend_computes(plan: Plan) -> None:
     result = climb(plan, "toy")
     assert failures(result) == []
-    assert result.passed and len(result.measurements) == 3 * 2 * (7 * 5 + 1)
+    assert result.passed and len(result.measurements) == 3 * 2 * (7 * 6 + 1)
 
 
 @pytest.mark.parametrize(("name", "side"), [(name, side) for name, fault in FAULTS.items() for side in fault.sides])

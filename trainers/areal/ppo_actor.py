@@ -20,9 +20,11 @@ from trainers.areal.tensors import TensorDict, first_rows
 from trainers.config import ConfigError, LossConfig, TrainConfig
 from trainers.crew import Crew
 from trainers.grpo.kl import ESTIMATORS, MAX_LOG_RATIO
-from trainers.grpo.loss import LossSums
+from trainers.grpo.loss import LossSums, decoupled_ppo_clip, ppo_clip
 
 LossFunction = Callable[..., Tensor]
+
+_CLIPPING = ("logprobs", "prox_logp", "advantages")
 
 
 class PPOPolicyActor(PolicyActor):
@@ -43,11 +45,18 @@ class PPOPolicyActor(PolicyActor):
         return share
 
     def compute_advantages(self, data: list[TensorDict]) -> list[TensorDict]:
-        """AReaL's advantages; every entry of `data` is one group, of any number of episodes and rows."""
+        """AReaL's advantages; every entry of `data` is one group, of any number of episodes and rows.
+
+        AReaL rewards the last token of a row and loses the reward when that one is not trained: a row that ends with a
+        prompt counts as if it ended with its last trained token.
+        """
         images = [group.pop("multi_modal_input", None) for group in data]  # AReaL would copy them all to every group
+        masks = [group["attention_mask"] for group in data]
+        ended = [{**group, "attention_mask": until_last_trained(group)} for group in data]
         self.actor.reward_norm = RaggedNorm(self._train_config, [group["episode"] for group in data])
-        groups: list[TensorDict] = super().compute_advantages(data)
-        for group, own in zip(groups, images, strict=True):
+        groups: list[TensorDict] = super().compute_advantages(ended)
+        for group, mask, own in zip(groups, masks, images, strict=True):
+            group["attention_mask"] = mask
             if own is not None:
                 group["multi_modal_input"] = own
         return groups
@@ -62,6 +71,14 @@ class PPOPolicyActor(PolicyActor):
 
     def update_weights(self, meta: WeightUpdateMeta) -> None:
         self.publish(int(meta.version))
+
+
+def until_last_trained(group: Mapping[str, Tensor]) -> Tensor:
+    """The `attention_mask` [B, L] of a group without what follows the last trained token of a row; all of a row that
+    trains none."""
+    trained = group["loss_mask"].bool()
+    still_to_come = trained.flip(-1).cumsum(-1).flip(-1) > 0
+    return group["attention_mask"] & (still_to_come | ~trained.any(-1, keepdim=True))
 
 
 class RaggedNorm:
@@ -105,8 +122,20 @@ class LossWatch:
         if "ref_logp" in data:
             kl = ESTIMATORS[self._config.kl_estimator](logprobs[trained], data["ref_logp"][trained])
             loss = loss + self._config.kl_coefficient * kl.sum() / max(int(trained.sum()), 1)
-        self._sums += _sums(loss, policy_loss, kl, logprobs[trained], data["logprobs"][trained], entropy[trained])
+        clipped = self._clipped({name: data[name][trained] for name in _CLIPPING}, logprobs[trained])
+        self._sums += _sums(
+            loss, policy_loss, kl, clipped, logprobs[trained], data["logprobs"][trained], entropy[trained]
+        )
         return loss
+
+    @torch.no_grad()
+    def _clipped(self, data: Mapping[str, Tensor], logprobs: Tensor) -> Tensor:
+        """Where clipping takes effect in the configured loss; all [n]."""
+        old, proximal, advantages = (data[name] for name in _CLIPPING)
+        epsilon, cap = self._config.clip_epsilon, self._config.behaviour_weight_cap
+        if self._config.decoupled:
+            return decoupled_ppo_clip(logprobs, proximal, old, advantages, epsilon, cap)[1]
+        return ppo_clip(logprobs, old, advantages, epsilon)[1]
 
     def metrics(self, crew: Crew) -> dict[str, float]:
         """As `LossSums.metrics`, of all processes together; losses are token means over the update."""
@@ -117,7 +146,13 @@ class LossWatch:
 
 @torch.no_grad()
 def _sums(
-    loss: Tensor, policy_loss: Tensor, kl: Tensor | None, logprobs: Tensor, old_logprobs: Tensor, entropy: Tensor
+    loss: Tensor,
+    policy_loss: Tensor,
+    kl: Tensor | None,
+    clipped: Tensor,
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    entropy: Tensor,
 ) -> LossSums:
     count = logprobs.numel()
     log_ratio = (logprobs - old_logprobs).double().clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
@@ -126,6 +161,7 @@ def _sums(
         loss=float(loss) * count,
         policy_loss=float(policy_loss) * count,
         entropy=float(entropy.double().sum()),
+        clipped=float(clipped.sum()),
         logprob_gap=float(log_ratio.abs().exp().sum()),
         ratio_max=float(log_ratio.exp().max()) if count else 0.0,
         kl=None if kl is None else float(kl.double().sum()),

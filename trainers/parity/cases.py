@@ -112,7 +112,12 @@ CASES = (
         reshape=mixed_with_text,
         rescored=True,
     ),
-    Case("ragged", "groups with failed episodes, several rows an episode", moved=0.05, reshape=with_losses),
+    Case(
+        "ragged",
+        "groups with failed episodes, several rows an episode, rows that end with a prompt",
+        moved=0.05,
+        reshape=with_losses,
+    ),
     Case("kl", "KL to the frozen reference", moved=0.05, loss={"kl_coefficient": 0.1}),
     Case(
         "stale",
@@ -135,13 +140,12 @@ def _in_two(row: Trajectory, image_token_id: int) -> list[Trajectory]:
     if len(starts) < 2:
         return [row]
     middle = starts[len(starts) // 2]
-    first = np.arange(len(row)) <= np.flatnonzero(mask[:middle])[-1]
+    first = np.arange(len(row)) < middle  # ends with a prompt that nobody answered
     placeholders = first & (row.input_ids == image_token_id)
     shown = int((placeholders & ~np.roll(placeholders, 1)).sum())  # an image is an unbroken row of placeholders
-    later = np.arange(len(row)) >= middle
     return [
         _cut(replace(row, images=row.images[:shown], weight=row.weight / 2), first),
-        replace(row, loss_mask=row.loss_mask * later.astype(row.loss_mask.dtype), weight=row.weight / 2),
+        replace(row, loss_mask=np.where(first, 0, row.loss_mask), weight=row.weight / 2),
     ]
 
 

@@ -26,12 +26,13 @@ _TENSORS = ("rows", "gradients", "weights")
 @dataclass(frozen=True)
 class Figures:
     """`loss` of the first batch; `scale`, what a relative error of it is relative to (see `loss_scale`); `moved`, how
-    far the updates took the weights, relative to their size; `error`: what broke the replay off."""
+    far the updates took the weights, relative to their size; `metrics`: what a step reports besides; `error`: what
+    broke the replay off."""
 
     loss: float = float("nan")
     scale: float = float("nan")
     moved: float = 0.0
-    logprob_gap: float = float("nan")
+    metrics: Mapping[str, float] = field(default_factory=dict)
     error: str | None = None
 
 

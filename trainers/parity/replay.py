@@ -94,7 +94,7 @@ def replay(
             loss=record.metrics["loss"],
             scale=loss_scale(batches[0], config),
             moved=distance(before, weights).relative,
-            logprob_gap=record.metrics["logprob_gap"],
+            metrics={name: value for name, value in record.metrics.items() if name != "loss"},
         )
         gradients = {name: gradient.numpy() for name, gradient in record.gradients.items()}
         return Evidence(figures, rows, gradients, weights)

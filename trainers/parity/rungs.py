@@ -25,12 +25,13 @@ class Rung:
 
 ROWS = Rung(0, "rows", "entries of ids, masks, old log-probs, advantages and pixels that differ", 0)
 LOSS = Rung(1, "loss", "difference, relative to sum of coefficient * |advantage|", 1e-6)
+METRICS = Rung(1, "metrics", "largest difference of the other figures of a step, relative where they exceed 1", 1e-5)
 GRADIENTS = Rung(2, "gradients", "norm of the difference, relative", 1e-5)
 DIRECTION = Rung(2, "cosine", "1 - cosine of the gradients", 1e-8)
 WEIGHTS = Rung(3, "weights", "norm of the difference after 5 updates, relative", 1e-5)
 EPISODES = Rung(4, "episodes", "tokens and their versions that differ in greedy episodes", 0)
 LEARNING = Rung(5, "learning", "how far below zero the interval of the difference of final success reaches", 0.05)
-LADDER = (ROWS, LOSS, GRADIENTS, DIRECTION, WEIGHTS, EPISODES)
+LADDER = (ROWS, LOSS, METRICS, GRADIENTS, DIRECTION, WEIGHTS, EPISODES)
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Measurement:
 
 def measure(phase: int, piece: str, ours: Evidence, theirs: Evidence) -> list[Measurement]:
     """Rungs 0 to 3 of a replayed piece: `ours` is the legacy side."""
-    rungs = (ROWS, LOSS, GRADIENTS, DIRECTION, WEIGHTS)
+    rungs = (ROWS, LOSS, METRICS, GRADIENTS, DIRECTION, WEIGHTS)
     if broken := _broken(ours.figures.error, theirs.figures.error):
         return [Measurement(rung, phase, piece, FAR, broken) for rung in rungs]
     gradients, weights = distance(ours.gradients, theirs.gradients), distance(ours.weights, theirs.weights)
@@ -59,6 +60,7 @@ def measure(phase: int, piece: str, ours: Evidence, theirs: Evidence) -> list[Me
     errors = {
         ROWS: float(mismatches(ours.rows, theirs.rows)),
         LOSS: loss if math.isfinite(loss) else FAR,
+        METRICS: _apart(ours.figures.metrics, theirs.figures.metrics),
         GRADIENTS: gradients.relative,
         DIRECTION: gradients.turned,
         WEIGHTS: FAR if still else weights.relative,
@@ -87,6 +89,13 @@ def changed_by_training(episodes: Episodes) -> int:
     return sum(
         [row["tokens"] for row in rows] != [row["tokens"] for row in before[name]] for name, rows in after.items()
     )
+
+
+def _apart(ours: Mapping[str, float], theirs: Mapping[str, float]) -> float:
+    if ours.keys() != theirs.keys():
+        return FAR
+    gaps = [abs(theirs[name] - value) / max(abs(value), 1.0) for name, value in ours.items()]
+    return max(gaps, default=0.0) if all(map(math.isfinite, gaps)) else FAR
 
 
 def _said(rows: list[dict[str, list[int]]]) -> Mapping[str, np.ndarray[Any, Any]]:
