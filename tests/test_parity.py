@@ -251,6 +251,7 @@ def test_a_run_is_recorded_with_what_a_replay_needs(tmp_path: Path) -> None:
     store = TrajectoryStore(run / "trajectories", keep=9)
     for step in range(1, 8):
         store.record(step, Batch([episode(f"e{step}")], [1.0]))
+    store.record(8, Batch([], []))  # a step without signal
     recording = record_run(run, tmp_path / "out")
     assert recording.config.seed == 7 and recording.checkpoint is None and recording.steps == (3, 4, 5, 6, 7)
     assert [batch.trajectories[0].episode_id for batch in recording.batches()] == ["e3", "e4", "e5", "e6", "e7"]
@@ -262,5 +263,5 @@ def test_what_is_no_recording_is_refused_in_a_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no config\.yaml in it; allowed: a recording or a run directory"):
         load_recording(tmp_path)
     write_config(tmp_path, TrainConfig())
-    with pytest.raises(ConfigError, match="no recorded batch in it; train with"):
+    with pytest.raises(ConfigError, match="no recorded batch in it has a group with signal; train with"):
         load_recording(tmp_path)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from trainers.parity.replay import Side
 
 DONE, FAILED, BAD_CONFIGURATION, INTERRUPTED = 0, 1, 2, 130
+_SHOWN = 10  # failures
 SHORT = (
     "rollout.groups_per_step=2",
     "rollout.group_size=4",
@@ -123,8 +124,11 @@ def _show(result: Climb, out: Path, name: str) -> int:
     (out / f"{name}.json").write_text(to_json(result), encoding="utf-8")
     (out / f"{name}.md").write_text(markdown(result), encoding="utf-8")
     Console().print(table(result))
-    for line in failures(result):
+    failed = failures(result)
+    for line in failed[:_SHOWN]:
         print(line)
+    if len(failed) > _SHOWN:
+        print(f"and {len(failed) - _SHOWN} more")
     print(f"{'passed' if result.passed else 'FAILED'}: {out / name}.md, {out / name}.json")
     return DONE if result.passed else FAILED
 

@@ -73,7 +73,7 @@ def make_plan(recording: Recording, directory: Path, parts_for: PartsFor) -> Pla
     pieces: dict[str, str] = {}
     for weights in _weights(recording):
         pieces |= _lay_out(recording, directory, weights, parts_for)
-    source = f"{len(recording.steps[-UPDATES:])} batches of {display_path(recording.directory)}"
+    source = f"{len(recording.steps)} batches of {display_path(recording.directory)}"
     (directory / "plan.json").write_text(json.dumps({"pieces": pieces, "source": source}, indent=1))
     return Plan(directory, pieces, source)
 

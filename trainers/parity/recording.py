@@ -25,8 +25,8 @@ UPDATES = 5
 
 @dataclass(frozen=True)
 class Recording:
-    """A recording in `directory`. `checkpoint` holds the weights that the newest batch is nearest to, if they were
-    saved."""
+    """A recording in `directory`: the newest `UPDATES` of its batches with something to train on. `checkpoint` holds
+    the weights that they are nearest to, if they were saved."""
 
     directory: Path
     config: TrainConfig
@@ -34,9 +34,9 @@ class Recording:
     checkpoint: Path | None
 
     def batches(self) -> list[Batch]:
-        """The newest `UPDATES` batches, oldest first. Raises `TrajectoryFileError`."""
+        """Oldest first. Raises `TrajectoryFileError`."""
         store = TrajectoryStore(self.directory / "trajectories", keep=0)
-        return [store.read(step) for step in self.steps[-UPDATES:]]
+        return [store.read(step) for step in self.steps]
 
 
 def load_recording(directory: Path) -> Recording:
@@ -44,9 +44,13 @@ def load_recording(directory: Path) -> Recording:
     from trainers.checkpoint import CheckpointError, find_checkpoint
 
     config = read_config(directory)
-    steps = tuple(TrajectoryStore(directory / "trajectories", keep=0).steps())
+    store = TrajectoryStore(directory / "trajectories", keep=0)
+    steps = tuple(step for step in store.steps() if store.read(step).trajectories)[-UPDATES:]
     if not steps:
-        raise ConfigError(f"recording={directory}: no recorded batch in it; train with logging.save_trajectories=5")
+        raise ConfigError(
+            f"recording={directory}: no recorded batch in it has a group with signal; train with "
+            f"logging.save_trajectories={UPDATES}"
+        )
     try:
         checkpoint = find_checkpoint(str(directory))
     except CheckpointError:
@@ -79,7 +83,7 @@ def record_run(run: Path, out: Path) -> Recording:
     trajectories.mkdir()
     shutil.copy2(run / "config.yaml", out)
     store = TrajectoryStore(run / "trajectories", keep=0)
-    for step in recording.steps[-UPDATES:]:
+    for step in recording.steps:
         shutil.copy2(store.path(step), trajectories)
     if recording.checkpoint is not None:
         shutil.copytree(recording.checkpoint, out / "checkpoints" / "last")

@@ -17,8 +17,8 @@ from trainers.parity.rungs import Measurement, Rung
 def table(ladder: Climb) -> Table:
     """Phase x rung: the worst error, below what is allowed."""
     rungs = ladder.rungs
-    title = "Parity with the legacy backend: the worst error of every rung"
-    out = Table("", *map(_title, rungs), title=title, box=box.SIMPLE, pad_edge=False)
+    title = "Worst error of every rung"
+    out = Table("", *map(_title, rungs), title=title, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     out.add_row("allowed", *(_number(rung.tolerance) for rung in rungs), end_section=True)
     for phase in _phases(ladder):
         cells = [ladder.worst(phase, rung) for rung in rungs]

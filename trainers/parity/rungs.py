@@ -26,10 +26,10 @@ class Rung:
 ROWS = Rung(0, "rows", "entries of ids, masks, old log-probs, advantages and pixels that differ", 0)
 LOSS = Rung(1, "loss", "difference, relative to sum of coefficient * |advantage|", 1e-6)
 METRICS = Rung(1, "metrics", "largest difference of the other figures of a step, relative where they exceed 1", 1e-5)
-GRADIENTS = Rung(2, "gradients", "norm of the difference, relative", 1e-5)
+GRADIENTS = Rung(2, "gradient", "norm of the difference, relative", 1e-5)
 DIRECTION = Rung(2, "cosine", "1 - cosine of the gradients", 1e-8)
 WEIGHTS = Rung(3, "weights", "norm of the difference after 5 updates, relative", 1e-5)
-EPISODES = Rung(4, "episodes", "tokens and their versions that differ in greedy episodes", 0)
+EPISODES = Rung(4, "tokens", "sampled tokens and their versions that differ in greedy episodes", 0)
 LEARNING = Rung(5, "learning", "how far below zero the interval of the difference of final success reaches", 0.05)
 LADDER = (ROWS, LOSS, METRICS, GRADIENTS, DIRECTION, WEIGHTS, EPISODES)
 
