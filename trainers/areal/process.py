@@ -9,10 +9,13 @@ import socket
 import sys
 import warnings
 from pathlib import Path
+from types import ModuleType
 
 from trainers.config import ConfigError
 
 EXTRA = "backend=areal needs the package areal: pip install --no-deps -r requirements/cpu.txt, or the extra [areal]"
+
+_LOGGERS = logging.Logger.manager  # as it is before AReaL is imported
 
 _HARMLESS = (
     "Transformer Engine and Apex are not installed",
@@ -54,15 +57,13 @@ def _free_port() -> int:
 
 
 def quiet() -> None:
-    """AReaL logs every micro-batch; what matters reaches the user as progress and errors.
-
-    Its loggers are module attributes: `getLogger` replaces Python's logging tree each time, so none can be found there.
-    """
+    """AReaL logs every micro-batch; what matters reaches the user as progress and errors."""
     for message in _HARMLESS:
         warnings.filterwarnings("ignore", message=message)
     import areal.utils.logging as areal_logging
     from transformers.utils import logging as transformers_logging
 
+    _keep_the_loggers(areal_logging)
     get_logger = areal_logging.getLogger
 
     def get_quiet_logger(*args: object, **kwargs: object) -> logging.Logger:
@@ -76,6 +77,14 @@ def quiet() -> None:
         if isinstance(logger, logging.Logger):
             logger.setLevel(logging.ERROR)
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+
+
+def _keep_the_loggers(areal_logging: ModuleType) -> None:
+    """AReaL's `getLogger` puts a new logging tree in place each time, and then no handler hears a new logger."""
+    logging.Logger.root, logging.Logger.manager = _LOGGERS.root, _LOGGERS
+    kept = {"RootLogger": lambda _level: _LOGGERS.root, "Manager": lambda _root: _LOGGERS}
+    vars(areal_logging).update(kept)
+    areal_logging.log_config["disable_existing_loggers"] = False
 
 
 def _resolve_names_in(directory: Path) -> None:

@@ -1,0 +1,23 @@
+"""What AReaL may not change in a process that uses it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+_PROGRAM = """
+import logging, sys
+from trainers.areal.process import quiet
+logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(name)s: %(message)s")
+logging.getLogger("before")
+quiet()
+import areal.utils.logging
+areal.utils.logging.getLogger("another of AReaL's")
+for name in ("before", "after"):
+    logging.getLogger(name).warning("heard")
+"""
+
+
+def test_handlers_go_on_hearing_loggers_made_before_and_after_areal() -> None:
+    done = subprocess.run([sys.executable, "-c", _PROGRAM], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.splitlines() == ["before: heard", "after: heard"]
