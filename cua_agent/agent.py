@@ -6,17 +6,18 @@ import asyncio
 import hashlib
 import logging
 import time
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 from PIL import Image
 
-from cua_agent.actions import Action, Point, ReportTaskComplete, Target
+from cua_agent.acting import act
+from cua_agent.actions import Action, Point
 from cua_agent.conversation import Codec, Context, Conversation, EpisodeInfo, Screen
 from cua_agent.envs.base import Environment, EnvironmentFailure, Observation
 from cua_agent.inference.base import GenerateRequest, InferenceEngine, InferenceFailure
-from cua_agent.parsing import Malformed, describe, parse_tool_call
+from cua_agent.parsing import describe
 from cua_agent.prompts import END_OF_TURN, Grounding, PromptStyle, system_prompt
 from cua_agent.rewards import RewardValues, SuccessOnly, outcome_of, reward_of
 from cua_agent.tasks import CUATask
@@ -26,9 +27,6 @@ logger = logging.getLogger(__name__)
 
 Seen = Literal["screenshot", "text"]
 """What of a screen the model is shown: its pixels, or its description in words."""
-
-_SHOWN_NAME = 60
-"""How much of an unknown element's name an error repeats, in characters."""
 
 
 class ContextTooShort(ValueError):  # noqa: N818 (a state of the configuration, not a fault of the program)
@@ -102,17 +100,6 @@ class _Progress:
         return self.claimed or self.world_done
 
 
-@dataclass(frozen=True)
-class _Effect:
-    """What a model's turn did: the action as the environment executed it, and what is seen now."""
-
-    observation: Observation
-    action: Action | None = None
-    executed: Action | None = None
-    claimed: bool = False
-    world_done: bool = False
-
-
 class StandaloneGBoxCUAAgent:
     """Plays episodes: look at the screen, sample a tool call, act, look again.
 
@@ -180,14 +167,14 @@ class StandaloneGBoxCUAAgent:
         seen = progress.seen = await self._environment.reset(task, seed)
         progress.reset_s = time.monotonic() - started
         progress.goal = seen.text or task.description
-        conversation.start(progress.goal, self._screen(seen))
+        conversation.start(progress.goal, screen_of(seen, self._config.observation))
         turn_limit = min(task.max_steps, self._config.max_turns)
         while self._has_room(conversation):
             seen = await self._take_turn(seed, episode_id, progress, seen)
             if progress.over or len(progress.turns) == turn_limit:
                 break
             row = conversation.row
-            conversation.observe(seen.text, self._screen(seen))
+            conversation.observe(seen.text, screen_of(seen, self._config.observation))
             if conversation.row != row:
                 self._engine.release(_conversation_id(episode_id, row))
         progress.score = await self._environment.compute_reward()
@@ -205,7 +192,7 @@ class StandaloneGBoxCUAAgent:
         started = time.monotonic()
         text = await self._generate(seed, episode_id, progress.conversation)
         generated = time.monotonic()
-        effect = await self._act(text, seen)
+        effect = await act(self._environment, text, seen, self._config.grounding)
         progress.claimed, progress.world_done = effect.claimed, effect.world_done
         progress.seen = effect.observation
         progress.turns.append(
@@ -236,45 +223,14 @@ class StandaloneGBoxCUAAgent:
         conversation.add_response(response)
         return self._policy.decode(response.output_ids).removesuffix(END_OF_TURN)
 
-    async def _act(self, text: str, seen: Observation) -> _Effect:
-        """Do what the model said; a turn that means nothing leaves the screen as it is."""
-        action = parse_tool_call(text)
-        if isinstance(action, Malformed):
-            return _Effect(replace(seen, text=f"error: {action.error}"))
-        if isinstance(action, ReportTaskComplete):
-            return _Effect(replace(seen, text=""), action, action, claimed=True)
-        try:
-            executed = await self._ground(action)
-        except _Ungrounded as error:
-            return _Effect(replace(seen, text=f"error: {error}"), action)
-        result = await self._environment.step(executed)
-        return _Effect(result.observation, action, executed, world_done=result.done)
 
-    async def _ground(self, action: Action) -> Action:
-        """`action` with the point of every element that it names."""
-        named = {f.name: getattr(action, f.name) for f in fields(action)}
-        points: dict[str, Point] = {}
-        for name, target in named.items():
-            if not isinstance(target, Target):
-                continue
-            if self._config.grounding == "coordinates":
-                raise _Ungrounded('give "coordinate"; elements cannot be named here')
-            point = await self._environment.locate(target.name)
-            if point is None:
-                raise _Ungrounded(f'no element called "{target.name[:_SHOWN_NAME]}"')
-            points[name] = point
-        return replace(action, **points)  # type: ignore[arg-type]
-
-    def _screen(self, seen: Observation) -> Screen:
-        if self._config.observation == "screenshot":
-            return np.array(seen.screenshot.convert("RGB"), dtype=np.uint8)
-        if seen.description is None:
-            raise NoDescription("observation=text: this environment cannot tell its screens in words")
-        return seen.description
-
-
-class _Ungrounded(Exception):  # noqa: N818 (a normal event of an episode)
-    """A named element has no place on the screen."""
+def screen_of(observation: Observation, seen: Seen) -> Screen:
+    """What of `observation` the model is shown. Raises `NoDescription`."""
+    if seen == "screenshot":
+        return np.array(observation.screenshot.convert("RGB"), dtype=np.uint8)
+    if observation.description is None:
+        raise NoDescription("observation=text: this environment cannot tell its screens in words")
+    return observation.description
 
 
 def sampling_seed(seed: int, episode_id: str, turn: int) -> int:

@@ -1,5 +1,6 @@
 """The documentation says what is there: links, commands, keys, presets and the example of a world of one's own."""
 
+import pkgutil
 import re
 import shlex
 import shutil
@@ -24,7 +25,10 @@ from trainers.task_sampler import training_tasks
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-NAMED_DIRECTORIES = ("outputs/my-run/checkpoints/best", "outputs/my-lora/checkpoints/best", "my-model", "tiny-again")
+NAMED_DIRECTORIES = (
+    *("outputs/my-run/checkpoints/best", "outputs/my-lora/checkpoints/best", "my-model", "tiny-again"),
+    *("outputs/my-phase-3", "outputs/my-way-back"),
+)
 """What the documented commands suppose to be there."""
 FILE_NAMES = {"eval.jsonl"}
 """What reads like a key and is none."""
@@ -184,6 +188,42 @@ def test_the_table_of_old_variables_is_complete() -> None:
     ]
 
 
+def names_of_the_guide() -> list[list[str]]:
+    """The dotted names in the cells of every row of the guide's names: theirs, AReaL's (not in each table), ours."""
+    section = prose(ROOT / "docs" / "backends.md").partition("## Names of the guide")[2].partition("\n## ")[0]
+    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| `")]
+    return [[" ".join(re.findall(r"`((?:\w+\.)+\w+)(?:\(\))?`", cell)) for cell in row] for row in rows]
+
+
+def test_the_names_to_use_instead_of_the_guides_exist() -> None:
+    rows = names_of_the_guide()
+    ours = [name for row in rows for name in row[-1].split() if name.startswith(("trainers.", "cua_agent."))]
+    assert len(rows) > 25
+    assert len(ours) > 25
+    for name in ours:
+        assert pkgutil.resolve_name(name) is not None
+
+
+@pytest.mark.slow
+def test_areal_has_the_names_that_are_given_as_its_own_and_not_the_guides(tmp_path: Path) -> None:
+    tables = [row for row in names_of_the_guide() if len(row) == 3]
+    invented = [name for theirs, _, _ in tables for name in theirs.split() if name.startswith("areal.")]
+    real = [name for _, names, _ in tables for name in names.split() if name.startswith("areal.")]
+    assert len(invented) > 5
+    assert len(real) > 9
+    found = run_python(
+        "import pkgutil, pathlib\n"
+        "from trainers.areal.process import prepare_process\n"
+        "prepare_process(pathlib.Path())\n"
+        f"for name in {invented + real}:\n"
+        "    try:\n        pkgutil.resolve_name(name)\n"
+        "    except (ImportError, AttributeError):\n        continue\n"
+        "    print(name)\n",
+        tmp_path,
+    )
+    assert found.split() == real
+
+
 def run_python(source: str, folder: Path) -> str:
     command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{source}"]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
@@ -200,3 +240,12 @@ def test_the_example_world_can_be_trained_on(tmp_path: Path) -> None:
     world, training = fenced(ROOT / "docs" / "environments.md", "python")
     assert "TrainResult(steps=2, stop_reason='max_steps'" in run_python(f"{world}\n{training}", tmp_path)
     assert (tmp_path / "outputs" / "lamp" / "summary.json").is_file()
+
+
+@pytest.mark.slow
+def test_the_example_workflow_plays_as_printed(tmp_path: Path) -> None:
+    workflow, driver = fenced(ROOT / "docs" / "migration.md", "python")
+    (tmp_path / "my_workflow.py").write_text(workflow, encoding="utf-8")
+    played = run_python(driver, tmp_path).splitlines()
+    assert len(played) == 8
+    assert all(re.fullmatch(r"\d+ tokens, \d+ sampled, reward [01]\.0", line) for line in played)
