@@ -10,6 +10,7 @@ import sys
 import warnings
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from trainers.config import ConfigError
 
@@ -65,10 +66,12 @@ def quiet() -> None:
 
     _keep_the_loggers(areal_logging)
     get_logger = areal_logging.getLogger
+    for settings in areal_logging.log_config["loggers"].values():
+        settings["level"] = logging.ERROR
 
-    def get_quiet_logger(*args: object, **kwargs: object) -> logging.Logger:
-        logger: logging.Logger = get_logger(*args, **kwargs)
-        logger.setLevel(logging.ERROR)
+    def get_quiet_logger(name: str | None = None, type_: Any = None, level: int = 0) -> logging.Logger:  # noqa: ARG001
+        # AReaL gives every logger its first level back whenever it makes another one.
+        logger: logging.Logger = get_logger(name, type_, logging.ERROR)
         return logger
 
     areal_logging.getLogger = get_quiet_logger
