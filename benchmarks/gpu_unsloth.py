@@ -315,7 +315,7 @@ def run_name(name: str) -> str:
 def results(args: argparse.Namespace, work: Path) -> Iterator[dict[str, Any]]:
     """The report so far, each time a process ends."""
     deadline = time.monotonic() + args.limit
-    report: dict[str, Any] = {"environment": environment(args), "comparisons": {}, "runs": {}, "failures": {}}
+    report: dict[str, Any] = {"comparisons": {}, "runs": {}, "failures": {}}
     with ThreadPoolExecutor(max_workers=16) as pool:
         parts = {}
         for name in args.runs:
@@ -324,6 +324,7 @@ def results(args: argparse.Namespace, work: Path) -> Iterator[dict[str, Any]]:
             for loader, folder in ((args.loader, f"{args.loader}-probed"), ("peft", "peft")):
                 job = pool.submit(probe_part, kind, loader, work / f"{kind}-{folder}", args, deadline)
                 parts[job] = f"{kind}, {folder}"
+        report["environment"] = environment(args)
         for job in as_completed(parts):
             name, outcome = parts[job], job.result()
             if outcome.status != 0:
