@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 TRAIN = [sys.executable, str(ROOT / "train.py")]
 RESULT = TrainResult(
     steps=2, stop_reason="max_steps", eval_success_start=0.4, eval_success_end=0.9, eval_success_best=0.95, wall_s=90.0,
-    rollout_s=50.0, train_s=30.0, env_utilisation=0.8, staleness_max=0,
+    rollout_s=50.0, train_s=30.0, env_utilisation=0.8, box_minutes=1.5, staleness_max=0,
 )  # fmt: skip
 
 

@@ -75,6 +75,8 @@ def test_the_rows_figures_describe_the_step(make_rig: MakeRig) -> None:
         assert row["logprob_gap"] == pytest.approx(1.0, abs=1e-4)
         assert row["loss"] == pytest.approx(0.0, abs=1e-5)  # advantages of a group cancel at ratio 1
         assert 0 < row["env_utilisation"] <= 1
+        assert row["env_wait_s"] > 0  # more episodes than environments
+        assert row["box_minutes"] * 60 > row["rollout_s"] * row["env_utilisation"]
         assert row["step_s"] >= row["rollout_s"] > 0
         assert row["tokens"] == row["groups_kept"] * 4 * 7
         assert (row["staleness_max"], row["lr"]) == (0, CONFIG.optim.learning_rate)

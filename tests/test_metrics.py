@@ -13,10 +13,10 @@ from trainers.protocol import EvalRecord, TrainResult
 DESIGN_KEYS = (
     "step policy_version loss policy_loss kl entropy grad_norm lr reward_mean reward_std success_rate groups_kept "
     "groups_filtered episodes episodes_infra_error staleness_mean staleness_max logprob_gap rollout_s train_s sync_s "
-    "step_s env_utilisation tokens tokens_per_s"
+    "step_s env_utilisation env_wait_s box_minutes tokens tokens_per_s"
 )
 
-RESULT = TrainResult(3, "max_steps", 0.5, 0.9, 0.9, 10.0, 4.0, 5.0, 0.7, 0)
+RESULT = TrainResult(3, "max_steps", 0.5, 0.9, 0.9, 10.0, 4.0, 5.0, 0.7, 1.5, 0)
 
 
 class Recorder:

@@ -123,10 +123,10 @@ def test_busy_seconds_count_running_and_finished_episodes() -> None:
             clock.now = 3.0
             async with pool.lend():
                 clock.now = 5.0
-                assert pool.busy_s == 5.0 + 2.0
+                assert pool.stats().busy_s == 5.0 + 2.0
             clock.now = 6.0
         clock.now = 100.0
-        assert pool.busy_s == 6.0 + 2.0
+        assert pool.stats().busy_s == 6.0 + 2.0
 
     asyncio.run(scenario())
 

@@ -279,9 +279,6 @@ def test_what_it_all_cost() -> None:
     assert (running.busy_s, running.alive_s, running.wait_s) == (10.0, 12.0, 2.0)
     assert (end.busy_s, end.alive_s, end.wait_s) == (14.0, 18.0, 4.0)
     assert (between.busy_s, between.alive_s, between.lent, between.started) == (4.0, 6.0, 1, 1)
-    assert end.box_minutes == 0.3
-    assert end.utilisation == 14 / 18
-    assert PoolStats().utilisation == 0.0
 
 
 @settings(max_examples=60, deadline=None)

@@ -147,7 +147,7 @@ class TrainingLoop:
         learnt = time.perf_counter()
         self._publish(updates)
         ended = time.perf_counter()
-        timing = Timing(usage.wall_s, learnt - clock, ended - learnt, ended - started, usage.utilisation)
+        timing = Timing(usage.wall_s, learnt - clock, ended - learnt, ended - started)
         self._book.step(collected, batch, updates, stale, timing, usage)
 
     def _publish(self, updates: Sequence[StepRecord]) -> None:

@@ -24,8 +24,10 @@ class StepMetrics:
     both by kind. `staleness_*` is the policy's version minus the version that served a token, over sampled tokens.
     `logprob_gap` is mean exp|training log-prob - rollout log-prob| over sampled tokens. `tokens` are the sampled and
     prompt tokens that were trained on; `tokens_per_s` divides them by `step_s`. `env_utilisation`: environment-seconds
-    lent to an episode during the rollouts, divided by (pool size x `rollout_s`). Loss figures are NaN (null in the
-    file) in a step that trained on nothing; `updates_skipped` counts updates whose loss or gradient was not finite.
+    lent to an episode during the rollouts, divided by (pool size x `rollout_s`). Since the step before: seconds that
+    episodes waited for an environment (`env_wait_s`, summed) and minutes that environments existed, which a provider
+    bills (`box_minutes`). Loss figures are NaN (null in the file) in a step that trained on nothing; `updates_skipped`
+    counts updates whose loss or gradient was not finite.
     """
 
     step: int
@@ -54,6 +56,8 @@ class StepMetrics:
     sync_s: float = 0.0
     step_s: float = 0.0
     env_utilisation: float = 0.0
+    env_wait_s: float = 0.0
+    box_minutes: float = 0.0
     tokens: int = 0
     tokens_per_s: float = 0.0
     outcomes: Mapping[str, int] = field(default_factory=dict)

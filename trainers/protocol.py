@@ -68,6 +68,7 @@ class TrainResult:
     rollout_s: float
     train_s: float
     env_utilisation: float
+    box_minutes: float
     staleness_max: int
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Protocol
 
 from cua_agent.envs.base import Environment, EnvironmentFailure
@@ -82,19 +82,27 @@ OnDone = Callable[[int, int], None]
 @dataclass(frozen=True)
 class Usage:
     """What rollouts cost: wall seconds that training waited for them, and environment-seconds lent to episodes, of the
-    `capacity_s` (pool size x wall seconds) that there were to lend."""
+    `capacity_s` (pool size x wall seconds) that there were to lend. Since the step before: seconds that episodes waited
+    for an environment (`env_wait_s`, summed) and that environments existed (`alive_s`), evaluations included."""
 
     wall_s: float = 0.0
     busy_s: float = 0.0
     capacity_s: float = 0.0
+    env_wait_s: float = 0.0
+    alive_s: float = 0.0
 
     def __add__(self, other: Usage) -> Usage:
-        return Usage(self.wall_s + other.wall_s, self.busy_s + other.busy_s, self.capacity_s + other.capacity_s)
+        return Usage(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
     @property
     def utilisation(self) -> float:
         """Share of the time that environments were lent to an episode, 0..1."""
         return self.busy_s / self.capacity_s if self.capacity_s else 0.0
+
+    @property
+    def box_minutes(self) -> float:
+        """What a provider that bills environments by the minute counts."""
+        return self.alive_s / 60
 
 
 class EpisodePlayer(Protocol):

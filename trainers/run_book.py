@@ -86,7 +86,7 @@ class RunBook:
         timing = self._crew.agree(timing)
         self._state = advance(self._state, timing, stale)
         self._usage += usage
-        metrics = step_metrics(self._state, collected, batch, updates, stale, timing)
+        metrics = step_metrics(self._state, collected, batch, updates, stale, timing, usage)
         self._writer.step(metrics)
         self._progress.step(metrics, self._config.max_steps)
 
@@ -152,6 +152,7 @@ class RunBook:
             rollout_s=state.rollout_s,
             train_s=state.train_s,
             env_utilisation=self._usage.utilisation,
+            box_minutes=self._usage.box_minutes,
             staleness_max=state.staleness_max,
         )
         self._writer.summary(

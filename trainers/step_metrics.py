@@ -14,20 +14,19 @@ from cua_agent.trajectory import Trajectory
 from trainers.evaluation import turn_count
 from trainers.metrics import StepMetrics
 from trainers.protocol import Batch, StepRecord, TrainerState
-from trainers.rollouts import Collected, Episode
+from trainers.rollouts import Collected, Episode, Usage
 
 _KEYS = {f.name for f in fields(StepMetrics)}
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Wall seconds of a step and its parts, and the share of the rollouts that environments were lent."""
+    """Wall seconds of a step and its parts."""
 
     rollout_s: float
     train_s: float
     sync_s: float
     step_s: float
-    env_utilisation: float
 
 
 @dataclass(frozen=True)
@@ -70,6 +69,7 @@ def step_metrics(
     updates: Sequence[StepRecord],
     stale: Staleness,
     timing: Timing,
+    usage: Usage,
 ) -> StepMetrics:
     """The row of the step that led to `state`; loss figures are means over its applied updates."""
     tokens = sum(len(row) for row in batch.trajectories)
@@ -88,7 +88,9 @@ def step_metrics(
         train_s=timing.train_s,
         sync_s=timing.sync_s,
         step_s=timing.step_s,
-        env_utilisation=timing.env_utilisation,
+        env_utilisation=usage.utilisation,
+        env_wait_s=usage.env_wait_s,
+        box_minutes=usage.box_minutes,
         tokens=tokens,
         tokens_per_s=tokens / timing.step_s,
         **learning,

@@ -67,16 +67,6 @@ class PoolStats:
     def __sub__(self, earlier: PoolStats) -> PoolStats:
         return PoolStats(*(getattr(self, f.name) - getattr(earlier, f.name) for f in fields(self)))
 
-    @property
-    def utilisation(self) -> float:
-        """The share of its existence that an environment is lent."""
-        return self.busy_s / self.alive_s if self.alive_s else 0.0
-
-    @property
-    def box_minutes(self) -> float:
-        """What a provider that bills by the minute counts."""
-        return self.alive_s / 60
-
 
 @dataclass(eq=False)
 class _Kept:
@@ -123,11 +113,6 @@ class EnvironmentPool:
     @property
     def size(self) -> int:
         return self._size
-
-    @property
-    def busy_s(self) -> float:
-        """Environment-seconds lent so far, those of running episodes included."""
-        return self.stats().busy_s
 
     def stats(self) -> PoolStats:
         """Up to now, what is still running included."""

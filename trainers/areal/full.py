@@ -223,7 +223,6 @@ class FullTrainer:
             train_s=watch.publishing - watch.collected,
             sync_s=watch.published - watch.publishing,
             step_s=watch.published - watch.collecting,
-            env_utilisation=usage.utilisation,
         )
         record = step_record(self._actor.watch.metrics(self._crew), self._actor.stats)
         stale = staleness(batch.trajectories, version)

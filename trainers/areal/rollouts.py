@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from cua_agent.envs.base import EnvironmentFailure
+from cua_agent.envs.pool import PoolStats
 from trainers.areal.engine import PolicyEngine
 from trainers.areal.ledger import Finished, Ledger
 from trainers.areal.tensors import TensorDict, carries_signal
@@ -84,7 +85,7 @@ class GroupStream:
         self._window = _Window()
         self._failures = 0
         self._taken = 0  # groups handed out since the version last changed
-        self._clock, self._busy_s = time.perf_counter(), 0.0
+        self._clock, self._stats = time.perf_counter(), PoolStats()
 
     @property
     def workflow(self) -> GroupWorkflow:
@@ -224,7 +225,7 @@ class GroupStream:
 
     def _usage(self, waited_s: float) -> Usage:
         """Environments work all the time, so their use is measured from batch to batch."""
-        now, busy = time.perf_counter(), self._world.busy_s
-        usage = Usage(waited_s, busy - self._busy_s, (now - self._clock) * self._world.size)
-        self._clock, self._busy_s = now, busy
-        return usage
+        now, stats = time.perf_counter(), self._world.stats()
+        did, capacity_s = stats - self._stats, (now - self._clock) * self._world.size
+        self._clock, self._stats = now, stats
+        return Usage(waited_s, did.busy_s, capacity_s, did.wait_s, did.alive_s)

@@ -71,11 +71,7 @@ def collect_together(
         collected.lost += part.lost
     collected.kept.sort(key=lambda group: group.spec.group_id)
     usages = [usage for _, usage, _ in parts]
-    usage = Usage(
-        max(usage.wall_s for usage in usages),
-        sum(usage.busy_s for usage in usages),
-        sum(usage.capacity_s for usage in usages),
-    )
+    usage = replace(sum(usages, Usage()), wall_s=max(usage.wall_s for usage in usages))
     return collected, usage, crew.size * max(own for _, _, own in parts)
 
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 
-from cua_agent.envs.pool import EnvironmentFactory, EnvironmentPool
+from cua_agent.envs.pool import EnvironmentFactory, EnvironmentPool, PoolStats
 
 _CLOSING_S = 300.0  # boxes in the cloud that are still being created are waited for
 
@@ -29,10 +29,9 @@ class LoopWorld:
     def size(self) -> int:
         return self._size
 
-    @property
-    def busy_s(self) -> float:
-        """Environment-seconds lent so far."""
-        return self._pool.busy_s if self._pool is not None else 0.0
+    def stats(self) -> PoolStats:
+        """What the pool did so far."""
+        return self._pool.stats() if self._pool is not None else PoolStats()
 
     async def pool(self) -> EnvironmentPool:
         """The pool; opened by the first call, on its loop."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
 from cua_agent.envs.base import EnvironmentFailure
-from cua_agent.envs.pool import EnvironmentPool
+from cua_agent.envs.pool import EnvironmentPool, PoolStats
 from cua_agent.inference.base import InferenceEngine
 from trainers.config import TrainConfig
 from trainers.grpo.advantages import has_signal
@@ -42,6 +42,7 @@ class SynchronousRollouts:
         self._sampler = TaskSampler(parts.train_tasks, config.seed)
         self._stack = AsyncExitStack()
         self._runner = asyncio.Runner()
+        self._stats = PoolStats()
         self._closed = False
         try:
             self._pool = self._runner.run(self._open())
@@ -73,7 +74,7 @@ class SynchronousRollouts:
         def worth_training_on(group: Group) -> bool:
             return has_signal(group.rows, self._config.advantage)
 
-        started, busy = time.perf_counter(), self._pool.busy_s
+        started, before = time.perf_counter(), self._pool.stats()
         round_of_groups = collect(
             play_round, self._sampler.next, worth_training_on, rollout.groups_per_step, rollout.max_refills
         )
@@ -86,7 +87,13 @@ class SynchronousRollouts:
             self._sampler.position = position  # nothing was learnt from these groups: a resumed run plays them again
             raise
         wall_s = time.perf_counter() - started
-        return collected, Usage(wall_s, self._pool.busy_s - busy, wall_s * self._pool.size)
+        return collected, self._usage(wall_s, self._pool.stats(), before)
+
+    def _usage(self, wall_s: float, now: PoolStats, before: PoolStats) -> Usage:
+        """Environments work while training waits, and cost all the time."""
+        since = now - self._stats
+        self._stats = now
+        return Usage(wall_s, (now - before).busy_s, wall_s * self._pool.size, since.wait_s, since.alive_s)
 
     def play(self, specs: Sequence[EpisodeSpec], on_done: OnDone) -> list[Played]:
         retries = self._config.rollout.infra_retries
