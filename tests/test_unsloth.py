@@ -15,7 +15,7 @@ from cua_agent.models.errors import PackageMissing, UnsupportedModel
 from cua_agent.models.loaders import load_policy
 from cua_agent.models.lora import LoraSpec
 from cua_agent.models.policy import PolicyModel
-from cua_agent.models.unsloth import load_model_with_unsloth
+from cua_agent.models.unsloth import load_model_with_unsloth, mend_image_processor
 from tests.text_rows import sampled_rows
 from trainers.checkpoint import save_weights
 from trainers.config import LossConfig, TrainConfig
@@ -149,6 +149,18 @@ def test_the_name_of_the_guide_returns_model_and_tokenizer(checkpoint: str) -> N
 def test_a_model_with_eyes_is_refused_on_a_cpu(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModel, match="does not do on a CPU; allowed: loader=peft, or a GPU"):
         unsloth(str(tiny_random.build(tmp_path)))
+
+
+@installed
+def test_its_patch_of_the_image_processor_is_undone(checkpoint: str) -> None:
+    """Applied on GPUs: with it, no processor of the pinned transformers can be made."""
+    unsloth(checkpoint)
+    importlib.import_module("unsloth_zoo.temporary_patches.misc").patch_qwen2vl_image_processor_pixel_attrs()
+    with pytest.raises(AttributeError, match="no setter"):
+        load_policy("tiny")
+    mend_image_processor()
+    policy = load_policy("tiny")
+    assert policy.image_processor.min_pixels == policy.image_processor.size["shortest_edge"]
 
 
 def test_a_missing_package_is_one_line(checkpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,8 +102,19 @@ def load_model_with_unsloth(
             use_gradient_checkpointing=checkpointing,
         )
         loader.for_training(model)
+    if reads_images:
+        mend_image_processor()
     os.environ["UNSLOTH_RETURN_HIDDEN_STATES"] = "0"  # "1" would put hidden states where logits are expected
     return model.eval(), tokenizer
+
+
+def mend_image_processor() -> None:
+    """Unsloth adds `min_pixels` and `max_pixels` to the class, read-only; transformers' own processor sets them."""
+    from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
+
+    for name in ("min_pixels", "max_pixels"):
+        if isinstance(vars(Qwen2VLImageProcessor).get(name), property):
+            delattr(Qwen2VLImageProcessor, name)
 
 
 def _cache() -> Path:
