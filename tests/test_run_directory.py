@@ -102,3 +102,7 @@ def test_the_command_to_go_on_keeps_what_the_run_was_started_with(tmp_path: Path
     assert resume_command(started, tmp_path / "outputs" / "mine") == (
         "python train.py experiment=pocket_lora 'env.tasks=[a,b]' resume=outputs/mine"
     )
+    started = ["max_steps=5", "seed=1"]
+    assert resume_command(started, tmp_path / "mine", max_steps=10) == (
+        "python train.py seed=1 resume=mine max_steps=10"
+    )

@@ -32,7 +32,7 @@ def closing_words(result: TrainResult, directory: Path, config: TrainConfig, ove
         "Watch an episode, go on training, browse the curves (pip install tensorboard):",
         f"  python -m cua_agent env={config.env.name} task={task.id} model={shown}/checkpoints/best "
         f"grounding={model.grounding} prompt={model.prompt}",
-        f"  {resume_command(overrides, directory)} max_steps={2 * config.max_steps}",
+        f"  {resume_command(overrides, directory, max_steps=2 * config.max_steps)}",
         f"  tensorboard --logdir {shown}/tensorboard",
     ]
     return "\n".join(lines)

@@ -69,12 +69,14 @@ def to_yaml(tree: Mapping[str, Any]) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(dict(tree)))
 
 
-def resume_command(overrides: Sequence[str], directory: Path) -> str:
-    """The command that goes on with the run in `directory`, which was started with `overrides`."""
-    kept = [override for override in overrides if override.partition("=")[0] not in ("resume", "run_name")]
+def resume_command(overrides: Sequence[str], directory: Path, **changes: object) -> str:
+    """The command that goes on with the run in `directory`, which was started with `overrides`, with `changes`."""
+    replaced = {"resume", "run_name", *changes}
+    kept = [override for override in overrides if override.partition("=")[0] not in replaced]
+    changed = [f"{key}={value}" for key, value in changes.items()]
     processes = os.environ.get("WORLD_SIZE", "1")
     start = ["python"] if processes == "1" else ["torchrun", f"--nproc_per_node={os.environ['LOCAL_WORLD_SIZE']}"]
-    return shlex.join([*start, "train.py", *kept, f"resume={display_path(directory)}"])
+    return shlex.join([*start, "train.py", *kept, f"resume={display_path(directory)}", *changed])
 
 
 def display_path(path: Path) -> Path:

@@ -19,6 +19,9 @@ from cua_agent.models.sources import TINY_WEIGHTS
 from cua_agent.trajectory import Trajectory
 from tests.vllm.reference import TOLERANCE, full_logprobs
 from trainers.config.compose import load_config
+from trainers.parity.__main__ import main as parity
+from trainers.parity.ladder import read_ladder
+from trainers.parity.rungs import LADDER
 from trainers.progress import open_progress
 from trainers.protocol import Trainer
 from trainers.trajectory_store import TrajectoryStore
@@ -128,3 +131,11 @@ def test_live_full_weights(server: Any, tmp_path: Path) -> None:
         check_tokens(tmp_path, bound=1)
     finally:
         server.reload(TINY_WEIGHTS)
+
+
+def test_the_ladder_holds_on_what_the_server_sampled(server: Any, tmp_path: Path) -> None:
+    run, out = tmp_path / "run", tmp_path / "parity"
+    assert parity(["record", "--out", str(run), "inference=vllm", f"inference.servers=[{server.url}]", *LORA]) == 0
+    assert parity(["ladder", "--recording", str(run), "--out", str(out)]) == 0
+    climbed = read_ladder(out / "ladder.json")
+    assert all(climbed.of(phase, rung) for phase in (1, 2, 3) for rung in LADDER)

@@ -1,0 +1,171 @@
+"""200 episodes on a local GBox whose requests fail: does every fault cost what it may cost, and no more?
+
+    python benchmarks/gbox_faults.py --rate 0.2
+
+Trains on every backend against a server of its own, and compares what the trainer learnt from with the server's ledger,
+which knows what really happened. Prints a table; exit status 1 when anything was scored, counted or sent that should
+not have been, or a box is left.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+from rich.console import Console
+from rich.table import Table
+
+from cua_agent.trajectory import Outcome, Trajectory
+from trainers.trajectory_store import TrajectoryStore
+
+ROOT = Path(__file__).resolve().parents[1]
+GROUPS, GROUP_SIZE, MAX_TURNS = 5, 8, 6
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run: its metrics rows, the episodes that it learnt from, the server's summary, and wall minutes."""
+
+    name: str
+    rows: list[dict[str, Any]]
+    episodes: list[Trajectory]
+    server: dict[str, Any]
+    minutes: float
+
+    def total(self, key: str) -> float:
+        return sum(row[key] for row in self.rows)
+
+    def complaints(self, wanted: int) -> list[str]:
+        """What must not be, a line each."""
+        names = [episode.episode_id for episode in self.episodes]
+        failed = [episode for episode in self.episodes if episode.reward == 0.0]
+        found = {
+            f"{int(self.total('episodes'))} of {wanted} episodes": self.total("episodes") < wanted,
+            f"counted twice: {[name for name, count in Counter(names).items() if count > 1]}": len(names)
+            > len(set(names)),
+            f"scored after a fault: {[e.episode_id for e in failed if not ended(e)]}": not all(map(ended, failed)),
+            f"sent twice: {self.server['sent_twice']}": self.server["sent_twice"],
+            f"boxes left: {self.server['running']}": self.server["running"],
+        }
+        return [f"{self.name}: {complaint}" for complaint, holds in found.items() if holds]
+
+
+def ended(episode: Trajectory) -> bool:
+    """Whether a failed episode came to an end of its own: a claim, or its last turn."""
+    if episode.outcome is Outcome.OUT_OF_TURNS:
+        return len(episode.turns) == MAX_TURNS
+    return episode.outcome in {Outcome.FALSE_CLAIM, Outcome.FAILURE}
+
+
+@contextmanager
+def local_gbox(rate: float, seed: int) -> Iterator[str]:
+    """A server in a process of its own; its origin."""
+    faults = ["--fault-rate", str(rate), "--hang-s", "6", "--slow-create-s", "6", "--retry-after-s", "0"]
+    command = [sys.executable, "-m", "cua_agent.envs.local_gbox", "--port", "0", "--seed", str(seed), *faults]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        origin = re.search(r"http://[\d.:]+", process.stdout.readline())
+        assert origin is not None
+        yield origin[0]
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)
+
+
+def train(name: str, backend: list[str], directory: Path, options: argparse.Namespace) -> Finished:
+    """One run against a fresh server."""
+    steps = -(-options.episodes // (GROUPS * GROUP_SIZE))
+    overrides = [
+        *backend,
+        "env=gbox_local",
+        f"max_steps={steps}",
+        f"rollout.groups_per_step={GROUPS}",
+        f"rollout.group_size={GROUP_SIZE}",
+        f"rollout.max_turns={MAX_TURNS}",
+        f"rollout.concurrency={options.concurrency}",
+        "rollout.max_refills=0",
+        "rollout.infra_retries=20",
+        "env.gbox.call_timeout_s=3",
+        "env.gbox.command_timeout_s=2",
+        "env.gbox.create_timeout_s=5",
+        "eval.baseline=false",
+        "eval.every_steps=0",
+        "eval.episodes=4",
+        "logging.tensorboard=false",
+        f"logging.save_trajectories={steps}",
+        f"output_dir={directory}",
+        f"run_name={name}",
+    ]
+    began = time.monotonic()
+    with local_gbox(options.rate, options.seed) as origin:
+        command = [sys.executable, "train.py", *overrides, f"env.gbox.base_url={origin}/api/v1"]
+        subprocess.run(command, cwd=ROOT, check=True, env={**os.environ, "GBOX_API_KEY": "local"})
+        with urlopen(f"{origin}/ledger") as reply:
+            server = json.load(reply)["summary"]
+    lines = (directory / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    store = TrajectoryStore(directory / name / "trajectories", steps)
+    episodes = [row for step in store.steps() for row in store.read(step).trajectories]
+    return Finished(name, [json.loads(line) for line in lines], episodes, server, (time.monotonic() - began) / 60)
+
+
+def report(runs: list[Finished]) -> None:
+    """The table."""
+    table = Table()
+    for column in ("run", "episodes", "lost", "boxes", "box-min", "actions", "twice", "left", "faults", "minutes"):
+        table.add_column(column, justify="left" if column == "run" else "right")
+    for run in runs:
+        server = run.server
+        figures = [
+            int(run.total("episodes")),
+            int(run.total("episodes_infra_error")),
+            server["created"],
+            f"{run.total('box_minutes'):.0f}",
+            server["executed"],
+            len(server["sent_twice"]),
+            len(server["running"]),
+            sum(server["faults"].values()),
+            f"{run.minutes:.1f}",
+        ]
+        table.add_row(run.name, *map(str, figures))
+    console = Console(width=110)
+    console.print(table)
+    for run in runs:
+        console.print(f"{run.name}: {', '.join(f'{kind} {count}' for kind, count in run.server['faults'].items())}")
+
+
+def main() -> int:
+    """Train, compare, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rate", type=float, default=0.2, help="share of the requests that fail")
+    parser.add_argument("--episodes", type=int, default=200, help="scored episodes of a run, at least")
+    parser.add_argument("--concurrency", type=int, default=16, help="boxes at a time")
+    parser.add_argument("--seed", type=int, default=0, help="of the faults")
+    parser.add_argument("--phases", type=int, nargs="*", default=[3], help="phases of backend=areal beside legacy")
+    options = parser.parse_args()
+    backends = {"legacy": ["backend=legacy"]}
+    backends |= {f"areal-phase-{phase}": ["backend=areal", f"phase={phase}"] for phase in options.phases}
+    with tempfile.TemporaryDirectory() as temporary:
+        runs = [train(name, backend, Path(temporary), options) for name, backend in backends.items()]
+    report(runs)
+    complaints = [complaint for run in runs for complaint in run.complaints(options.episodes)]
+    for complaint in complaints:
+        print(complaint, file=sys.stderr)
+    return 1 if complaints else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
