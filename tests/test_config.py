@@ -69,6 +69,7 @@ def test_every_key_is_reached_from_the_command_line_with_its_type(tmp_path, monk
     wanted |= {"env.gbox.scale": 0.5, "env.gbox.expires_in_s": 7200.0, "env.tasks": ("toggle",)}
     # What goes together with 4-bit weights, screens in words and the engine in process.
     wanted |= {"phase": 1, "env.name": "pocket", "loader.attn_implementation": "eager"}
+    wanted |= {"scheduler": "none", "n_nodes": 1, "n_gpus": 0}  # phase 3 only: test_cluster_config
     written = {
         key: str(list(value)).replace("'", "") if isinstance(value, tuple) else value for key, value in wanted.items()
     }

@@ -14,8 +14,8 @@ from trainers.rollouts import OnDone
 T = TypeVar("T")
 
 
-class Crew(Protocol):
-    """`size` processes that take the same steps at the same time; this one is number `rank`. Process 0 keeps the books.
+class Peers(Protocol):
+    """`size` processes that take the same steps at the same time; this one is number `rank`.
 
     The methods with a result are collective: every process must call them, in the same order.
     """
@@ -29,6 +29,10 @@ class Crew(Protocol):
     def gather(self, value: T) -> list[T]:
         """The values of all processes, by rank, to each of them."""
         ...
+
+
+class Crew(Peers, Protocol):
+    """Peers that run one training loop together. Process 0 keeps the books."""
 
     def agree(self, value: T) -> T:
         """The value of process 0."""
@@ -95,6 +99,8 @@ def crew_of_environment(config: TrainConfig) -> Iterator[Crew]:
 
 def check_processes(config: TrainConfig, size: int) -> None:
     """Raise `ConfigError` for what `size` processes cannot train."""
+    if config.scheduler != "none":
+        raise ConfigError(f"scheduler={config.scheduler} with {size} processes: start one, it starts the others")
     if config.active_phase not in (2, 3):
         phase = "" if config.active_phase is None else f" phase={config.phase}"
         raise ConfigError(
@@ -126,3 +132,8 @@ def without_trackers(config: TrainConfig) -> TrainConfig:
     """For a process that keeps no books."""
     nothing = replace(config.logging, tensorboard=False, wandb=False, trackio=False, save_trajectories=0)
     return replace(config, logging=nothing)
+
+
+def without_trajectories(config: TrainConfig) -> TrainConfig:
+    """For a process that sees no pixels, without which a recorded batch is of no use."""
+    return replace(config, logging=replace(config.logging, save_trajectories=0))

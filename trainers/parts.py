@@ -54,7 +54,7 @@ def build_parts(config: TrainConfig) -> Parts:
         environments=partial(environment_factory, config.env),
         runner_for=partial(agent_runner, policy, config),
         train_tasks=train_tasks,
-        eval_tasks={"seeds": _held_out("seeds", config), "templates": _held_out("templates", config)},
+        eval_tasks=held_out_tasks(config),
     )
 
 
@@ -130,6 +130,11 @@ def agent_runner(policy: PolicyModel, config: TrainConfig, engine: InferenceEngi
         return episode.trajectories
 
     return run
+
+
+def held_out_tasks(config: TrainConfig) -> dict[EvalSplit, Sequence[CUATask]]:
+    """The evaluation tasks by split."""
+    return {"seeds": _held_out("seeds", config), "templates": _held_out("templates", config)}
 
 
 def _held_out(split: EvalSplit, config: TrainConfig) -> list[CUATask]:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from trainers.crew import Crew
+from trainers.crew import Peers
 from trainers.grpo.loss import LossSums
 from trainers.rollouts import OnDone
 
@@ -109,6 +109,6 @@ def _portable(error: BaseException) -> BaseException:
     return error
 
 
-def summed(sums: LossSums, crew: Crew) -> LossSums:
+def summed(sums: LossSums, peers: Peers) -> LossSums:
     """The metrics of the batch, of which every process saw a share."""
-    return reduce(operator.add, crew.gather(sums))
+    return reduce(operator.add, peers.gather(sums))

@@ -20,7 +20,7 @@ from trainers.areal.shares import own_rows
 from trainers.areal.tensors import TensorDict, rows_to_tensors, shifted
 from trainers.checkpoint import Optimisation, load_checkpoint, save_checkpoint
 from trainers.config import TrainConfig
-from trainers.crew import ALONE, Crew
+from trainers.crew import ALONE, Crew, Peers
 from trainers.grpo.batching import weigh_rows
 from trainers.grpo.loss import LossInputs, LossSums, grpo_loss
 from trainers.protocol import Batch, LossRecord, StepRecord, TrainerState
@@ -125,10 +125,10 @@ class BatchLoss:
         return total
 
 
-def optimisation_of(actor: PolicyActor, crew: Crew) -> Optimisation:
+def optimisation_of(actor: PolicyActor, peers: Peers) -> Optimisation:
     """The actor's optimiser as checkpoints know it: whole tensors by parameter name. The first process writes."""
     parameters = dict(actor.policy.trainable_parameters())
-    writes = crew.rank == 0
+    writes = peers.rank == 0
     return Optimisation(actor.optimizer, actor.lr_scheduler, parameters, gather=whole, scatter=like, writes=writes)
 
 

@@ -18,7 +18,7 @@ from trainers.areal.fsdp import PolicyActor
 from trainers.areal.settings import ppo_actor_config, reward_norm
 from trainers.areal.tensors import TensorDict, first_rows
 from trainers.config import ConfigError, LossConfig, TrainConfig
-from trainers.crew import Crew
+from trainers.crew import Peers
 from trainers.grpo.kl import ESTIMATORS, MAX_LOG_RATIO
 from trainers.grpo.loss import LossSums, decoupled_ppo_clip, ppo_clip
 
@@ -137,9 +137,9 @@ class LossWatch:
             return decoupled_ppo_clip(logprobs, proximal, old, advantages, epsilon, cap)[1]
         return ppo_clip(logprobs, old, advantages, epsilon)[1]
 
-    def metrics(self, crew: Crew) -> dict[str, float]:
+    def metrics(self, peers: Peers) -> dict[str, float]:
         """As `LossSums.metrics`, of all processes together; losses are token means over the update."""
-        sums = summed(self._sums, crew)
+        sums = summed(self._sums, peers)
         figures, count = sums.metrics(), max(sums.tokens, 1)
         return {**figures, "loss": figures["loss"] / count, "policy_loss": figures["policy_loss"] / count}
 

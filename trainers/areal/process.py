@@ -25,15 +25,16 @@ _HARMLESS = (
 )
 
 
-def prepare_process(run_directory: Path) -> None:
-    """Make this process one rank of AReaL's SPMD mode (the only one, unless a launcher said otherwise).
+def prepare_process(run_directory: Path, *, controller: bool = False) -> None:
+    """Make this process one rank of AReaL's SPMD mode (the only one, unless a launcher said otherwise), or the
+    controller of its single-controller mode.
 
     Raises `ConfigError` when areal is not installed.
     """
     if importlib.util.find_spec("areal") is None:
         raise ConfigError(EXTRA)
+    os.environ["AREAL_SPMD_MODE"] = "0" if controller else "1"
     defaults = {
-        "AREAL_SPMD_MODE": "1",
         "RANK": "0",
         "WORLD_SIZE": "1",
         "LOCAL_RANK": "0",
@@ -47,7 +48,7 @@ def prepare_process(run_directory: Path) -> None:
         os.environ["MASTER_PORT"] = str(_free_port())
     quiet()
     _resolve_names_in(run_directory / "areal" / "names")
-    _no_async_saver()
+    no_async_saver()
 
 
 def _free_port() -> int:
@@ -75,11 +76,16 @@ def quiet() -> None:
         return logger
 
     areal_logging.getLogger = get_quiet_logger
+    hush()
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+
+
+def hush() -> None:
+    """Only errors from the modules of AReaL that are imported already."""
     for name, module in list(sys.modules.items()):
         logger = getattr(module, "logger", None) if name.startswith("areal.") else None
         if isinstance(logger, logging.Logger):
             logger.setLevel(logging.ERROR)
-    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 
 
 def _keep_the_loggers(areal_logging: ModuleType) -> None:
@@ -98,7 +104,7 @@ def _resolve_names_in(directory: Path) -> None:
     name_resolve.reconfigure(NameResolveConfig(type="nfs", nfs_record_root=str(directory)))
 
 
-def _no_async_saver() -> None:
+def no_async_saver() -> None:
     """The check for asynchronous saving imports an engine that needs triton, in every mode (areal/utils/saver.py)."""
     from areal.utils.saver import Saver
 

@@ -29,7 +29,8 @@ class AReaLGRPOTrainer:
     """Multi-turn GRPO on AReaL; implements `Trainer`.
 
     Phase 1: AReaL collects, we learn. Phase 2: AReaL's engine holds the model as well and computes our loss. Phase 3:
-    AReaL's trainer runs everything. `parts` replaces what `build_parts(config)` would load. In phases 2 and 3 every
+    AReaL's trainer runs everything. `parts` replaces what `build_parts(config)` would load
+    (with `scheduler`, workers load it). In phases 2 and 3 every
     process of `crew` has a trainer, and all of its methods are collective.
     """
 
@@ -41,7 +42,14 @@ class AReaLGRPOTrainer:
         parts: Parts | None = None,
         crew: Crew = ALONE,
     ) -> None:
-        prepare_process(run_directory)
+        self._trainer: Trainer
+        self._tensors: Tensors
+        prepare_process(run_directory, controller=config.scheduler != "none")
+        if config.scheduler != "none":
+            from trainers.areal.cluster.trainer import ClusterTrainer
+
+            self._trainer, self._tensors = ClusterTrainer(config, run_directory, progress), _no_tensors
+            return
         parts = parts or build_parts(config)
         self._trainer, self._tensors = _of_phase(config, run_directory, progress, parts, crew)
 
@@ -110,4 +118,4 @@ def _learner(config: TrainConfig, parts: Parts, crew: Crew) -> tuple[PolicyLearn
 
 
 def _no_tensors(_: Batch) -> list[TensorDict]:
-    raise RuntimeError("phase 1 trains without AReaL's engine")
+    raise RuntimeError("AReaL's engine is not in this process")

@@ -19,3 +19,4 @@ class ArealConfig:
     packed_tokens: int = Field(
         default=1024, ge=64, description="phases 2 and 3: token budget of one packed forward pass"
     )
+    worker_memory_gb: int = Field(default=4, ge=1, description="scheduler: main memory asked for each worker process")

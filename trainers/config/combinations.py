@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import TYPE_CHECKING
 
+from trainers.config.cluster import cluster_problems
 from trainers.config.validation import ConfigError
 
 if TYPE_CHECKING:
@@ -17,7 +18,10 @@ DESCRIBES_ITS_SCREENS = ("pocket",)
 
 def check_combinations(config: TrainConfig) -> None:
     """Raise `ConfigError` on the first combination that cannot work."""
-    problem = next(chain(_loader_problems(config), _model_problems(config), _vllm_problems(config)), None)
+    problems = chain(
+        _loader_problems(config), _model_problems(config), _vllm_problems(config), cluster_problems(config)
+    )
+    problem = next(problems, None)
     if problem is not None:
         raise ConfigError(problem)
 

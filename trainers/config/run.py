@@ -65,6 +65,12 @@ class TrainConfig:
         default=None, description="name of the run directory; null: time, backend, experiment, seed"
     )
     resume: PathText | None = Field(default=None, description="checkpoint or run directory to go on from")
+    scheduler: Literal["none", "local", "ray", "slurm"] = Field(
+        default="none",
+        description="phase 3: who starts worker processes; none: this process (or torchrun), else AReaL's scheduler",
+    )
+    n_nodes: int = Field(default=1, ge=1, description="scheduler: machines")
+    n_gpus: int = Field(default=0, ge=0, description="scheduler: GPUs of each machine, a process each; 0: on the CPU")
     threads: int = Field(default=2, ge=1, description="torch threads on the CPU")
     env: EnvConfig = Field(default_factory=EnvConfig)
     model: ModelConfig = Field(default_factory=ModelConfig)

@@ -1,0 +1,95 @@
+"""Single-controller mode on this machine: AReaL's schedulers start real workers, which train and end."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+pytest.importorskip("areal")
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[1]
+QUICK = ["experiment=quick", "eval.episodes=4", "threads=1", "rollout.group_size=4", "checkpoint.every_steps=1"]
+
+
+def start(scheduler: str, directory: Path, *overrides: str) -> subprocess.Popen[str]:
+    command = [sys.executable, ROOT / "train.py", f"scheduler={scheduler}", f"output_dir={directory}", *QUICK]
+    return subprocess.Popen(
+        [*map(str, command), *overrides],
+        cwd=directory,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
+    text, _ = process.communicate(timeout=300)
+    return process.returncode, text
+
+
+def workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The worker processes under `process`, training first."""
+    children = psutil.Process(process.pid).children(recursive=True)
+    served = [child for child in children if "python" in child.name() and "cluster.server" in " ".join(child.cmdline())]
+    return sorted(served, key=lambda child: child.cmdline()[child.cmdline().index("--role") + 1])
+
+
+def rows(run: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / name).read_text().splitlines()]
+
+
+def until_trained(process: subprocess.Popen[str], run: Path) -> None:
+    deadline = time.monotonic() + 200
+    while not (run / "metrics.jsonl").exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert process.poll() is None, process.communicate()[0]
+
+
+@pytest.mark.parametrize("scheduler", ["local", "ray"])
+def test_two_steps(scheduler: str, tmp_path: Path) -> None:
+    status, text = ended(start(scheduler, tmp_path, "max_steps=2", "run_name=run"))
+    run = tmp_path / "run"
+    assert status == 0, text
+    assert "AReaL" not in text  # its tables are its own
+    first, second = rows(run)
+    assert (first["step"], second["step"], second["policy_version"]) == (1, 2, 2)
+    # Of the same policy, both workers know the same log-probs: the update reached the one that plays.
+    assert first["logprob_gap"] == pytest.approx(1.0, abs=1e-4)
+    assert second["staleness_max"] <= 2
+    assert {row["episodes"] + row["infra_errors"] for row in rows(run, "eval.jsonl")} == {4}
+    assert (run / "checkpoints" / "last" / "manifest.json").is_file()
+
+
+def test_a_dead_worker_ends_the_run_in_one_line_and_keeps_its_steps(tmp_path: Path) -> None:
+    process = start("local", tmp_path, "max_steps=500", "eval.baseline=false", "eval.every_steps=0", "run_name=run")
+    run = tmp_path / "run"
+    until_trained(process, run)
+    training, playing = workers(process)
+    playing.kill()
+    status, text = ended(process)
+    assert status == 1
+    [line] = [line for line in text.splitlines() if line.startswith("error: ")]
+    assert "scheduler=local: " in line and "areal/logs" in line
+    assert not training.is_running()
+    state = json.loads((run / "checkpoints" / "last" / "trainer_state.json").read_text())
+    assert state["step"] == len(rows(run)) >= 1
+
+
+def test_workers_do_not_outlive_a_killed_controller(tmp_path: Path) -> None:
+    process = start("local", tmp_path, "max_steps=500", "eval.baseline=false", "run_name=run")
+    until_trained(process, tmp_path / "run")
+    left = workers(process)
+    assert len(left) == 2
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    _, alive = psutil.wait_procs(left, timeout=30)
+    assert alive == []

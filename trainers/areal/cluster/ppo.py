@@ -1,0 +1,110 @@
+"""AReaL's `PPOTrainer` as the controller of workers that construct our engines."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from areal import PPOTrainer
+from areal.api import Scheduler, StepInfo
+from areal.api.alloc_mode import ModelAllocation
+from areal.api.cli_args import GRPOConfig, InferenceEngineConfig, PPOActorConfig
+from areal.infra import RolloutController
+from areal.trainer.ppo.actor import PPOActorController
+from datasets import Dataset
+
+from trainers.areal.cluster.reports import pack, unpack
+from trainers.areal.cluster.worker import WorkerActor, WorkerEngine
+from trainers.areal.learner import step_record
+from trainers.areal.ppo import Hooks
+from trainers.areal.process import hush
+from trainers.areal.tensors import TensorDict
+from trainers.protocol import StepRecord, TrainerState
+from trainers.rollouts import EpisodeSpec, OnDone, Played
+
+
+class ActorController(PPOActorController):  # type: ignore[misc]
+    """The training workers. `next_batch` gives what they learn from next."""
+
+    next_batch: Callable[[], list[TensorDict]]
+
+    def prepare_batch(self, *args: Any, **kwargs: Any) -> list[TensorDict]:
+        del args, kwargs
+        return self.next_batch()
+
+    def last_update(self) -> StepRecord:
+        return step_record(**self._custom_function_call("last_update"))
+
+    def save_run(self, path: Path, state: TrainerState) -> None:
+        self._custom_function_call("save_run", str(path.absolute()), state)
+
+    def load_run(self, path: Path) -> TrainerState:
+        state: TrainerState = self._custom_function_call("load_run", str(path.absolute()))
+        return state
+
+
+class PlayerController(RolloutController):  # type: ignore[misc]
+    """The rollout workers; implements `EpisodePlayer`."""
+
+    def play(self, specs: Sequence[EpisodeSpec], on_done: OnDone) -> list[Played]:
+        shares: list[list[Played]] = [
+            unpack(share) for share in self._collective_rpc("play_share", specs=pack(list(specs)))
+        ]
+        on_done(len(specs), len(specs))
+        return [shares[index % len(shares)][index // len(shares)] for index in range(len(specs))]
+
+
+class ControllerPPOTrainer(PPOTrainer):  # type: ignore[misc]
+    """AReaL's trainer in single-controller mode, on `scheduler`."""
+
+    actor: ActorController
+    rollout: PlayerController
+
+    def __init__(self, config: GRPOConfig, scheduler: Scheduler, hooks: Hooks) -> None:
+        self._own_scheduler = scheduler
+        self._hooks = hooks
+        places = Dataset.from_dict({"index": list(range(config.total_train_steps * config.train_dataset.batch_size))})
+        interrupt = signal.getsignal(signal.SIGINT)
+        super().__init__(config, train_dataset=places, valid_dataset=places.select(range(1)))
+        signal.signal(signal.SIGINT, interrupt)  # a tracker that AReaL starts, though disabled, takes Ctrl-C for itself
+        hush()  # AReaL raises the level of a controller's loggers again
+
+    def start_at(self, step: int) -> None:
+        """Go on after `step` finished steps, as after AReaL's own recovery."""
+        last = StepInfo(epoch=0, epoch_step=step - 1, global_step=step - 1, steps_per_epoch=len(self.train_dataloader))
+        self.recover_info = SimpleNamespace(last_step_info=last) if step else None
+
+    def serve(self, version: int) -> None:
+        """Make the trained weights those of every worker, as `version`."""
+        self.actor.update_weights(self.weight_update_meta.with_version(version))
+        self.actor.set_version(version)
+        self.rollout.set_version(version)
+
+    def _init_scheduler(self) -> Scheduler:
+        return self._own_scheduler
+
+    def _create_train_engine(self, actor_config: PPOActorConfig, alloc: ModelAllocation) -> ActorController:
+        actor = ActorController(WorkerActor, actor_config, self.scheduler)
+        actor.create_process_group(parallel_strategy=alloc.parallel)
+        return actor
+
+    def _init_rollout(
+        self, rollout_config: InferenceEngineConfig, is_eval: bool = False, lora_path: str | None = None
+    ) -> PlayerController | None:
+        del lora_path
+        if is_eval:
+            return None  # the rollout workers play evaluations, too
+        rollout = PlayerController(WorkerEngine, rollout_config, self.scheduler)
+        rollout.initialize(role="rollout", server_args={})
+        return rollout
+
+    def _save_hf(self, epoch: int, epoch_step: int, global_step: int) -> None:
+        self._hooks.step_ended()
+        super()._save_hf(epoch, epoch_step, global_step)
+
+    def _evaluate(self, *args: Any, **kwargs: Any) -> None:
+        del args, kwargs
+        self._hooks.evaluate()

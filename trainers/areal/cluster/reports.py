@@ -1,0 +1,47 @@
+"""What a rollout worker tells the controller of a group, besides its tensors, which stay with the worker."""
+
+from __future__ import annotations
+
+import base64
+import pickle
+from dataclasses import dataclass, replace
+from typing import Any
+
+from cua_agent.trajectory import Trajectory
+from trainers.areal.ledger import Finished
+from trainers.rollouts import Group, Played
+
+
+@dataclass(frozen=True)
+class Report:
+    """A group that was played, by which worker, and the environment-seconds that this worker has lent so far."""
+
+    finished: Finished
+    worker: str
+    busy_s: float
+
+
+def pack(value: Any) -> str:
+    """Any value as text; for processes of one run only, because reading it runs code."""
+    return base64.b64encode(pickle.dumps(value)).decode("ascii")
+
+
+def unpack(text: str) -> Any:
+    return pickle.loads(base64.b64decode(text))
+
+
+def light_finished(finished: Finished) -> Finished:
+    """`finished` without pixels, and its error as what can be sent."""
+    group = finished.group
+    error = finished.error and RuntimeError(f"{type(finished.error).__name__}: {finished.error}")
+    light = Group(group.spec, [[_light(row) for row in rows] for rows in group.episodes])
+    return replace(finished, group=light, error=error)
+
+
+def light_played(played: Played) -> Played:
+    """`played` without pixels."""
+    return played if played.rows is None else replace(played, rows=[_light(row) for row in played.rows])
+
+
+def _light(row: Trajectory) -> Trajectory:
+    return replace(row, images=[], turns=tuple(replace(turn, screenshot=None) for turn in row.turns))
