@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
@@ -15,6 +17,7 @@ from areal.infra.scheduler.local import LocalScheduler
 
 from trainers.areal.cluster.jobs import gpus_per_node
 from trainers.config import ConfigError, TrainConfig
+from trainers.config.cluster import workers_of
 
 _STARTUP_S = 300.0
 """How long workers may take to start: they import torch, and Slurm may keep them waiting."""
@@ -30,7 +33,7 @@ class QuietLocalScheduler(LocalScheduler):  # type: ignore[misc]
 
 
 def check_machine(config: TrainConfig) -> None:
-    """Raise `ConfigError` when the GPUs asked for cannot be had, before AReaL starts anything.
+    """Raise `ConfigError` when Slurm, or the GPUs asked for, cannot be had, before AReaL starts anything.
 
     AReaL's local scheduler deals out GPUs that are not there, and its Ray scheduler takes the controller's machine for
     a model of all others.
@@ -38,6 +41,8 @@ def check_machine(config: TrainConfig) -> None:
     here = torch.cuda.device_count()
     if config.scheduler == "local" and config.n_gpus > here:
         raise ConfigError(f"n_gpus={config.n_gpus} with scheduler=local: this machine has {here}; allowed: 0..{here}")
+    if config.scheduler == "slurm" and shutil.which("sbatch") is None:
+        raise ConfigError("scheduler=slurm: this machine has no sbatch; allowed here: scheduler=local or ray")
     if config.scheduler == "ray" and config.n_gpus and not here:
         raise ConfigError(
             f"n_gpus={config.n_gpus} with scheduler=ray: AReaL asks Ray for GPUs only from a machine that has one; "
@@ -65,11 +70,20 @@ def _local(config: TrainConfig, native: GRPOConfig) -> Scheduler:
 
 
 def _ray(config: TrainConfig, native: GRPOConfig) -> Scheduler:
+    """On the cluster that RAY_ADDRESS names, or one of this machine alone."""
     import ray
     from areal.infra.scheduler.ray import RayScheduler
 
-    del config
-    ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    address = os.environ.get("RAY_ADDRESS", "local")  # Ray itself would join any cluster that this machine has seen
+    own = {"include_dashboard": False} if address == "local" else {}
+    ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **own)
+    wanted, there = config.threads * sum(workers_of(config)), ray.cluster_resources().get("CPU", 0)  # type: ignore[no-untyped-call]
+    if wanted > there:
+        ray.shutdown()
+        raise ConfigError(
+            f"threads={config.threads} with {sum(workers_of(config))} worker processes: Ray has {there:g} CPUs; "
+            f"set threads={max(1, int(there) // sum(workers_of(config)))}, or use a larger cluster (RAY_ADDRESS)"
+        )
     return RayScheduler(startup_timeout=_STARTUP_S, exp_config=native)
 
 

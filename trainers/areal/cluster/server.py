@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 import time
 
@@ -42,4 +41,4 @@ def _lives(process: int) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

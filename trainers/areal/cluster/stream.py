@@ -130,7 +130,8 @@ class ControllerStream:
 
     def _is_stale(self, group: Group) -> bool:
         oldest = min(int(row.versions[row.loss_mask == 1].min()) for row in group.rows if row.loss_mask.any())
-        return oldest < self._controller.get_version() - self._config.rollout.max_staleness
+        present: int = self._controller.get_version()
+        return oldest < present - self._config.rollout.max_staleness
 
     def _batch_size(self) -> int:
         return min(len(self._ready), self._config.rollout.groups_per_step) // self._share * self._share
