@@ -7,6 +7,7 @@ import pickle
 from dataclasses import dataclass, replace
 from typing import Any
 
+from cua_agent.envs.pool import PoolStats
 from cua_agent.trajectory import Trajectory
 from trainers.areal.ledger import Finished
 from trainers.rollouts import Group, Played
@@ -14,11 +15,11 @@ from trainers.rollouts import Group, Played
 
 @dataclass(frozen=True)
 class Report:
-    """A group that was played, by which worker, and the environment-seconds that this worker has lent so far."""
+    """A group that was played, by which worker, and what this worker's environments did so far."""
 
     finished: Finished
     worker: str
-    busy_s: float
+    stats: PoolStats
 
 
 def pack(value: Any) -> str:

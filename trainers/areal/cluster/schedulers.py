@@ -75,8 +75,8 @@ def _ray(config: TrainConfig, native: GRPOConfig) -> Scheduler:
     from areal.infra.scheduler.ray import RayScheduler
 
     address = os.environ.get("RAY_ADDRESS", "local")  # Ray itself would join any cluster that this machine has seen
-    own = {"include_dashboard": False} if address == "local" else {}
-    ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **own)
+    dashboard = False if address == "local" else None
+    ray.init(address, include_dashboard=dashboard, log_to_driver=False, logging_level=logging.ERROR)
     wanted, there = config.threads * sum(workers_of(config)), ray.cluster_resources().get("CPU", 0)  # type: ignore[no-untyped-call]
     if wanted > there:
         ray.shutdown()

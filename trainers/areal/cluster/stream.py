@@ -7,6 +7,7 @@ from typing import Any
 
 from areal.infra import RolloutController
 
+from cua_agent.envs.pool import PoolStats
 from trainers.areal.cluster.reports import Report, unpack
 from trainers.areal.rollouts import ReadyGroup, TooManyFailures
 from trainers.areal.tensors import TensorDict
@@ -39,8 +40,9 @@ class ControllerStream:
         self._running: set[int] = set()
         self._ready: dict[int, ReadyGroup] = {}
         self._refills = self._failures = self._taken = 0
-        self._busy: dict[str, float] = {}
-        self._clock, self._busy_s = time.perf_counter(), 0.0
+        self._clock = time.perf_counter()
+        self._stats: dict[str, PoolStats] = {}  # by worker: its newest, and those that steps have reported
+        self._reported: dict[str, PoolStats] = {}
 
     @property
     def position(self) -> int:
@@ -95,7 +97,7 @@ class ControllerStream:
         report: Report = unpack(answer.pop("report"))
         finished = report.finished
         self._running.remove(finished.index)
-        self._busy[report.worker] = report.busy_s
+        self._stats[report.worker] = report.stats
         collected.lost += finished.lost
         if answer and not self._is_stale(finished.group):
             self._failures = 0
@@ -148,7 +150,10 @@ class ControllerStream:
             manager.rollout_stat.accepted += change
 
     def _usage(self, waited_s: float) -> Usage:
-        now, busy = time.perf_counter(), sum(self._busy.values())
-        usage = Usage(waited_s, busy - self._busy_s, (now - self._clock) * self._config.rollout.concurrency)
-        self._clock, self._busy_s = now, busy
-        return usage
+        """Environments work all the time, so their use is measured from batch to batch."""
+        now = time.perf_counter()
+        did = [stats - self._reported.get(worker, PoolStats()) for worker, stats in self._stats.items()]
+        capacity_s = (now - self._clock) * self._config.rollout.concurrency
+        self._clock, self._reported = now, dict(self._stats)
+        uses = (Usage(0.0, each.busy_s, 0.0, each.wait_s, each.alive_s) for each in did)
+        return sum(uses, Usage(wall_s=waited_s, capacity_s=capacity_s))

@@ -157,7 +157,6 @@ class ClusterTrainer:
             train_s=self._watch.published - self._watch.collected,
             sync_s=0.0,  # AReaL's loop does not tell it from training
             step_s=self._watch.published - self._watch.collecting,
-            env_utilisation=usage.utilisation,
         )
         stale = staleness(batch.trajectories, self._book.state.policy_version)
         record = self._ppo.actor.last_update()

@@ -150,7 +150,7 @@ class WorkerEngine(PolicyEngine):
         )
         tensors = await workflow.arun_episode(self, {"index": index})
         [finished] = ledger.take(0.0)
-        report = {"report": pack(Report(light_finished(finished), str(self.engine_id), self._world.busy_s))}
+        report = {"report": pack(Report(light_finished(finished), str(self.engine_id), self._world.stats()))}
         if tensors is None or not carries_signal(tensors, self._run.advantage) or self._is_torn(tensors):
             return report
         if self._reference is not None:
