@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from cua_agent.tasks import CUATask, EvalSplit
+from cua_agent.tasks import CUATask
 from cua_agent.trajectory import Trajectory
 from trainers.areal.learner import gradients_of, optimisation_of, step_record
-from trainers.areal.ppo import Engines, Hooks, PolicyPPOTrainer, Stopwatch
+from trainers.areal.ppo import Engines, Hooks, PolicyPPOTrainer
 from trainers.areal.ppo_actor import PPOPolicyActor
+from trainers.areal.ppo_run import PPORun
 from trainers.areal.reference import Reference
 from trainers.areal.rollouts import ReadyGroup
 from trainers.areal.settings import trainer_config
@@ -19,22 +19,14 @@ from trainers.areal.shares import own_groups
 from trainers.areal.site import RolloutSite
 from trainers.areal.tensors import TensorDict, carries_signal, rows_to_tensors
 from trainers.areal.together import collect_together, own_position
-from trainers.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
+from trainers.checkpoint import load_checkpoint, save_checkpoint
 from trainers.config import ConfigError, TrainConfig
 from trainers.crew import Crew
-from trainers.evaluation import evaluate
-from trainers.grpo.advantages import group_advantages
-from trainers.interrupts import interrupts_held
 from trainers.metrics import ProgressReporter
 from trainers.parts import Parts
 from trainers.protocol import Batch, EvalRecord, LossRecord, StepRecord, TrainerState, TrainResult
 from trainers.rollouts import Collected, Group, Usage
 from trainers.run_book import RunBook
-from trainers.step_metrics import Timing, staleness
-
-
-class _Stopped(Exception):  # noqa: N818 (the run is over, nothing is wrong)
-    """Leaves AReaL's loop, which knows no early end."""
 
 
 class FullTrainer:
@@ -48,47 +40,33 @@ class FullTrainer:
         self._crew = crew
         self._config = config
         self._progress = progress
-        self._eval_tasks: Mapping[EvalSplit, Sequence[CUATask]] = parts.eval_tasks
         self._policy = parts.policy
         self._mirror, serving = parts.policy.frozen_copy(), parts.policy.frozen_copy()
         self._reference = Reference(parts.policy.frozen_copy(), config) if config.loss.kl_coefficient else None
         self._actor = PPOPolicyActor(parts.policy, config, crew.size)
         self._site = RolloutSite(config, parts, run_directory, serving, crew)
-        hooks = Hooks(step_ended=self._step_ended, evaluate=self._evaluation_due)
+        hooks = Hooks(step_ended=self._step_ended, evaluate=lambda: self._run.evaluate_when_due())
         engines = Engines(self._actor, self._site.engine)
         self._ppo = PolicyPPOTrainer(trainer_config(config, run_directory, crew.size), engines, hooks)
         self._stream = self._site.stream(pixels=crew.size == 1)
         self._position = 0
         self._actor.publish = self._publish
         self._site.engine.next_batch = self._next_batch
-        self._watch = Stopwatch()
-        self._present: tuple[Collected, Batch, Usage] | None = None
-        self._latest: EvalRecord | None = None
         self._closed = False
-        self._held = ExitStack()  # Ctrl-C, while a step changes weights that it would leave torn
         self._book = RunBook(
             config, run_directory, progress, save=self._save_state, position=lambda: self._position, crew=crew
         )
+        self._run = PPORun(config, progress, self._book, self._site.player, parts.eval_tasks)
         try:
             self._site.open()
             if config.resume is not None:
-                self._resume(config.resume)
+                self._run.resume(config.resume, self.load)
         except BaseException:
             self.close()
             raise
 
     def train(self) -> TrainResult:
-        """As `TrainingLoop.train`; AReaL's loop in the middle."""
-        self._book.start()
-        try:
-            with self._held:
-                reason = self._train_until_stopped()
-            end = self._latest or self._evaluate_split("seeds")[0]
-            templates, _ = self._evaluate_split("templates")
-        except BaseException as error:
-            self._book.broken_off(error)
-            raise
-        return self._book.finish(reason, end, templates)
+        return self._run.train(self._train)
 
     def update(self, batch: Batch) -> StepRecord:
         groups = self.tensors(batch)
@@ -116,9 +94,7 @@ class FullTrainer:
         return self._actor.compute_advantages(groups)
 
     def evaluate(self, tasks: Sequence[CUATask]) -> EvalRecord:
-        """`eval.episodes` episodes on held-out seeds. Raises `EnvironmentFailure` when every episode was lost."""
-        on_done = partial(self._progress.phase, "evaluation")
-        return evaluate(self._site.player, tasks, self._config.eval.episodes, self._book.state.step, on_done)
+        return self._run.evaluate(tasks)
 
     def save(self, path: Path) -> None:
         self._save_state(path, self._book.state)
@@ -141,38 +117,19 @@ class FullTrainer:
         self._ppo.close()
         self._book.close()
 
-    def _train_until_stopped(self) -> str:
-        book = self._book
-        reason: str | None = None
-        if book.baseline_due:
-            self._latest, reason = self._evaluate_split("seeds")
-            self._evaluate_split("templates")
-        reason = reason or book.out_of_budget()
-        if reason is not None:
-            return reason
-        try:
-            self._ppo.train(
-                workflow=self._stream.workflow,
-                eval_workflow=self._stream.workflow,
-                dynamic_filter_fn=partial(carries_signal, config=self._config.advantage),
-            )
-        except _Stopped as stopped:
-            return str(stopped)
-        return book.out_of_budget() or "max_steps"
+    def _train(self) -> None:
+        self._ppo.train(
+            workflow=self._stream.workflow,
+            eval_workflow=self._stream.workflow,
+            dynamic_filter_fn=partial(carries_signal, config=self._config.advantage),
+        )
 
     def _next_batch(self) -> list[TensorDict]:
         """What AReaL's trainer learns from next."""
-        self._watch.mark("collecting")
+        self._run.watch.mark("collecting")
         collected, own, usage = self._collect()
-        if lost := collected.lost:
-            self._progress.message(f"{len(lost)} episodes were lost and replaced; the last: {lost[-1]}")
-        rows = [row for group in collected.kept for row in group.rows]
-        batch = group_advantages(rows, self._config.advantage).batch
-        self._book.batch(batch)
-        self._present, self._latest = (collected, batch, usage), None
         tensors = self._own_tensors(collected.kept, own)
-        self._watch.mark("collected")
-        self._held.enter_context(interrupts_held())
+        self._run.collected(collected, usage)
         return tensors
 
     def _collect(self) -> tuple[Collected, list[ReadyGroup], Usage]:
@@ -204,52 +161,22 @@ class FullTrainer:
         return {**tensors, "ref_logp": logprobs.roll(-1, dims=-1)}
 
     def _publish(self, version: int) -> None:
-        self._watch.mark("publishing")
+        self._run.watch.mark("publishing")
         self._stream.before_version()
         self._serve(version)
         self._actor.set_version(version)
         self._stream.after_version()
-        self._watch.mark("published")
+        self._run.watch.mark("published")
 
     def _serve(self, version: int) -> None:
         self._site.engine.update_weights(version, self._actor.trained_weights())
 
     def _step_ended(self) -> None:
-        assert self._present is not None
-        collected, batch, usage = self._present
-        watch, version = self._watch, self._book.state.policy_version
-        timing = Timing(
-            rollout_s=usage.wall_s,
-            train_s=watch.publishing - watch.collected,
-            sync_s=watch.published - watch.publishing,
-            step_s=watch.published - watch.collecting,
-        )
-        record = step_record(self._actor.watch.metrics(self._crew), self._actor.stats)
-        stale = staleness(batch.trajectories, version)
-        self._book.new_version()
-        self._book.step(collected, batch, [record], stale, timing, usage)
-        self._book.checkpoint_when_due()
-        self._held.close()
-        if not self._book.evaluation_due and (reason := self._book.out_of_budget()):
-            raise _Stopped(reason)
-
-    def _evaluation_due(self) -> None:
-        self._latest, reason = self._evaluate_split("seeds")
-        if reason := reason or self._book.out_of_budget():
-            raise _Stopped(reason)
-
-    def _evaluate_split(self, split: EvalSplit) -> tuple[EvalRecord, str | None]:
-        record = self.evaluate(self._eval_tasks[split])
-        return record, self._book.evaluation(record, split)
+        self._run.step_ended(step_record(self._actor.watch.metrics(self._crew), self._actor.stats))
 
     def _save_state(self, path: Path, state: TrainerState) -> None:
         self._mirror.load_trained(self._actor.trained_weights())
         save_checkpoint(path, policy=self._mirror, optimisation=optimisation_of(self._actor, self._crew), state=state)
-
-    def _resume(self, resume: str) -> None:
-        path = find_checkpoint(resume)
-        self.load(path)
-        self._progress.message(f"resumed from {path} at step {self._book.state.step}")
 
 
 def check_supported(config: TrainConfig) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -34,11 +33,10 @@ class Hooks:
     evaluate: Callable[[], None]
 
 
-class PolicyPPOTrainer(PPOTrainer):  # type: ignore[misc]
-    """AReaL's trainer on engines that exist already, in SPMD mode."""
+class HookedPPOTrainer(PPOTrainer):  # type: ignore[misc]
+    """AReaL's trainer on places of a sequence instead of a data set; `hooks` are told how far it is."""
 
-    def __init__(self, config: GRPOConfig, engines: Engines, hooks: Hooks) -> None:
-        self._engines = engines
+    def __init__(self, config: GRPOConfig, hooks: Hooks) -> None:
         self._hooks = hooks
         places = Dataset.from_dict({"index": list(range(config.total_train_steps * config.train_dataset.batch_size))})
         interrupt = signal.getsignal(signal.SIGINT)
@@ -49,6 +47,18 @@ class PolicyPPOTrainer(PPOTrainer):  # type: ignore[misc]
         """Go on after `step` finished steps, as after AReaL's own recovery."""
         last = StepInfo(epoch=0, epoch_step=step - 1, global_step=step - 1, steps_per_epoch=len(self.train_dataloader))
         self.recover_info = SimpleNamespace(last_step_info=last) if step else None
+
+    def _save_hf(self, epoch: int, epoch_step: int, global_step: int) -> None:
+        self._hooks.step_ended()
+        super()._save_hf(epoch, epoch_step, global_step)
+
+
+class PolicyPPOTrainer(HookedPPOTrainer):
+    """AReaL's trainer on engines that exist already, in SPMD mode."""
+
+    def __init__(self, config: GRPOConfig, engines: Engines, hooks: Hooks) -> None:
+        self._engines = engines
+        super().__init__(config, hooks)
 
     def _create_train_engine(self, actor_config: PPOActorConfig, alloc: ModelAllocation) -> PPOPolicyActor:
         del actor_config  # the actor was made from it
@@ -63,20 +73,6 @@ class PolicyPPOTrainer(PPOTrainer):  # type: ignore[misc]
         engine.initialize(train_data_parallel_size=1)  # its configuration holds this process's share already
         return engine
 
-    def _save_hf(self, epoch: int, epoch_step: int, global_step: int) -> None:
-        self._hooks.step_ended()
-        super()._save_hf(epoch, epoch_step, global_step)
-
     def _evaluate_fn(self, eval_workflow: Any, eval_workflow_kwargs: Any) -> None:
         del eval_workflow, eval_workflow_kwargs
         self._hooks.evaluate()
-
-
-class Stopwatch:
-    """When the parts of a step began and ended: seconds since an arbitrary moment."""
-
-    def __init__(self) -> None:
-        self.collecting = self.collected = self.publishing = self.published = time.perf_counter()
-
-    def mark(self, name: str) -> None:
-        setattr(self, name, time.perf_counter())

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-from areal import PPOTrainer
-from areal.api import Scheduler, StepInfo
+from areal.api import Scheduler
 from areal.api.alloc_mode import ModelAllocation
 from areal.api.cli_args import GRPOConfig, InferenceEngineConfig, PPOActorConfig
 from areal.infra import RolloutController
 from areal.trainer.ppo.actor import PPOActorController
-from datasets import Dataset
 
 from trainers.areal.cluster.reports import pack, unpack
 from trainers.areal.cluster.worker import WorkerActor, WorkerEngine
 from trainers.areal.learner import step_record
-from trainers.areal.ppo import Hooks
+from trainers.areal.ppo import HookedPPOTrainer, Hooks
 from trainers.areal.process import hush
 from trainers.areal.tensors import TensorDict
 from trainers.protocol import StepRecord, TrainerState
@@ -57,7 +53,7 @@ class PlayerController(RolloutController):  # type: ignore[misc]
         return [shares[index % len(shares)][index // len(shares)] for index in range(len(specs))]
 
 
-class ControllerPPOTrainer(PPOTrainer):  # type: ignore[misc]
+class ControllerPPOTrainer(HookedPPOTrainer):
     """AReaL's trainer in single-controller mode, on `scheduler`."""
 
     actor: ActorController
@@ -65,17 +61,8 @@ class ControllerPPOTrainer(PPOTrainer):  # type: ignore[misc]
 
     def __init__(self, config: GRPOConfig, scheduler: Scheduler, hooks: Hooks) -> None:
         self._own_scheduler = scheduler
-        self._hooks = hooks
-        places = Dataset.from_dict({"index": list(range(config.total_train_steps * config.train_dataset.batch_size))})
-        interrupt = signal.getsignal(signal.SIGINT)
-        super().__init__(config, train_dataset=places, valid_dataset=places.select(range(1)))
-        signal.signal(signal.SIGINT, interrupt)  # a tracker that AReaL starts, though disabled, takes Ctrl-C for itself
+        super().__init__(config, hooks)
         hush()  # AReaL raises the level of a controller's loggers again
-
-    def start_at(self, step: int) -> None:
-        """Go on after `step` finished steps, as after AReaL's own recovery."""
-        last = StepInfo(epoch=0, epoch_step=step - 1, global_step=step - 1, steps_per_epoch=len(self.train_dataloader))
-        self.recover_info = SimpleNamespace(last_step_info=last) if step else None
 
     def serve(self, version: int) -> None:
         """Make the trained weights those of every worker, as `version`."""
@@ -100,10 +87,6 @@ class ControllerPPOTrainer(PPOTrainer):  # type: ignore[misc]
         rollout = PlayerController(WorkerEngine, rollout_config, self.scheduler)
         rollout.initialize(role="rollout", server_args={})
         return rollout
-
-    def _save_hf(self, epoch: int, epoch_step: int, global_step: int) -> None:
-        self._hooks.step_ended()
-        super()._save_hf(epoch, epoch_step, global_step)
 
     def _evaluate(self, *args: Any, **kwargs: Any) -> None:
         del args, kwargs

@@ -17,7 +17,8 @@ from trainers.rollouts import Collected, Group, OnDone, Usage
 _POLL_S = 1.0
 _SILENCE_S = 10.0
 """How long no answer comes before workers are asked whether they live: AReaL waits an hour for one that died."""
-_WORKFLOW = "trainers.areal.cluster.worker.PlayGroup"
+WORKFLOW = "trainers.areal.cluster.worker.PlayGroup"
+"""What AReaL's workers run for every group."""
 
 
 class WorkerLostError(RuntimeError):
@@ -86,7 +87,7 @@ class ControllerStream:
     def _top_up(self) -> None:
         rollout = self._config.rollout
         while len(self._running) + len(self._ready) < (rollout.max_staleness + 1) * rollout.groups_per_step:
-            self._controller.submit({"index": self._next}, _WORKFLOW)
+            self._controller.submit({"index": self._next}, WORKFLOW)
             self._running.add(self._next)
             self._next += 1
 
