@@ -37,9 +37,10 @@ GROUPS, GROUP_SIZE, MAX_TURNS = 5, 8, 6
 
 @dataclass(frozen=True)
 class Finished:
-    """A run: its metrics rows, the episodes that it learnt from, the server's summary, and wall minutes."""
+    """A run: its exit status, metrics rows, the episodes that it learnt from, the server's summary, wall minutes."""
 
     name: str
+    status: int
     rows: list[dict[str, Any]]
     episodes: list[Trajectory]
     server: dict[str, Any]
@@ -53,6 +54,7 @@ class Finished:
         names = [episode.episode_id for episode in self.episodes]
         failed = [episode for episode in self.episodes if episode.reward == 0.0]
         found = {
+            f"exit status {self.status}": self.status != 0,
             f"{int(self.total('episodes'))} of {wanted} episodes": self.total("episodes") < wanted,
             f"counted twice: {[name for name, count in Counter(names).items() if count > 1]}": len(names)
             > len(set(names)),
@@ -113,13 +115,15 @@ def train(name: str, backend: list[str], directory: Path, options: argparse.Name
     began = time.monotonic()
     with local_gbox(options.rate, options.seed) as origin:
         command = [sys.executable, "train.py", *overrides, f"env.gbox.base_url={origin}/api/v1"]
-        subprocess.run(command, cwd=ROOT, check=True, env={**os.environ, "GBOX_API_KEY": "local"})
+        status = subprocess.run(command, cwd=ROOT, check=False, env={**os.environ, "GBOX_API_KEY": "local"}).returncode
         with urlopen(f"{origin}/ledger") as reply:
             server = json.load(reply)["summary"]
     lines = (directory / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     store = TrajectoryStore(directory / name / "trajectories", steps)
     episodes = [row for step in store.steps() for row in store.read(step).trajectories]
-    return Finished(name, [json.loads(line) for line in lines], episodes, server, (time.monotonic() - began) / 60)
+    return Finished(
+        name, status, [json.loads(line) for line in lines], episodes, server, (time.monotonic() - began) / 60
+    )
 
 
 def report(runs: list[Finished]) -> None:

@@ -1,6 +1,7 @@
 """Boxes from creation to end: whatever happens on the way, none is left running."""
 
 import asyncio
+import gc
 from collections import Counter
 from typing import Any
 
@@ -102,6 +103,33 @@ def test_a_creation_without_an_answer_leaks_no_box_and_is_posted_once(fault: Fau
     with server_with(faults=ScriptedFaults({CREATE: fault}), hang_s=8.0, slow_create_s=30.0) as server:
         assert asyncio.run(main(server)) == []
         assert len(boxes_of(server)) <= 1
+
+
+def test_a_box_that_cannot_be_ended_at_once_is_ended_with_the_session(caplog: pytest.LogCaptureFixture) -> None:
+    class ListsFailAtFirst:
+        failing = True
+
+        def decide(self, stream: str, operation: Operation, number: int) -> Fault | None:
+            if operation is Operation.CREATE:
+                return Fault(FaultKind.DROP, after=True)
+            return Fault(FaultKind.SERVER_ERROR) if self.failing and operation is Operation.QUERY else None
+
+    async def main(server: LocalGBox) -> None:
+        faults.failing = False
+        async with factory_on(server, attempts=1) as factory:
+            faults.failing = True
+            with pytest.raises(EnvironmentFailure, match="create: "):
+                await factory()
+            await asyncio.wait(factory._loose_ends)
+            assert len(running_on(server)) == 1
+            faults.failing = False
+
+    faults = ListsFailAtFirst()
+    with server_with(faults=faults) as server:
+        asyncio.run(main(server))
+        assert running_on(server) == []
+    gc.collect()  # a task's error that nobody saw is logged when the task is freed
+    assert "never retrieved" not in caplog.text
 
 
 def test_a_creation_that_is_cancelled_leaves_no_box() -> None:

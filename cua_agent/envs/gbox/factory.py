@@ -6,7 +6,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import AsyncIterator, Coroutine, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from gbox_sdk import AsyncGboxClient
@@ -98,7 +98,7 @@ class GBoxFactory:
         return len(boxes), "; ".join((await end_boxes(self._client, boxes, self._patience)).values())
 
     def _later(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
+        task = asyncio.create_task(_tried(work))
         self._loose_ends.add(task)
         task.add_done_callback(self._loose_ends.discard)
 
@@ -116,6 +116,12 @@ class GBoxFactory:
                     return
         why = problem or "the service still lists them"
         logger.error("boxes may be left (%s): python -m cua_agent.envs.gbox reap --run %s", why, self.run)
+
+
+async def _tried(work: Coroutine[Any, Any, None]) -> None:
+    """Boxes that it could not end are ended when the session is."""
+    with suppress(EnvironmentFailure, WorldUnavailable, CallRefused):
+        await work
 
 
 @asynccontextmanager
