@@ -34,7 +34,8 @@ def row(step: int, **values: Any) -> dict[str, Any]:
         "grad_norm": 0.1, "clip_fraction": 0.0, "lr": 2e-4, "reward_mean": 0.5, "reward_std": 0.5, "success_rate": 0.5,
         "turns_mean": 4.0, "groups_kept": 6, "groups_filtered": 2, "episodes": 64, "episodes_infra_error": 0,
         "updates_skipped": 0, "staleness_mean": 0.0, "staleness_max": 0, "logprob_gap": 1.0001, "rollout_s": 6.0,
-        "train_s": 3.0, "sync_s": 0.5, "step_s": 10.0, "env_utilisation": 0.5, "tokens": 1000, "tokens_per_s": 100.0,
+        "train_s": 3.0, "sync_s": 0.5, "step_s": 10.0, "env_utilisation": 0.5, "env_wait_s": 1.0, "box_minutes": 2.0,
+        "tokens": 1000, "tokens_per_s": 100.0,
     } | values  # fmt: skip
 
 
@@ -88,7 +89,8 @@ def summary_of(tree: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], evalu
         "seed": tree["seed"], "steps": len(rows), "stop_reason": "max_steps", "eval_success_start": seen[0],
         "eval_success_end": seen[-1], "eval_success_best": max(seen), "wall_s": 2.0 * sum(r["step_s"] for r in rows),
         "rollout_s": sum(r["rollout_s"] for r in rows), "train_s": sum(r["train_s"] for r in rows),
-        "env_utilisation": 0.6, "staleness_max": max(r["staleness_max"] or 0 for r in rows),
+        "env_utilisation": 0.6, "box_minutes": 2.0 * len(rows),
+        "staleness_max": max(r["staleness_max"] or 0 for r in rows),
     }  # fmt: skip
 
 

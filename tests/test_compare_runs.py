@@ -44,6 +44,18 @@ def test_a_run_is_read_with_what_it_had_spent_by_every_step(tmp_path: Path) -> N
     assert [(e.step, e.success, e.episodes) for e in run.evaluated("seeds")] == [(0, 0.4, 200), (2, 0.6, 200)]
 
 
+def test_keys_that_are_younger_than_a_run_have_their_defaults_in_it(tmp_path: Path) -> None:
+    tree = settings()
+    old = {section: values for section, values in tree.items() if section != "optim"}
+    before, after = (
+        load_run(write_run(tmp_path / name, keys, [row(1)], [])) for name, keys in (("a", old), ("b", tree))
+    )
+    assert differences([before.settings, after.settings]) == []
+    changed = load_run(small_run(tmp_path / "c", optim__learning_rate=0.5))
+    ((key, _),) = differences([before.settings, changed.settings])
+    assert key == "optim.learning_rate"
+
+
 def test_what_a_row_lacks_or_spoils_is_unknown(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [{"step": 1, "step_s": 6}, row(2, kl=float("nan"), loss=None, entropy="high")]
     run = load_run(write_run(tmp_path / "a", settings(), rows, []))

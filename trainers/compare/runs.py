@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
@@ -14,8 +14,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from trainers.config import ConfigError
+from trainers.config import ConfigError, TrainConfig
 from trainers.config.validation import leaves, shown
+from trainers.run_directory import masked_config, to_yaml
 from trainers.run_files import last_error, read_rows
 
 Axis = Literal["minutes", "steps", "episodes"]
@@ -41,8 +42,9 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Run:
-    """One run. `settings` are the dotted keys of its `config.yaml`; `rows` and `evaluations` are in order of steps and
-    begin with those of the run that it was resumed from; `summary` is None unless it finished."""
+    """One run. `settings` are the dotted keys of its `config.yaml`, and the defaults of those that it lacks; `rows` and
+    `evaluations` are in order of steps and begin with those of the run that it was resumed from; `summary` is None
+    unless it finished."""
 
     name: str
     directory: Path
@@ -124,7 +126,7 @@ def load_run(directory: Path) -> Run:
     in it."""
     if not directory.is_dir():
         raise _broken(directory, "no such directory")
-    settings = dict(leaves(read_config(directory)))
+    settings = {**_defaults(), **dict(leaves(read_config(directory)))}
     rows = _training_rows(directory)
     evaluations = _evaluations(directory)
     about = _json_object(directory, "run.json") or {}
@@ -143,6 +145,15 @@ def load_run(directory: Path) -> Run:
         about.get("git_commit"),
         notes,
     )
+
+
+@cache
+def _defaults() -> dict[str, Any]:
+    """What keys that are younger than a run have been in it."""
+    from omegaconf import OmegaConf
+
+    tree = OmegaConf.to_container(OmegaConf.create(to_yaml(masked_config(TrainConfig()))))
+    return {str(key): value for key, value in leaves(tree)}  # type: ignore[arg-type]
 
 
 def read_config(directory: Path) -> dict[str, Any]:
