@@ -49,7 +49,7 @@ test: $(SETUP) browser lint ## all checks
 	$(TEST_ENV) $(PYTHON) -m pytest
 
 test-fast: $(SETUP) lint ## the checks that need no browser and no training
-	$(TEST_ENV) $(PYTHON) -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(PYTHON) -m pytest -m "not slow" --numprocesses=logical
 
 test-vllm: $(SETUP) $(VLLM) ## the checks against a real vLLM server, which they start
 	$(TEST_ENV) $(PYTHON) -m pytest tests/vllm

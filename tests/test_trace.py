@@ -99,9 +99,10 @@ def test_a_lost_episode_says_why() -> None:
     assert page.images == []
 
 
-def test_half_a_surrogate_pair_can_be_written(tmp_path: Path) -> None:
+def test_half_a_surrogate_pair_can_be_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     from cua_agent.trace import write_trace
 
+    caplog.set_level("CRITICAL", "cua_agent")  # pytest's own processes cannot send each other such a log
     lost = episode([DONE], reset_error=EnvironmentFailure("\ud800"))
     write_trace(tmp_path / "trace.html", lost, {})
     assert (tmp_path / "trace.html").read_bytes().decode()
