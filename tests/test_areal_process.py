@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 _PROGRAM = """
 import logging, sys
 from trainers.areal.process import quiet
@@ -21,6 +23,7 @@ for name in ("before", "after"):
 """
 
 
+@pytest.mark.slow
 def test_handlers_hear_loggers_made_before_and_after_areal_and_no_chatter_of_its_own() -> None:
     done = subprocess.run([sys.executable, "-c", _PROGRAM], capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout.splitlines() == ["before: heard", "after: heard"]
