@@ -10,7 +10,7 @@ TEST_ENV := OMP_NUM_THREADS=2 TOKENIZERS_PARALLELISM=false
 .PHONY: help setup browser vllm smollm2 unsloth run parity test test-fast test-vllm lint docs clean
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 setup: $(SETUP) ## .venv with exact versions and this package (Python 3.11 or 3.12)
 	@echo "ready: .venv"
