@@ -8,16 +8,14 @@ from functools import partial
 from pathlib import Path
 
 from cua_agent.tasks import CUATask, EvalSplit
-from trainers.checkpoint import find_checkpoint
 from trainers.config import TrainConfig
 from trainers.crew import ALONE, Crew
-from trainers.evaluation import evaluate
-from trainers.grpo.advantages import group_advantages
 from trainers.interrupts import interrupts_held
 from trainers.metrics import ProgressReporter
 from trainers.protocol import Batch, EvalRecord, Learner, LossRecord, StepRecord, TrainerState, TrainResult
 from trainers.rollouts import Collected, Rollouts, Usage
 from trainers.run_book import RunBook
+from trainers.run_course import RunCourse
 from trainers.step_metrics import Timing, staleness
 
 
@@ -43,10 +41,10 @@ class TrainingLoop:
         self._progress = progress
         self._rollouts = rollouts
         self._learner = learner
-        self._eval_tasks = eval_tasks
         self._book = RunBook(
             config, run_directory, progress, save=learner.save, position=lambda: rollouts.position, crew=crew
         )
+        self._course = RunCourse(config, progress, self._book, rollouts, eval_tasks)
         if config.resume is not None:
             self._resume(config.resume)
 
@@ -56,19 +54,8 @@ class TrainingLoop:
         return self._book.state
 
     def train(self) -> TrainResult:
-        """Run until `max_steps`, `max_minutes`, the target success, or lost patience.
-
-        Whatever breaks it off is raised again after the checkpoint `last` is saved: Ctrl-C, or the
-        `EnvironmentFailure` of a step or evaluation that lost all its episodes.
-        """
-        self._book.start()
-        try:
-            reason, end = self._train_until_stopped()
-            templates, _ = self._evaluate_split("templates")
-        except BaseException as error:
-            self._book.broken_off(error)
-            raise
-        return self._book.finish(reason, end, templates)
+        """Run until `max_steps`, `max_minutes`, the target success, or lost patience; see `RunCourse.run`."""
+        return self._course.run(self._train_until_stopped)
 
     def update(self, batch: Batch) -> StepRecord:
         """One optimiser step on `batch`; the engine serves the new weights from then on."""
@@ -80,12 +67,7 @@ class TrainingLoop:
         return self._learner.loss_and_gradients(batch)
 
     def evaluate(self, tasks: Sequence[CUATask]) -> EvalRecord:
-        """`eval.episodes` episodes at the rollouts' temperature, on the same held-out seeds every time.
-
-        Raises `EnvironmentFailure` when every episode was lost.
-        """
-        on_done = partial(self._progress.phase, "evaluation")
-        return evaluate(self._rollouts, tasks, self._config.eval.episodes, self.state.step, on_done)
+        return self._course.evaluate(tasks)
 
     def save(self, path: Path) -> None:
         self._learner.save(path, self.state)
@@ -102,46 +84,34 @@ class TrainingLoop:
 
     def _resume(self, resume: str) -> None:
         try:
-            path = find_checkpoint(resume)
-            self.load(path)
+            self._course.resume(resume, self.load)
         except BaseException:
             self.close()
             raise
-        self._progress.message(f"resumed from {path} at step {self.state.step}")
 
-    def _train_until_stopped(self) -> tuple[str, EvalRecord]:
-        """Why the run stopped, and the evaluation of its last weights."""
+    def _train_until_stopped(self) -> tuple[str, EvalRecord | None]:
         book = self._book
         latest: EvalRecord | None = None
         reason: str | None = None
-        if book.baseline_due:
-            latest, reason = self._evaluate_split("seeds")
-            self._evaluate_split("templates")
         while reason is None and (reason := book.out_of_budget()) is None:
             self._step()
             latest = None
             if book.evaluation_due:
-                latest, reason = self._evaluate_split("seeds")
+                latest, reason = self._course.evaluate_split("seeds")
             book.checkpoint_when_due()
-        return reason, latest or self._evaluate_split("seeds")[0]
+        return reason, latest
 
     def _step(self) -> None:
         started = time.perf_counter()
-        collected, usage = self._collect()
+        collected, usage = self._rollouts.collect(partial(self._progress.phase, "rollouts"))
+        self._course.tell_lost(collected)
         with interrupts_held():  # weights, counters and files move on together
             self._learn(collected, usage, started)
 
-    def _collect(self) -> tuple[Collected, Usage]:
-        collected, usage = self._rollouts.collect(partial(self._progress.phase, "rollouts"))
-        if lost := collected.lost:
-            self._progress.message(f"{len(lost)} episodes were lost and replaced; the last: {lost[-1]}")
-        return collected, usage
-
     def _learn(self, collected: Collected, usage: Usage, started: float) -> None:
-        rows = [row for group in collected.kept for row in group.rows]
-        batch = group_advantages(rows, self._config.advantage).batch
+        batch = self._course.batch_of(collected)
+        rows = batch.trajectories
         stale = staleness(rows, self.state.policy_version)
-        self._book.batch(batch)
         clock = time.perf_counter()
         updates = [self._learner.update(batch) for _ in range(self._config.optim.updates_per_batch if rows else 0)]
         learnt = time.perf_counter()
@@ -154,8 +124,3 @@ class TrainingLoop:
         """Sample with the new weights under a new version, if there are any."""
         if not all(update.skipped for update in updates):
             self._rollouts.publish(self._book.new_version())
-
-    def _evaluate_split(self, split: EvalSplit) -> tuple[EvalRecord, str | None]:
-        """The evaluation, and why the run should stop after it."""
-        record = self.evaluate(self._eval_tasks[split])
-        return record, self._book.evaluation(record, split)

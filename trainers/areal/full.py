@@ -27,6 +27,7 @@ from trainers.parts import Parts
 from trainers.protocol import Batch, EvalRecord, LossRecord, StepRecord, TrainerState, TrainResult
 from trainers.rollouts import Collected, Group, Usage
 from trainers.run_book import RunBook
+from trainers.run_course import RunCourse
 
 
 class FullTrainer:
@@ -56,11 +57,12 @@ class FullTrainer:
         self._book = RunBook(
             config, run_directory, progress, save=self._save_state, position=lambda: self._position, crew=crew
         )
-        self._run = PPORun(config, progress, self._book, self._site.player, parts.eval_tasks)
+        self._course = RunCourse(config, progress, self._book, self._site.player, parts.eval_tasks)
+        self._run = PPORun(self._course, self._book)
         try:
             self._site.open()
             if config.resume is not None:
-                self._run.resume(config.resume, self.load)
+                self._course.resume(config.resume, self.load)
         except BaseException:
             self.close()
             raise
@@ -94,7 +96,7 @@ class FullTrainer:
         return self._actor.compute_advantages(groups)
 
     def evaluate(self, tasks: Sequence[CUATask]) -> EvalRecord:
-        return self._run.evaluate(tasks)
+        return self._course.evaluate(tasks)
 
     def save(self, path: Path) -> None:
         self._save_state(path, self._book.state)

@@ -25,6 +25,7 @@ from trainers.metrics import ProgressReporter
 from trainers.parts import held_out_tasks
 from trainers.protocol import Batch, EvalRecord, LossRecord, StepRecord, TrainerState, TrainResult
 from trainers.run_book import RunBook
+from trainers.run_course import RunCourse
 
 _CAUSE = 300
 """Characters of an error of AReaL's that are shown; it may quote a whole log."""
@@ -60,9 +61,10 @@ class ClusterTrainer:
                     save=self._ppo.actor.save_run,
                     position=lambda: self._stream.position,
                 )
-                self._run = PPORun(config, progress, self._book, self._ppo.rollout, held_out_tasks(config))
+                self._course = RunCourse(config, progress, self._book, self._ppo.rollout, held_out_tasks(config))
+                self._run = PPORun(self._course, self._book)
                 if config.resume is not None:
-                    self._run.resume(config.resume, self.load)
+                    self._course.resume(config.resume, self.load)
         except BaseException:
             self._workers.close()
             raise
@@ -78,7 +80,7 @@ class ClusterTrainer:
         raise NotImplementedError(f"scheduler={self._config.scheduler}: {len(batch.trajectories)} rows; use none")
 
     def evaluate(self, tasks: Sequence[CUATask]) -> EvalRecord:
-        return self._run.evaluate(tasks)
+        return self._course.evaluate(tasks)
 
     def save(self, path: Path) -> None:
         self._ppo.actor.save_run(path, self._book.state)
