@@ -20,6 +20,7 @@ from trainers.grpo.loss import LossSums
 from trainers.rollouts import OnDone
 
 T = TypeVar("T")
+E = TypeVar("E", bound=BaseException)
 _PATIENCE = timedelta(hours=2)
 """How long a process waits for the others: as long as AReaL's do."""
 
@@ -74,7 +75,7 @@ class ProcessCrew:
             mine = KeyboardInterrupt()
         except BaseException as error:
             mine = error
-        outcomes = self.gather((result, mine and _portable(mine)))
+        outcomes = self.gather((result, mine and portable(mine)))
         for rank, (_, theirs) in enumerate(outcomes):
             if theirs is not None:
                 self._shared_error = mine if rank == self._rank else theirs
@@ -100,7 +101,7 @@ class ProcessCrew:
         self._interrupted = True
 
 
-def _portable(error: BaseException) -> BaseException:
+def portable(error: E) -> E | RuntimeError:
     """`error`, or what can be said of it when it cannot be sent to another process."""
     try:
         pickle.loads(pickle.dumps(error))

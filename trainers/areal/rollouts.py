@@ -6,6 +6,8 @@ import time
 from dataclasses import dataclass, field
 from functools import partial
 
+from areal.infra import StalenessManager
+
 from cua_agent.envs.base import EnvironmentFailure
 from cua_agent.envs.pool import PoolStats
 from trainers.areal.engine import PolicyEngine
@@ -23,6 +25,33 @@ _POLL_S = 1.0
 
 class TooManyFailures(EnvironmentFailure):
     """Group after group was lost; the message names the last cause."""
+
+
+class FailureCount:
+    """Groups lost in a row, of which `limit` end the run."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._count = 0
+
+    def ended(self) -> None:
+        """A group came to its end."""
+        self._count = 0
+
+    def lost(self, finished: Finished, collected: Collected) -> None:
+        """All episodes of a group are lost. Raises `TooManyFailures`."""
+        self._count += 1
+        if finished.error is not None:
+            collected.lost.append(f"{finished.group.spec.group_id}: {type(finished.error).__name__}: {finished.error}")
+        if self._count >= self._limit:
+            why = collected.lost[-1] if collected.lost else "unknown"
+            raise TooManyFailures(f"{self._count} groups in a row were lost; the last: {why}") from finished.error
+
+
+def count_accepted(manager: StalenessManager, change: int) -> None:
+    """Make AReaL's count of accepted groups, by which it admits new ones, larger by `change`."""
+    with manager.lock:
+        manager.rollout_stat.accepted += change
 
 
 @dataclass(frozen=True)
@@ -83,7 +112,7 @@ class GroupStream:
         )
         self._accept = partial(carries_signal, config=config.advantage)
         self._window = _Window()
-        self._failures = 0
+        self._failures = FailureCount(config.areal.max_failures)
         self._taken = 0  # groups handed out since the version last changed
         self._clock, self._stats = time.perf_counter(), PoolStats()
 
@@ -91,6 +120,10 @@ class GroupStream:
     def workflow(self) -> GroupWorkflow:
         """What AReaL runs for every group."""
         return self._workflow
+
+    @property
+    def _manager(self) -> StalenessManager:
+        return self._engine.workflow_executor.staleness_manager
 
     @property
     def position(self) -> int:
@@ -121,7 +154,7 @@ class GroupStream:
 
         AReaL admits by counting accepted groups; empty places count like groups, or the bound would grow.
         """
-        self._count_accepted(self._config.rollout.groups_per_step - self._taken)
+        count_accepted(self._manager, self._config.rollout.groups_per_step - self._taken)
         self._taken = 0
 
     def after_version(self) -> None:
@@ -131,7 +164,7 @@ class GroupStream:
     def restore(self, position: int) -> None:
         """Start the training sequence at `position`, with a policy of the engine's present version."""
         self._sampler.position = position
-        self._engine.workflow_executor.staleness_manager.on_version_recovered(self._engine.get_version())
+        self._manager.on_version_recovered(self._engine.get_version())
 
     async def stop(self) -> None:
         """Break off the groups that are being played; on their loop."""
@@ -139,13 +172,8 @@ class GroupStream:
 
     def _settle_version(self) -> None:
         if self._taken:  # the last batch changed nothing, so its version is still to be trained: its places are free
-            self._count_accepted(-self._taken)
+            count_accepted(self._manager, -self._taken)
             self._taken = 0
-
-    def _count_accepted(self, change: int) -> None:
-        manager = self._engine.workflow_executor.staleness_manager
-        with manager.lock:
-            manager.rollout_stat.accepted += change
 
     def _top_up(self) -> None:
         rollout = self._config.rollout
@@ -164,13 +192,14 @@ class GroupStream:
         result = self._engine.wait_for_task(task)
         collected.lost += finished.lost
         if not finished.group.episodes:
-            self._lose(finished, collected)
+            self._ledger.forget(finished.index)
+            self._failures.lost(finished, collected)
             self._submit(refill)
         elif result is not None:
-            self._failures = 0
+            self._failures.ended()
             self._window.ready[finished.index] = ReadyGroup(finished.group, result)
         else:
-            self._failures = 0
+            self._failures.ended()
             collected.filtered.append(finished.group)
             self._ledger.forget(finished.index)
             self._refill(refill, at_least)
@@ -180,15 +209,6 @@ class GroupStream:
             self._submit(refill + 1)
         else:
             self._window.given_up += 1
-
-    def _lose(self, finished: Finished, collected: Collected) -> None:
-        self._failures += 1
-        self._ledger.forget(finished.index)
-        if finished.error is not None:
-            collected.lost.append(f"{finished.group.spec.group_id}: {type(finished.error).__name__}: {finished.error}")
-        if self._failures >= self._config.areal.max_failures:
-            why = collected.lost[-1] if collected.lost else "unknown"
-            raise TooManyFailures(f"{self._failures} groups in a row were lost; the last: {why}") from finished.error
 
     def _keep_going(self, at_least: int) -> None:
         """Use an empty place again when nothing else can bring the groups that the batch must have."""

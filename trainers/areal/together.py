@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
+from cua_agent.trajectory import Trajectory
 from trainers.crew import Crew
 from trainers.rollouts import Collected, EpisodePlayer, EpisodeSpec, OnDone, Played, Rollouts, Usage
+
+T = TypeVar("T")
 
 
 class SharedPlayer:
@@ -20,8 +24,8 @@ class SharedPlayer:
         crew = self._crew
         mine = specs[crew.rank :: crew.size]
         report = crew.interruptible(on_done)
-        parts = crew.do(lambda: [_without_images(played) for played in self._own.play(mine, report)] if mine else [])
-        return [parts[index % crew.size][index // crew.size] for index in range(len(specs))]
+        parts = crew.do(lambda: [without_pixels(played) for played in self._own.play(mine, report)] if mine else [])
+        return in_order(parts)
 
 
 class SharedRollouts:
@@ -80,7 +84,16 @@ def own_position(position: int, crew: Crew) -> int:
     return -(-(position - crew.rank) // crew.size)
 
 
-def _without_images(played: Played) -> Played:
-    if played.rows is None:
-        return played
-    return replace(played, rows=[replace(row, images=[]) for row in played.rows])
+def in_order(shares: Sequence[Sequence[T]]) -> list[T]:
+    """Things that were dealt out one by one, to each share in turn, as they were before."""
+    count = sum(map(len, shares))
+    return [shares[index % len(shares)][index // len(shares)] for index in range(count)]
+
+
+def without_pixels(played: Played) -> Played:
+    """What can be sent to another process at little cost."""
+    return played if played.rows is None else replace(played, rows=[row_without_pixels(row) for row in played.rows])
+
+
+def row_without_pixels(row: Trajectory) -> Trajectory:
+    return replace(row, images=[], turns=tuple(replace(turn, screenshot=None) for turn in row.turns))

@@ -18,6 +18,7 @@ from trainers.areal.learner import step_record
 from trainers.areal.ppo import HookedPPOTrainer, Hooks
 from trainers.areal.process import hush
 from trainers.areal.tensors import TensorDict
+from trainers.areal.together import in_order
 from trainers.protocol import StepRecord, TrainerState
 from trainers.rollouts import EpisodeSpec, OnDone, Played
 
@@ -50,7 +51,7 @@ class PlayerController(RolloutController):  # type: ignore[misc]
             unpack(share) for share in self._collective_rpc("play_share", specs=pack(list(specs)))
         ]
         on_done(len(specs), len(specs))
-        return [shares[index % len(shares)][index // len(shares)] for index in range(len(specs))]
+        return in_order(shares)
 
 
 class ControllerPPOTrainer(HookedPPOTrainer):

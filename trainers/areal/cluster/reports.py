@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cua_agent.envs.pool import PoolStats
-from cua_agent.trajectory import Trajectory
+from trainers.areal.crew import portable
 from trainers.areal.ledger import Finished
-from trainers.rollouts import Group, Played
+from trainers.areal.together import row_without_pixels
+from trainers.rollouts import Group
 
 
 @dataclass(frozen=True)
@@ -34,15 +35,6 @@ def unpack(text: str) -> Any:
 def light_finished(finished: Finished) -> Finished:
     """`finished` without pixels, and its error as what can be sent."""
     group = finished.group
-    error = finished.error and RuntimeError(f"{type(finished.error).__name__}: {finished.error}")
-    light = Group(group.spec, [[_light(row) for row in rows] for rows in group.episodes])
+    error = finished.error and portable(finished.error)
+    light = Group(group.spec, [[row_without_pixels(row) for row in rows] for rows in group.episodes])
     return replace(finished, group=light, error=error)
-
-
-def light_played(played: Played) -> Played:
-    """`played` without pixels."""
-    return played if played.rows is None else replace(played, rows=[_light(row) for row in played.rows])
-
-
-def _light(row: Trajectory) -> Trajectory:
-    return replace(row, images=[], turns=tuple(replace(turn, screenshot=None) for turn in row.turns))

@@ -9,7 +9,7 @@ from areal.infra import RolloutController
 
 from cua_agent.envs.pool import PoolStats
 from trainers.areal.cluster.reports import Report, unpack
-from trainers.areal.rollouts import ReadyGroup, TooManyFailures
+from trainers.areal.rollouts import FailureCount, ReadyGroup, count_accepted
 from trainers.areal.tensors import TensorDict
 from trainers.config import TrainConfig
 from trainers.rollouts import Collected, Group, OnDone, Usage
@@ -40,7 +40,8 @@ class ControllerStream:
         self._next = 0
         self._running: set[int] = set()
         self._ready: dict[int, ReadyGroup] = {}
-        self._refills = self._failures = self._taken = 0
+        self._refills = self._taken = 0
+        self._failures = FailureCount(config.areal.max_failures)
         self._clock = time.perf_counter()
         self._stats: dict[str, PoolStats] = {}  # by worker: its newest, and those that steps have reported
         self._reported: dict[str, PoolStats] = {}
@@ -80,7 +81,7 @@ class ControllerStream:
     def published(self) -> None:
         """A step has trained on the last batch and its version is served. AReaL admits by counting accepted groups:
         places that stayed empty count like groups, or the bound would grow with them."""
-        self._count_accepted(self._config.rollout.groups_per_step - self._taken)
+        count_accepted(self._controller.staleness_manager, self._config.rollout.groups_per_step - self._taken)
         self._taken = 0
         self._top_up()
 
@@ -101,25 +102,18 @@ class ControllerStream:
         self._stats[report.worker] = report.stats
         collected.lost += finished.lost
         if answer and not self._is_stale(finished.group):
-            self._failures = 0
+            self._failures.ended()
             self._ready[finished.index] = ReadyGroup(finished.group, answer)
             return
-        self._count_accepted(-1)
+        count_accepted(self._controller.staleness_manager, -1)
         if answer:
             collected.lost.append(f"{finished.group.spec.group_id}: too old when it was done")
         elif finished.group.episodes:
-            self._failures, self._refills = 0, self._refills + 1
+            self._failures.ended()
+            self._refills += 1
             collected.filtered.append(finished.group)
         else:
-            self._lose(report, collected)
-
-    def _lose(self, report: Report, collected: Collected) -> None:
-        self._failures += 1
-        if (error := report.finished.error) is not None:
-            collected.lost.append(f"{report.finished.group.spec.group_id}: {error}")
-        if self._failures >= self._config.areal.max_failures:
-            why = collected.lost[-1] if collected.lost else "unknown"
-            raise TooManyFailures(f"{self._failures} groups in a row were lost; the last: {why}")
+            self._failures.lost(finished, collected)
 
     def _check_workers(self) -> None:
         """Raise AReaL's `SchedulerError` when one is dead."""
@@ -128,7 +122,7 @@ class ControllerStream:
     def _drop_stale(self, collected: Collected) -> None:
         for index in [index for index, ready in self._ready.items() if self._is_stale(ready.group)]:
             group = self._ready.pop(index).group
-            self._count_accepted(-1)
+            count_accepted(self._controller.staleness_manager, -1)
             collected.lost.append(f"{group.spec.group_id}: too old when its turn came")
 
     def _is_stale(self, group: Group) -> bool:
@@ -144,11 +138,6 @@ class ControllerStream:
         rollout, size = self._config.rollout, self._batch_size()
         used_up = self._refills >= rollout.max_refills * rollout.groups_per_step
         return size == rollout.groups_per_step or (used_up and size > 0)
-
-    def _count_accepted(self, change: int) -> None:
-        manager = self._controller.staleness_manager
-        with manager.lock:
-            manager.rollout_stat.accepted += change
 
     def _usage(self, waited_s: float) -> Usage:
         """Environments work all the time, so their use is measured from batch to batch."""

@@ -15,7 +15,7 @@ from areal.api import LocalInfServerInfo, RolloutWorkflow, WeightUpdateMeta
 from safetensors.torch import load_file, save_file
 
 from trainers.areal.cluster.jobs import WorkerActorConfig, WorkerEngineConfig, run_config
-from trainers.areal.cluster.reports import Report, light_finished, light_played, pack, unpack
+from trainers.areal.cluster.reports import Report, light_finished, pack, unpack
 from trainers.areal.engine import PolicyEngine
 from trainers.areal.evaluation import EvaluationPlayer
 from trainers.areal.learner import optimisation_of
@@ -25,6 +25,7 @@ from trainers.areal.process import no_async_saver, quiet
 from trainers.areal.reference import Reference
 from trainers.areal.settings import rollout_config
 from trainers.areal.tensors import TensorDict, carries_signal
+from trainers.areal.together import without_pixels
 from trainers.areal.workflow import GroupWorkflow
 from trainers.areal.world import LoopWorld
 from trainers.checkpoint import load_checkpoint, save_checkpoint
@@ -161,7 +162,7 @@ class WorkerEngine(PolicyEngine):
     def play_share(self, specs: str) -> str:
         """Of packed `EpisodeSpec`s, play every `workers`-th; packed `Played`, in order."""
         mine: Sequence[EpisodeSpec] = unpack(specs)[int(self.engine_id) :: self._workers]
-        return pack([light_played(played) for played in self._player.play(mine, lambda *_: None)] if mine else [])
+        return pack([without_pixels(played) for played in self._player.play(mine, lambda *_: None)] if mine else [])
 
     def destroy(self) -> None:
         if self.initialized:
