@@ -11,7 +11,8 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,11 @@ class TrajectoryStore:
     def read(self, step: int) -> Batch:
         return load_batch(self.path(step))
 
+    def is_empty(self, step: int) -> bool:
+        """Whether the batch has no trajectory; its arrays are not read. Raises `TrajectoryFileError`."""
+        with _opened(self.path(step)) as (_, content):
+            return not content["trajectories"]
+
     def steps(self) -> list[int]:
         """Recorded steps, oldest first."""
         return sorted(int(path.stem.removeprefix("step_")) for path in self.directory.glob("step_*.safetensors"))
@@ -82,16 +88,22 @@ def save_batch(path: Path, batch: Batch) -> None:
 
 def load_batch(path: Path) -> Batch:
     """Read what `save_batch` wrote. Raises `TrajectoryFileError`."""
-    try:
-        with safe_open(path, framework="numpy") as file:
-            header = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if header.get("format") != FORMAT:
-            raise ValueError(f"format {header.get('format')!r}, expected {FORMAT!r}")
-        content = json.loads(header["batch"])
+    with _opened(path) as (file, content):
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         images = {name: _decode(array) for name, array in arrays.items() if name.startswith("image/")}
         rows = [_restore(row, i, arrays, images) for i, row in enumerate(content["trajectories"])]
         return Batch(rows, content["advantages"])
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """The file of a batch, and what its header says; whatever is wrong with it becomes a `TrajectoryFileError`."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            header = file.metadata() or {}
+            if header.get("format") != FORMAT:
+                raise ValueError(f"format {header.get('format')!r}, expected {FORMAT!r}")
+            yield file, json.loads(header["batch"])
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise TrajectoryFileError(f"{path}: not a recorded batch: {error}") from error
 

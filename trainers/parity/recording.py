@@ -45,7 +45,7 @@ def load_recording(directory: Path) -> Recording:
 
     config = read_config(directory)
     store = TrajectoryStore(directory / "trajectories", keep=0)
-    steps = tuple(step for step in store.steps() if store.read(step).trajectories)[-UPDATES:]
+    steps = tuple(step for step in store.steps() if not store.is_empty(step))[-UPDATES:]
     if not steps:
         raise ConfigError(
             f"recording={directory}: no recorded batch in it has a group with signal; train with "
