@@ -12,22 +12,22 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.request import urlopen
 
 from rich.console import Console
 from rich.table import Table
 
+from cua_agent.envs.local_gbox.faults import FaultPlan
+from cua_agent.envs.local_gbox.options import LocalGBoxOptions
+from cua_agent.envs.local_gbox.server import LocalGBox, running
 from cua_agent.trajectory import Outcome, Trajectory
 from trainers.trajectory_store import TrajectoryStore
 
@@ -72,20 +72,10 @@ def ended(episode: Trajectory) -> bool:
     return episode.outcome in {Outcome.FALSE_CLAIM, Outcome.FAILURE}
 
 
-@contextmanager
-def local_gbox(rate: float, seed: int) -> Iterator[str]:
-    """A server in a process of its own; its origin."""
-    faults = ["--fault-rate", str(rate), "--hang-s", "6", "--slow-create-s", "6", "--retry-after-s", "0"]
-    command = [sys.executable, "-m", "cua_agent.envs.local_gbox", "--port", "0", "--seed", str(seed), *faults]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        origin = re.search(r"http://[\d.:]+", process.stdout.readline())
-        assert origin is not None
-        yield origin[0]
-    finally:
-        process.terminate()
-        process.communicate(timeout=60)
+def server_with(rate: float, seed: int) -> AbstractContextManager[LocalGBox]:
+    """A server of which a share `rate` of all requests fails, in every way."""
+    faults = FaultPlan(rate, seed=seed)
+    return running(LocalGBoxOptions(seed=seed, faults=faults, hang_s=6.0, slow_create_s=6.0, retry_after_s=0))
 
 
 def train(name: str, backend: list[str], directory: Path, options: argparse.Namespace) -> Finished:
@@ -113,16 +103,16 @@ def train(name: str, backend: list[str], directory: Path, options: argparse.Name
         f"run_name={name}",
     ]
     began = time.monotonic()
-    with local_gbox(options.rate, options.seed) as origin:
-        command = [sys.executable, "train.py", *overrides, f"env.gbox.base_url={origin}/api/v1"]
-        status = subprocess.run(command, cwd=ROOT, check=False, env={**os.environ, "GBOX_API_KEY": "local"}).returncode
-        with urlopen(f"{origin}/ledger") as reply:
-            server = json.load(reply)["summary"]
+    with server_with(options.rate, options.seed) as server:
+        command = [sys.executable, "train.py", *overrides, f"env.gbox.base_url={server.base_url}"]
+        environment = {**os.environ, "GBOX_API_KEY": server.api_key}
+        status = subprocess.run(command, cwd=ROOT, check=False, env=environment).returncode
+        summary = server.ledger()["summary"]
     lines = (directory / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     store = TrajectoryStore(directory / name / "trajectories", steps)
     episodes = [row for step in store.steps() for row in store.read(step).trajectories]
     return Finished(
-        name, status, [json.loads(line) for line in lines], episodes, server, (time.monotonic() - began) / 60
+        name, status, [json.loads(line) for line in lines], episodes, summary, (time.monotonic() - began) / 60
     )
 
 
