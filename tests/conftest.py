@@ -8,7 +8,6 @@ import signal
 # A shell starts background jobs with SIGINT ignored, and the tests of interrupts are about SIGINT.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-
 _LOGGERS = logging.Logger.manager
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from trainers.config import ConfigError
+from tests.refusals import refusal
 from trainers.config.compose import load_config
 
 UNSLOTH = ["loader=unsloth", "loader.device=cuda", "loader.load_in_4bit=true"]
@@ -35,10 +35,7 @@ UNSLOTH = ["loader=unsloth", "loader.device=cuda", "loader.load_in_4bit=true"]
     ],
 )
 def test_refused_with_the_way_out(overrides: list[str], words: list[str]) -> None:
-    with pytest.raises(ConfigError) as caught:
-        load_config(overrides)
-    message = str(caught.value)
-    assert "\n" not in message
+    message = refusal(*overrides)
     assert [word for word in words if word not in message] == []
 
 

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.refusals import refusal
 from trainers.config import ConfigError, TrainConfig, from_mapping
 from trainers.config.compose import CONF, GROUPS, choices, load_config
 from trainers.config.reference import COMMON_KEYS, sections
@@ -18,15 +19,6 @@ def value_of(config: Any, key: str) -> Any:
     for part in key.split("."):
         config = getattr(config, part)
     return config
-
-
-def refusal(*overrides: str) -> str:
-    with pytest.raises(ConfigError) as caught:
-        load_config(overrides)
-    message = str(caught.value)
-    assert "\n" not in message
-    assert len(message) <= 400
-    return message
 
 
 def another_value(key: str, kind: Any, default: Any) -> Any:
