@@ -29,9 +29,8 @@ class AReaLGRPOTrainer:
     """Multi-turn GRPO on AReaL; implements `Trainer`.
 
     Phase 1: AReaL collects, we learn. Phase 2: AReaL's engine holds the model as well and computes our loss. Phase 3:
-    AReaL's trainer runs everything. `parts` replaces what `build_parts(config)` would load
-    (with `scheduler`, workers load it). In phases 2 and 3 every
-    process of `crew` has a trainer, and all of its methods are collective.
+    AReaL's trainer runs everything. `parts` replaces what `build_parts(config)` would load (with `scheduler`, workers
+    load it). In phases 2 and 3 every process of `crew` has a trainer, and all of its methods are collective.
     """
 
     def __init__(
