@@ -54,10 +54,11 @@ test-fast: $(SETUP) lint ## the checks that need no browser and no training
 test-vllm: $(SETUP) $(VLLM) ## the checks against a real vLLM server, which they start
 	$(TEST_ENV) $(PYTHON) -m pytest tests/vllm
 
-lint: $(SETUP) ## ruff and mypy
+lint: $(SETUP) ## ruff, mypy and the arrows between packages
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
+	.venv/bin/lint-imports --no-cache --no-logo
 
 docs: $(SETUP) ## rewrite docs/configuration.md from trainers/config
 	$(PYTHON) scripts/make_config_docs.py

@@ -17,9 +17,9 @@ from trainers.config.compose import load_config
 from trainers.config.validation import BUILT_IN_MODELS
 
 if TYPE_CHECKING:
-    from trainers.crew import Crew
-    from trainers.metrics import ProgressReporter
+    from trainers.distributed.process_group import ProcessGroup
     from trainers.protocol import Trainer, TrainResult
+    from trainers.run.metrics import ProgressReporter
 
 DONE, FAILED, BAD_CONFIGURATION, INTERRUPTED = 0, 1, 2, 130
 
@@ -42,10 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _show(config)
         _check_world(config)
         _prepare_process(config)
-        from trainers.crew import crew_of_environment
+        from trainers.distributed.torchrun import process_group_of_environment
 
-        with crew_of_environment(config) as crew:
-            return _run(config, overrides, crew)
+        with process_group_of_environment(config) as process_group:
+            return _run(config, overrides, process_group)
     except ConfigError as error:
         return _refuse(error)
     except KeyboardInterrupt:
@@ -60,7 +60,7 @@ def _say(message: str) -> None:
 
 
 def _show(config: TrainConfig) -> int:
-    from trainers.run_directory import masked_config, to_yaml
+    from trainers.run.directory import masked_config, to_yaml
 
     print(to_yaml(masked_config(config)), end="")
     return DONE
@@ -68,8 +68,8 @@ def _show(config: TrainConfig) -> int:
 
 def _check_world(config: TrainConfig) -> None:
     """Raise `ConfigError` when the world lacks a package or a key."""
-    from cua_agent.envs import check_world
     from cua_agent.envs.base import WorldUnavailable
+    from cua_agent.envs.registry import check_world
 
     try:
         check_world(config.env)
@@ -101,15 +101,17 @@ def _prepare_process(config: TrainConfig) -> None:
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
 
 
-def _run(config: TrainConfig, overrides: Sequence[str], crew: Crew) -> int:
-    from trainers.run_directory import create_run_directory, named_after, resume_command
+def _run(config: TrainConfig, overrides: Sequence[str], process_group: ProcessGroup) -> int:
+    from trainers.run.directory import create_run_directory, named_after, resume_command
 
-    (directory, *_) = crew.do(lambda: create_run_directory(config) if crew.rank == 0 else Path())
+    (directory, *_) = process_group.run_on_all(
+        lambda: create_run_directory(config) if process_group.rank == 0 else Path()
+    )
     config = named_after(config, directory)
-    if crew.rank > 0:
-        return _assist(config, crew)
+    if process_group.rank > 0:
+        return _assist(config, process_group)
     try:
-        result = _train(config, directory, crew)
+        result = _train(config, directory, process_group)
     except ConfigError:
         if not any(directory.glob("*.jsonl")):  # refused before anything was measured: nothing in it to keep
             shutil.rmtree(directory)
@@ -121,33 +123,33 @@ def _run(config: TrainConfig, overrides: Sequence[str], crew: Crew) -> int:
         return INTERRUPTED
     except Exception as error:
         return _report_failure(error, directory)
-    from trainers.report import closing_words
+    from trainers.run.report import closing_words
 
     print(closing_words(result, directory, config, overrides))
     return DONE
 
 
-def _assist(config: TrainConfig, crew: Crew) -> int:
+def _assist(config: TrainConfig, process_group: ProcessGroup) -> int:
     """Train along with process 0, which keeps the books and speaks."""
-    from trainers.crew import without_trackers
+    from trainers.distributed.config_shard import without_trackers
 
     with TemporaryDirectory() as scratch:
         try:
-            _train(without_trackers(config), Path(scratch), crew)
+            _train(without_trackers(config), Path(scratch), process_group)
         except KeyboardInterrupt:
             return INTERRUPTED
         except Exception as error:
-            print(f"error in process {crew.rank}: {type(error).__name__}: {error}", file=sys.stderr)
+            print(f"error in process {process_group.rank}: {type(error).__name__}: {error}", file=sys.stderr)
             return BAD_CONFIGURATION if isinstance(error, ConfigError) else FAILED
     return DONE
 
 
-def _train(config: TrainConfig, directory: Path, crew: Crew) -> TrainResult:
-    from trainers.progress import open_progress, silent_progress
+def _train(config: TrainConfig, directory: Path, process_group: ProcessGroup) -> TrainResult:
+    from trainers.run.progress import open_progress, silent_progress
 
-    progress = open_progress(config.max_steps) if crew.rank == 0 else silent_progress()
+    progress = open_progress(config.max_steps) if process_group.rank == 0 else silent_progress()
     try:
-        trainer = _build_trainer(config, directory, progress, crew)
+        trainer = _build_trainer(config, directory, progress, process_group)
         try:
             return trainer.train()
         finally:
@@ -156,7 +158,9 @@ def _train(config: TrainConfig, directory: Path, crew: Crew) -> TrainResult:
         progress.close()
 
 
-def _build_trainer(config: TrainConfig, directory: Path, progress: ProgressReporter, crew: Crew) -> Trainer:
+def _build_trainer(
+    config: TrainConfig, directory: Path, progress: ProgressReporter, process_group: ProcessGroup
+) -> Trainer:
     """The backend's trainer; what the user got wrong about model, checkpoint, browser or
     server becomes a `ConfigError`."""
     _rewrite_transformers(config)
@@ -165,7 +169,7 @@ def _build_trainer(config: TrainConfig, directory: Path, progress: ProgressRepor
     from cua_agent.envs.base import WorldUnavailable
     from cua_agent.inference.vllm.errors import ServerMismatch
     from cua_agent.models.errors import ModelError
-    from trainers.checkpoint import CheckpointError, find_checkpoint
+    from trainers.run.checkpoint import CheckpointError, find_checkpoint
 
     torch.set_num_threads(config.threads)
     try:
@@ -174,7 +178,7 @@ def _build_trainer(config: TrainConfig, directory: Path, progress: ProgressRepor
         if config.backend == "areal":
             from trainers.areal.trainer import AReaLGRPOTrainer
 
-            return AReaLGRPOTrainer(config, directory, progress, crew=crew)
+            return AReaLGRPOTrainer(config, directory, progress, process_group=process_group)
         from trainers.legacy.trainer import CUAGRPOTrainer
 
         return CUAGRPOTrainer(config, directory, progress)

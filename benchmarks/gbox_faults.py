@@ -29,7 +29,7 @@ from cua_agent.envs.local_gbox.faults import FaultPlan
 from cua_agent.envs.local_gbox.options import LocalGBoxOptions
 from cua_agent.envs.local_gbox.server import LocalGBox, running
 from cua_agent.trajectory import Outcome, Trajectory
-from trainers.trajectory_store import TrajectoryStore
+from trainers.rollouts.trajectory_store import TrajectoryStore
 
 ROOT = Path(__file__).resolve().parents[1]
 GROUPS, GROUP_SIZE, MAX_TURNS = 5, 8, 6

@@ -145,8 +145,8 @@ def agent_config(options: Options, *, reads_images: bool = True) -> AgentConfig:
 async def play(options: Options, task: CUATask) -> Episode:
     """Load the model, open the world and play one episode. Raises `OptionError`."""
     from cua_agent.agent import ContextTooShort, NoDescription, StandaloneGBoxCUAAgent
-    from cua_agent.envs import environment_factory
     from cua_agent.envs.base import WorldUnavailable
+    from cua_agent.envs.registry import environment_factory
     from cua_agent.inference.local import LocalEngine
     from cua_agent.models.loaders import load_policy
 
@@ -172,8 +172,8 @@ async def play(options: Options, task: CUATask) -> Episode:
 
 def _check_world(options: Options) -> None:
     """Before anything heavy is loaded. Raises `OptionError`."""
-    from cua_agent.envs import check_world
     from cua_agent.envs.base import WorldUnavailable
+    from cua_agent.envs.registry import check_world
 
     try:
         check_world(options)

@@ -63,25 +63,33 @@ def seed_for(use: SeedUse, index: int) -> int:
     return _SEED_USES.index(use) * _SEEDS_PER_USE + index
 
 
+class TaskSource(Protocol):
+    """The tasks of one world; a module with these functions is one."""
+
+    def training_tasks(self) -> list[CUATask]:
+        """The tasks that training draws from."""
+        ...
+
+    def eval_tasks(self, split: EvalSplit) -> list[CUATask]:
+        """The held-out tasks of a split; see `get_eval_tasks`."""
+        ...
+
+
+_sources: dict[str, TaskSource] = {}
+
+
+def register_tasks(env: EnvName, source: TaskSource) -> None:
+    """Make the tasks of a world known under its name; the worlds of `cua_agent.envs.registry` are."""
+    _sources[env] = source
+
+
 def get_training_tasks(env: EnvName = "pocket") -> list[CUATask]:
-    """The tasks that training draws from. Those of gbox are the phone's: validators only need a shell."""
-    if env == "miniwob":
-        from cua_agent.envs.miniwob.tasks import training_tasks as miniwob_tasks
-
-        return miniwob_tasks()
-    from cua_agent.envs.pocket.tasks import training_tasks
-
-    return training_tasks()
+    """The tasks that training draws from. Raises `KeyError` for a world that no one registered."""
+    return _sources[env].training_tasks()
 
 
 def get_eval_tasks(env: EnvName = "pocket", split: EvalSplit = "seeds") -> list[CUATask]:
     """Held-out tasks: `seeds` are the training goals (to be run on seeds of use "eval"), `templates` are wordings and
     combinations that training never shows. MiniWoB++ has no templates of its own: its held-out tasks stand for them.
     """
-    if env == "miniwob":
-        from cua_agent.envs.miniwob.tasks import eval_tasks as miniwob_eval_tasks
-
-        return miniwob_eval_tasks(split)
-    from cua_agent.envs.pocket.tasks import eval_tasks
-
-    return eval_tasks(split)
+    return _sources[env].eval_tasks(split)

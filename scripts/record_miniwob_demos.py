@@ -94,7 +94,7 @@ async def record(tasks: list[CUATask], episodes: int, browser_path: str, pages: 
                 print(f"{total - len(jobs)}/{total} after {time.monotonic() - started:.0f} s", file=sys.stderr)
 
     async with MiniWobBrowser(browser_path) as browser:
-        await asyncio.gather(*[work(await browser.new_environment()) for _ in range(pages)])
+        await asyncio.gather(*[work(await MiniWobEnvironment.open(browser)) for _ in range(pages)])
     print(f"solved {len(solved)} of {total}; unsolved: {dict(unsolved)}")
     order = {task.category: i for i, task in enumerate(tasks)}
     return sorted(solved, key=lambda d: (order[d.task], d.seed))

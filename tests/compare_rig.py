@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from trainers.config import EvalConfig, TrainConfig
-from trainers.run_directory import to_yaml
+from trainers.run.directory import to_yaml
 
 EPISODES = 200
 

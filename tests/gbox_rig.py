@@ -9,7 +9,7 @@ from typing import Any
 
 from cua_agent.actions import Action, ReportTaskComplete, Target
 from cua_agent.envs.base import Environment
-from cua_agent.envs.gbox.factory import GBoxFactory, open_gbox
+from cua_agent.envs.gbox.box_lifecycle import GBoxFactory, open_gbox
 from cua_agent.envs.gbox.settings import GBoxSettings
 from cua_agent.envs.local_gbox.server import LocalGBox
 from cua_agent.envs.pocket.environment import PocketEnvironment

@@ -19,13 +19,12 @@ from cua_agent.models.lora import LoraSpec
 from cua_agent.models.policy import PolicyModel
 from cua_agent.trajectory import Outcome, Trajectory, Turn
 from tests.toy_world import SquareEnvironment, toy_task
+from trainers.components import Components
 from trainers.config import EvalConfig, LoggingConfig, OptimConfig, RolloutConfig, TrainConfig
 from trainers.legacy.trainer import CUAGRPOTrainer
-from trainers.metrics import StepMetrics
-from trainers.parts import Parts
-from trainers.protocol import Batch, EvalRecord
-from trainers.rollouts import EpisodeSpec
-from trainers.trajectory_store import load_batch
+from trainers.protocol import Batch, EpisodeSpec, EvalRecord
+from trainers.rollouts.trajectory_store import load_batch
+from trainers.run.metrics import StepMetrics
 
 CONFIG = TrainConfig(
     backend="legacy",
@@ -146,9 +145,9 @@ def rig_maker(weights: Path, directory_of_runs: Path) -> Iterator[MakeRig]:
             return runners[-1]
 
         held_out = {"seeds": TASKS, "templates": TASKS[:1]}
-        parts = Parts(policy, squares, runner_for, TASKS, held_out)  # type: ignore[arg-type]
+        components = Components(policy, squares, runner_for, TASKS, held_out)  # type: ignore[arg-type]
         watcher, directory = Watcher(), directory_of_runs / f"run{len(rigs)}"
-        trainer = CUAGRPOTrainer(config, directory, watcher, parts)
+        trainer = CUAGRPOTrainer(config, directory, watcher, components)
         rigs.append(Rig(trainer, policy, runners[0].engine, runners[0], watcher, directory))
         return rigs[-1]
 

@@ -13,6 +13,7 @@ pytest.importorskip("PIL")
 
 from cua_agent.actions import Tap
 from cua_agent.envs.miniwob.browser import DEFAULT_BROWSER, MiniWobBrowser
+from cua_agent.envs.miniwob.environment import MiniWobEnvironment
 from cua_agent.envs.miniwob.tasks import eval_tasks, training_tasks
 
 needs_browser = [
@@ -28,7 +29,7 @@ PAGES = 4
 @contextlib.asynccontextmanager
 async def environments(count=1, **options):
     async with MiniWobBrowser(**options) as browser:
-        yield [await browser.new_environment() for _ in range(count)]
+        yield [await MiniWobEnvironment.open(browser) for _ in range(count)]
 
 
 def pixels(observation):

@@ -135,8 +135,12 @@ def _stale_weights(original: Wrap, self: Any, version: int, weights: Any) -> Any
     return original(self, version, {} if version else weights)
 
 
-LEARNER, FULL, ACTOR = "trainers.areal.learner", "trainers.areal.full", "trainers.areal.ppo_actor"
-SERVED = "trainers.areal.engine:PolicyEngine.update_weights"
+LEARNER, FULL, ACTOR = (
+    "trainers.areal.train.phase2_learner",
+    "trainers.areal.train.phase3_trainer",
+    "trainers.areal.train.ppo_actor",
+)
+SERVED = "trainers.areal.rollout.rollout_engine:PolicyRolloutEngine.update_weights"
 ADAPTED = "cua_agent.models.loaders:attach_lora"
 REFERENCE = "cua_agent.models.policy:PolicyModel.reference"
 
@@ -150,18 +154,20 @@ FAULTS = {
     "areal_norm": Fault(0, "full/plain", ("phase3",), f"{ACTOR}:reward_norm", _areal_norm),
     "sample_deviation": Fault(0, "full/plain", ("phase1", "phase2"), "statistics:pstdev", _sample_deviation),
     "group_flipped": Fault(0, "full/ragged", ("phase3",), f"{ACTOR}:RaggedNorm.__call__", _first_group_flipped),
-    "row_flipped": Fault(0, "full/plain", ("phase2",), f"{LEARNER}:EngineLearner.tensors", _first_row_flipped),
-    "attention_leaks": Fault(1, "full/packed", AREAL, "trainers.areal.fsdp:text_positions", _attention_leaks),
+    "row_flipped": Fault(0, "full/plain", ("phase2",), f"{LEARNER}:Phase2Learner.tensors", _first_row_flipped),
+    "attention_leaks": Fault(
+        1, "full/packed", AREAL, "trainers.areal.train.fsdp_actor:text_positions", _attention_leaks
+    ),
     "temperature": Fault(1, "full/plain", ("phase2",), f"{LEARNER}:actor_config", _other_temperature),
     "temperature_ppo": Fault(1, "full/plain", ("phase3",), f"{ACTOR}:ppo_actor_config", _other_temperature),
     "lora_scale": Fault(1, "lora/moved", ASYNCHRONOUS, ADAPTED, _wrong_lora_scale),
     "reference": Fault(1, "lora/kl", ("phase1",), REFERENCE, _adapter_in_the_reference),
-    "reference_hot": Fault(1, "full/kl", AREAL, "trainers.areal.reference:score_tokens", _hot_reference),
+    "reference_hot": Fault(1, "full/kl", AREAL, "trainers.areal.train.reference_model:score_tokens", _hot_reference),
     "clip": Fault(1, "full/moved", ("phase3",), f"{ACTOR}:ppo_actor_config", _clipped_otherwise),
     "rejection": Fault(1, "full/stale", ("phase3",), f"{ACTOR}:ppo_actor_config", _never_rejected),
     "gradient": Fault(2, "full/plain", ("phase2",), f"{LEARNER}:BatchLoss.__call__", _gradient_off),
     "gradient_ppo": Fault(2, "full/plain", ("phase3",), f"{ACTOR}:LossWatch.__call__", _gradient_off),
-    "warmup": Fault(3, "full/plain", AREAL, "trainers.areal.fsdp:warmup_factor", _warmup_late),
+    "warmup": Fault(3, "full/plain", AREAL, "trainers.areal.train.fsdp_actor:warmup_factor", _warmup_late),
     "stale_adapter": Fault(4, "lora/greedy", ASYNCHRONOUS, SERVED, _stale_weights),
     "stale_weights": Fault(4, "full/greedy", ("phase3",), SERVED, _stale_weights),
 }

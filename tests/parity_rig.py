@@ -1,4 +1,4 @@
-"""The ladder on a random model and a toy world: a recording, and the parts that replay it."""
+"""The ladder on a random model and a toy world: a recording, and the components that replay it."""
 
 from __future__ import annotations
 
@@ -15,13 +15,12 @@ from cua_agent.trajectory import Outcome, Trajectory
 from tests.legacy_rig import TASKS, squares
 from tests.policy_rows import row
 from tests.tiny_random import build
+from trainers.components import Components, build_policy
 from trainers.config import LoraConfig, ModelConfig, OptimConfig, TrainConfig
 from trainers.parity.recording import UPDATES, Recording, load_recording, write_config
 from trainers.parity.starts import rescored
-from trainers.parts import Parts, build_policy
-from trainers.protocol import Batch
-from trainers.rollouts import EpisodeSpec
-from trainers.trajectory_store import TrajectoryStore
+from trainers.protocol import Batch, EpisodeSpec
+from trainers.rollouts.trajectory_store import TrajectoryStore
 
 SHAPES: Sequence[Sequence[tuple[int, int, int]]] = (
     [(64, 64, 3)],
@@ -62,10 +61,10 @@ def _rows(policy: PolicyModel, step: int) -> list[Trajectory]:
     return rows
 
 
-def toy_parts(config: TrainConfig) -> Parts:
+def toy_parts(config: TrainConfig) -> Components:
     policy = build_policy(config)
     held_out = {"seeds": TASKS, "templates": TASKS[:1]}
-    return Parts(policy, squares, lambda engine: Speaker(policy, engine, config.rollout.greedy), TASKS, held_out)  # type: ignore[arg-type]
+    return Components(policy, squares, lambda engine: Speaker(policy, engine, config.rollout.greedy), TASKS, held_out)  # type: ignore[arg-type]
 
 
 @dataclass

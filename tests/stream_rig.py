@@ -18,9 +18,9 @@ from cua_agent.inference.base import GenerateRequest, GenerateResponse
 from cua_agent.trajectory import Trajectory
 from tests.legacy_rig import TASKS, squares
 from tests.toy_world import trajectory
+from trainers.components import Components
 from trainers.config import ArealConfig, RolloutConfig, TrainConfig
-from trainers.parts import Parts
-from trainers.rollouts import Collected, EpisodeSpec
+from trainers.protocol import Collected, EpisodeSpec
 
 Kind = Literal["signal", "none", "replaced", "lost", "crash"]
 DEADLINE_S = 60.0
@@ -149,21 +149,21 @@ def opened(
     position: int = 0,
 ) -> Iterator[Stream]:
     """The stream of a trainer of policy `version` that starts at `position`."""
-    from trainers.areal.engine import PolicyEngine
+    from trainers.areal.config.translation import rollout_config
     from trainers.areal.process import prepare_process
-    from trainers.areal.rollouts import GroupStream
-    from trainers.areal.settings import rollout_config
-    from trainers.areal.world import LoopWorld
+    from trainers.areal.rollout.group_stream import GroupStream
+    from trainers.areal.rollout.loop_environments import LoopEnvironments
+    from trainers.areal.rollout.rollout_engine import PolicyRolloutEngine
 
     prepare_process(directory)
     policy: Any = SimpleNamespace(
         special=SimpleNamespace(pad_id=0, image_token_id=99), load_trained=lambda weights: _nothing(weights)
     )
-    engine = PolicyEngine(rollout_config(config, directory), VersionEngine(delay_s=token_s), policy)
+    engine = PolicyRolloutEngine(rollout_config(config, directory), VersionEngine(delay_s=token_s), policy)
     engine.initialize(train_data_parallel_size=1)
-    parts = Parts(policy, squares, lambda client: Player(client, fates), TASKS, {})  # type: ignore[arg-type]
-    world = LoopWorld(squares, config.rollout.concurrency)
-    stream = GroupStream(config, parts, engine, world, pixels=False)
+    components = Components(policy, squares, lambda client: Player(client, fates), TASKS, {})  # type: ignore[arg-type]
+    world = LoopEnvironments(squares, config.rollout.concurrency)
+    stream = GroupStream(config, components, engine, world, pixels=False)
     try:
         engine.run(world.pool())
         if version or position:

@@ -131,36 +131,36 @@ def test_a_workflow_of_ones_own_plays_what_ours_plays(tmp_path: Path) -> None:
     """On AReaL's executor, with the built-in model, decoding greedily: every token, mask and reward."""
     pytest.importorskip("areal")
     from trainers.areal.process import prepare_process
-    from trainers.areal.site import RolloutSite
+    from trainers.areal.rollout.rollout_worker import RolloutWorker
     from trainers.areal.tensors import rows_to_tensors
+    from trainers.components import build_components
     from trainers.config.compose import load_config
-    from trainers.parts import build_parts
-    from trainers.rollouts import EpisodeSpec
+    from trainers.protocol import EpisodeSpec
 
     prepare_process(tmp_path)
     config = load_config(["experiment=quick", "rollout.greedy=true", "rollout.max_turns=6", "threads=1"])
-    parts = build_parts(config)
-    data = [{"name": t.id, "task": t, "seed": seed_for("train", n)} for n, t in enumerate(parts.train_tasks[::2])]
-    site = RolloutSite(config, parts, tmp_path, parts.policy)
-    site.engine.initialize(train_data_parallel_size=1)
-    site.open()
+    components = build_components(config)
+    data = [{"name": t.id, "task": t, "seed": seed_for("train", n)} for n, t in enumerate(components.train_tasks[::2])]
+    worker = RolloutWorker(config, components, tmp_path, components.policy)
+    worker.engine.initialize(train_data_parallel_size=1)
+    worker.open()
     try:
-        workflow = documented("OneEpisode")(config, parts.policy, site.world)
-        theirs = site.engine.rollout_batch(data, workflow)
+        workflow = documented("OneEpisode")(config, components.policy, worker.environments)
+        theirs = worker.engine.rollout_batch(data, workflow)
     finally:
-        site.close()
+        worker.close()
 
     async def ours() -> list[Any]:
         from cua_agent.inference.local import LocalEngine
 
-        run = parts.runner_for(LocalEngine(parts.policy, max_batch=4))
-        async with parts.environments() as new_environment:
+        run = components.runner_for(LocalEngine(components.policy, max_batch=4))
+        async with components.environments() as new_environment:
             phone = await new_environment()
             return [await run(phone, EpisodeSpec(d["task"], d["seed"], d["name"], d["name"])) for d in data]
 
     expected = {
         tuple(tensors["input_ids"][0].tolist()): (tensors["loss_mask"].tolist(), float(tensors["rewards"]))
-        for tensors in (rows_to_tensors(parts.policy, rows) for rows in asyncio.run(ours()))
+        for tensors in (rows_to_tensors(components.policy, rows) for rows in asyncio.run(ours()))
     }
     assert len(theirs) == len(data) > 3
     assert {

@@ -54,8 +54,8 @@ def test_areal_reads_back_what_was_exported(
 ) -> None:
     from areal.api.cli_args import GRPOConfig, load_expr_config
 
+    from trainers.areal.config.native_yaml import native_config
     from trainers.areal.export import main
-    from trainers.areal.native import native_config
 
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "areal.yaml"
@@ -68,7 +68,7 @@ def test_areal_reads_back_what_was_exported(
 
 
 def test_our_keys_become_areals(weights: Path) -> None:
-    from trainers.areal.native import native_config
+    from trainers.areal.config.native_yaml import native_config
 
     overrides = [
         *VARIANTS["lora"],
@@ -89,8 +89,8 @@ def test_our_keys_become_areals(weights: Path) -> None:
 
 
 def test_an_adapters_modules_are_those_of_the_regular_expression(weights: Path) -> None:
-    from trainers.areal.native import adapted_modules
-    from trainers.parts import build_policy
+    from trainers.areal.config.native_yaml import adapted_modules
+    from trainers.components import build_policy
 
     config = composed(weights, ["lora.enabled=true"])
     names = {name for name, _ in build_policy(config).trainable_parameters()}
@@ -100,7 +100,7 @@ def test_an_adapters_modules_are_those_of_the_regular_expression(weights: Path) 
 
 
 def test_the_file_says_what_areal_does_otherwise(weights: Path) -> None:
-    from trainers.areal.native import caveats
+    from trainers.areal.config.native_yaml import caveats
 
     keys = {line.partition(":")[0] for line in caveats(composed(weights, ["loss.kl_coefficient=0.1"]))}
     assert {"loss.kl_coefficient", "model.freeze_vision", "optim.warmup_steps"} <= keys

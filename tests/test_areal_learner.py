@@ -10,9 +10,9 @@ import torch
 
 from tests.policy_rows import ragged_batch
 from tests.tiny_random import build
+from trainers.components import build_policy
 from trainers.config import ArealConfig, LoraConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
 from trainers.grpo.learner import PolicyLearner
-from trainers.parts import build_policy
 from trainers.protocol import TrainerState
 
 areal_process = pytest.importorskip("trainers.areal.process")
@@ -34,9 +34,9 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
 
 @contextmanager
 def both(config: TrainConfig) -> Iterator[tuple[PolicyLearner, object]]:
-    from trainers.areal.learner import EngineLearner
+    from trainers.areal.train.phase2_learner import Phase2Learner
 
-    engine = EngineLearner(build_policy(config), config)
+    engine = Phase2Learner(build_policy(config), config)
     try:
         yield PolicyLearner(build_policy(config), config), engine
     finally:

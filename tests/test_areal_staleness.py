@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from tests.stream_rig import Fate, Kind, Stream, configuration, number, opened
 from trainers.config import TrainConfig
-from trainers.rollouts import Collected
+from trainers.protocol import Collected
 
 pytest.importorskip("areal")
 pytestmark = pytest.mark.slow
@@ -94,7 +94,7 @@ def act(stream: Stream, action: str, seconds: float) -> None:
 def test_whatever_happens_the_bound_holds_and_every_batch_comes(
     config: TrainConfig, fates: list[Fate], steps: list[tuple[str, float]], token_s: float
 ) -> None:
-    logging.getLogger("trainers.areal.workflow").setLevel(logging.CRITICAL)  # crashes are part of it
+    logging.getLogger("trainers.areal.rollout.group_workflow").setLevel(logging.CRITICAL)  # crashes are part of it
     books = Books(config, fates)
     version, position, left = 0, 0, list(steps)
     with TemporaryDirectory() as directory:

@@ -9,10 +9,10 @@ import torch
 
 from tests.text_rows import sampled_rows
 from tests.tiny_random import build_text
+from trainers.components import build_policy
 from trainers.config import ArealConfig, LoraConfig, ModelConfig, OptimConfig, TrainConfig
 from trainers.config.policy import LoaderConfig
 from trainers.grpo.learner import PolicyLearner
-from trainers.parts import build_policy
 from trainers.protocol import Batch
 
 areal_process = pytest.importorskip("trainers.areal.process")
@@ -27,7 +27,7 @@ needs_unsloth = pytest.mark.skipif(
 def test_gradients_equal_plain_torch_with_several_rows_packed_together(
     family: str, loader: str, tmp_path: Path
 ) -> None:
-    from trainers.areal.learner import EngineLearner
+    from trainers.areal.train.phase2_learner import Phase2Learner
 
     areal_process.prepare_process(tmp_path)
     plain = TrainConfig(
@@ -38,7 +38,7 @@ def test_gradients_equal_plain_torch_with_several_rows_packed_together(
         areal=ArealConfig(packed_tokens=600),
     )
     config = replace(plain, loader=LoaderConfig(name=loader))
-    ours, theirs = PolicyLearner(build_policy(plain), plain), EngineLearner(build_policy(config), config)
+    ours, theirs = PolicyLearner(build_policy(plain), plain), Phase2Learner(build_policy(config), config)
     try:
         rows = sampled_rows(ours._policy)
         assert 2 * max(map(len, rows)) < 600

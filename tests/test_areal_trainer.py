@@ -13,9 +13,9 @@ from cua_agent.envs.base import EnvironmentFailure
 from cua_agent.models.loaders import load_policy
 from tests.legacy_rig import CONFIG, TASKS, OneTokenRunner, Watcher, squares
 from tests.tiny_random import build
+from trainers.components import Components
 from trainers.config import ModelConfig, TrainConfig
-from trainers.parts import Parts
-from trainers.rollouts import EpisodeSpec
+from trainers.protocol import EpisodeSpec
 
 pytest.importorskip("areal")
 pytestmark = pytest.mark.slow
@@ -42,9 +42,9 @@ def trained(weights: Path, directory: Path, config: TrainConfig, **runner: Any) 
 
     policy = load_policy(str(weights))
     held_out = {"seeds": TASKS, "templates": TASKS[:1]}
-    parts = Parts(policy, squares, lambda engine: SlowRunner(policy, engine, **runner), TASKS, held_out)
+    components = Components(policy, squares, lambda engine: SlowRunner(policy, engine, **runner), TASKS, held_out)
     config = replace(config, backend="areal", model=ModelConfig(path=str(weights), freeze_vision=False))
-    with closing(AReaLGRPOTrainer(config, directory, Watcher(), parts)) as trainer:
+    with closing(AReaLGRPOTrainer(config, directory, Watcher(), components)) as trainer:
         trainer.train()
     return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
 

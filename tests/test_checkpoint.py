@@ -10,8 +10,13 @@ from policy_rows import ragged_batch
 
 from cua_agent.models.loaders import load_policy
 from cua_agent.models.lora import LoraSpec
-from trainers import checkpoint
-from trainers.checkpoint import (
+from trainers.config import LossConfig
+from trainers.grpo.batching import micro_batches
+from trainers.grpo.forward import score_tokens
+from trainers.grpo.gradients import accumulate_gradients
+from trainers.protocol import TrainerState
+from trainers.run import checkpoint
+from trainers.run.checkpoint import (
     CheckpointError,
     Optimisation,
     latest_checkpoint,
@@ -21,11 +26,6 @@ from trainers.checkpoint import (
     save_weights,
     verify_checkpoint,
 )
-from trainers.config import LossConfig
-from trainers.grpo.batching import micro_batches
-from trainers.grpo.forward import score_tokens
-from trainers.grpo.gradients import accumulate_gradients
-from trainers.protocol import TrainerState
 
 STATE = TrainerState(step=3, policy_version=3, data_position=24, best_success=0.75, best_step=2, staleness_max=1)
 

@@ -30,9 +30,9 @@ class Listener:
 
 def jobs(config: TrainConfig, directory: Path) -> tuple[Any, Any]:
     """The jobs of the training and of the rollout controller."""
-    from trainers.areal.cluster.jobs import controller_config
-    from trainers.areal.cluster.ppo import ActorController, PlayerController
-    from trainers.areal.cluster.worker import WorkerActor, WorkerEngine
+    from trainers.areal.cluster.controllers import ActorController, PlayerController
+    from trainers.areal.cluster.worker_engines import WorkerActor, WorkerEngine
+    from trainers.areal.cluster.worker_specs import controller_config
 
     native = controller_config(config, directory)
     training, playing = Listener(), Listener()
@@ -57,14 +57,14 @@ def test_jobs(tmp_path: Path, overrides: list[str], training: int, rollout: int,
     assert (actor.role, actor.replicas, player.role, player.replicas) == ("actor", training, "rollout", rollout)
     for spec in (*actor.tasks, *player.tasks):
         assert (spec.cpu, spec.gpu, spec.mem) == (3, gpu, memory)
-        assert spec.cmd.endswith("-m trainers.areal.cluster.server")
+        assert spec.cmd.endswith("-m trainers.areal.cluster.worker_process")
         assert spec.env_vars["OMP_NUM_THREADS"] == "3"
 
 
 def test_workers_are_handed_the_whole_configuration(tmp_path: Path) -> None:
     from areal.infra.rpc.serialization import deserialize_value, serialize_value
 
-    from trainers.areal.cluster.jobs import controller_config, run_config
+    from trainers.areal.cluster.worker_specs import controller_config, run_config
 
     config = load_config(["scheduler=local", "env.tasks=[settings,clock]", "optim.betas=[0.5,0.75]"])
     native = controller_config(config, tmp_path)
@@ -86,8 +86,8 @@ def fake_sbatch(directory: Path) -> None:
 
 
 def test_slurm_is_asked_for_whole_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from trainers.areal.cluster.jobs import controller_config
     from trainers.areal.cluster.schedulers import opened_scheduler
+    from trainers.areal.cluster.worker_specs import controller_config
 
     fake_sbatch(tmp_path / "bin")
     monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=":")

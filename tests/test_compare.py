@@ -40,7 +40,7 @@ sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
 from tests.compare_rig import evaluation, row
 from trainers.config.compose import load_config
-from trainers.run_directory import create_run_directory
+from trainers.run.directory import create_run_directory
 config = load_config(sys.argv[1:])
 directory = create_run_directory(config)
 if config.seed == 13:

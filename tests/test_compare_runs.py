@@ -12,7 +12,7 @@ from trainers.compare.series import held_out, lines, metric, smoothed, window
 from trainers.compare.settings import differences, fingerprint, labels
 from trainers.config import ConfigError
 from trainers.config.validation import leaves
-from trainers.run_files import last_error, read_rows
+from trainers.run.files import last_error, read_rows
 
 
 def refusal(directory: Path) -> str:
@@ -219,7 +219,7 @@ def test_long_runs_are_smoothed_and_short_ones_are_not() -> None:
 
 
 def test_the_rig_writes_what_a_run_writes(tmp_path: Path) -> None:
-    from trainers.metrics import StepMetrics
+    from trainers.run.metrics import StepMetrics
 
     directory = learning_run(tmp_path / "a", "areal")
     written = json.loads((directory / "metrics.jsonl").read_text().splitlines()[0])

@@ -21,7 +21,7 @@ from trainers.config.from_env import convert, render
 from trainers.config.old_variables import VARIABLES
 from trainers.config.validation import fields_of
 from trainers.parity.__main__ import parser as parity_parser
-from trainers.task_sampler import training_tasks
+from trainers.rollouts.task_sampler import training_tasks
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -5,8 +5,8 @@ import pytest
 from cua_agent.tasks import seed_for
 from cua_agent.trajectory import Outcome
 from tests.toy_world import toy_task, trajectory
-from trainers.evaluation import evaluation_episodes, score
-from trainers.rollouts import EpisodeSpec, Played
+from trainers.protocol import EpisodeSpec, Played
+from trainers.rollouts.evaluation import evaluation_episodes, score
 
 TASKS = [toy_task("a0", "a"), toy_task("b0", "b"), toy_task("b1", "b")]
 

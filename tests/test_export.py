@@ -10,7 +10,7 @@ from cua_agent.models.export import ExportError, export, main
 from cua_agent.models.loaders import load_policy
 from cua_agent.models.lora import LoraSpec
 from cua_agent.models.policy import PolicyModel
-from trainers.checkpoint import save_weights
+from trainers.run.checkpoint import save_weights
 
 
 def logits(policy: PolicyModel) -> torch.Tensor:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from cua_agent.envs.base import EnvironmentFailure, WorldUnavailable
+from cua_agent.envs.gbox.box_lifecycle import GBoxFactory
 from cua_agent.envs.gbox.environment import GBoxEnvironment
-from cua_agent.envs.gbox.factory import GBoxFactory
 from cua_agent.envs.local_gbox.faults import Fault, FaultKind, FaultPlan, Operation, ScriptedFaults
 from cua_agent.envs.local_gbox.options import LocalGBoxOptions
 from cua_agent.envs.local_gbox.server import LocalGBox, running

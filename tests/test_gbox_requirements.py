@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from cua_agent.__main__ import main as play_main
-from cua_agent.envs import check_world
 from cua_agent.envs.base import WorldUnavailable
+from cua_agent.envs.registry import check_world
 from cua_agent.tasks import get_eval_tasks, get_training_tasks
 from trainers.config import ConfigError
 from trainers.config.compose import load_config
-from trainers.run_directory import create_run_directory, named_after
+from trainers.run.directory import create_run_directory, named_after
 
 ROOT = Path(__file__).parents[1]
 KEY = "gbox-key-that-nobody-may-read"

@@ -11,10 +11,10 @@ import pytest
 from cua_agent.trajectory import Outcome, Trajectory
 from trainers.config import EvalConfig, TrainConfig
 from trainers.grpo.learner import warmup_factor
-from trainers.interrupts import interrupts_held
 from trainers.protocol import TrainerState
-from trainers.step_metrics import staleness
-from trainers.stopping import observe, out_of_budget, stop_after_evaluation
+from trainers.run.interrupts import interrupts_held
+from trainers.run.step_metrics import staleness
+from trainers.run.stopping import observe, out_of_budget, stop_after_evaluation
 
 
 def test_a_second_interrupt_is_not_held() -> None:

@@ -17,7 +17,6 @@ from cua_agent.envs.base import EnvironmentFailure
 from cua_agent.tasks import seed_for
 from tests.legacy_rig import CONFIG, TASKS, MakeRig, rig_maker
 from tests.tiny_random import build
-from trainers.checkpoint import CheckpointError, find_checkpoint, verify_checkpoint
 from trainers.config import (
     CheckpointConfig,
     EvalConfig,
@@ -26,8 +25,8 @@ from trainers.config import (
     OptimConfig,
 )
 from trainers.grpo.learner import PolicyLearner
-from trainers.protocol import Batch
-from trainers.rollouts import EpisodeSpec
+from trainers.protocol import Batch, EpisodeSpec
+from trainers.run.checkpoint import CheckpointError, find_checkpoint, verify_checkpoint
 
 
 @pytest.fixture(scope="module")

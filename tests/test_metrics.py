@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from trainers.config import ConfigError, LoggingConfig
-from trainers.metrics import MetricsWriter, StepMetrics, open_trackers
 from trainers.protocol import EvalRecord, TrainResult
+from trainers.run.metrics import MetricsWriter, StepMetrics, open_trackers
 
 DESIGN_KEYS = (
     "step policy_version loss policy_loss kl entropy grad_norm lr reward_mean reward_std success_rate groups_kept "

@@ -15,6 +15,7 @@ pytest.importorskip("PIL")
 from cua_agent.actions import Button, Direction, Drag, Point, PressButton, PressKey, Scroll, Tap, TypeText, Wait
 from cua_agent.envs.base import EnvironmentFailure
 from cua_agent.envs.miniwob.browser import BrowserMissing, MiniWobBrowser
+from cua_agent.envs.miniwob.environment import MiniWobEnvironment
 from cua_agent.envs.miniwob.experts import Episode
 from cua_agent.envs.miniwob.oracle import EXPERTS, ground
 from cua_agent.tasks import seed_for
@@ -227,7 +228,7 @@ async def process_id(browser):
 def test_killed_browser_costs_the_running_episodes_only():
     async def run():
         async with MiniWobBrowser() as browser:
-            pages = [await browser.new_environment() for _ in range(2)]
+            pages = [await MiniWobEnvironment.open(browser) for _ in range(2)]
             for page in pages:
                 await page.reset(TASKS["click-test"], 0)
             running = asyncio.gather(*[page.step(Wait(1)) for page in pages], return_exceptions=True)
@@ -236,7 +237,7 @@ def test_killed_browser_costs_the_running_episodes_only():
             assert [type(outcome) for outcome in await running] == [EnvironmentFailure] * 2
             with pytest.raises(EnvironmentFailure, match="the page is gone"):
                 await pages[0].locate("Click Me!")
-            for page in [*pages, await browser.new_environment()]:  # old ones recover as well
+            for page in [*pages, await MiniWobEnvironment.open(browser)]:  # old ones recover as well
                 await page.reset(TASKS["click-test"], 0)
                 assert (await tap(page, "Click Me!")).done
 
@@ -261,7 +262,7 @@ def test_crashed_and_hanging_pages_are_replaced():
 
     async def run():
         async with MiniWobBrowser(timeout_s=4.0) as browser:
-            broken, bystander = [await browser.new_environment() for _ in range(2)]
+            broken, bystander = [await MiniWobEnvironment.open(browser) for _ in range(2)]
             await bystander.reset(TASKS["click-test"], 0)
             for break_it in ("crash", "hang"):
                 await broken.reset(TASKS["click-test"], 0)

@@ -21,8 +21,9 @@ from cua_agent.actions import (
     Target,
     TypeText,
 )
-from cua_agent.envs.miniwob.browser import HEIGHT, WIDTH, BrowserMissing, MiniWobBrowser
+from cua_agent.envs.miniwob.browser import BrowserMissing, MiniWobBrowser
 from cua_agent.envs.miniwob.gestures import ActionRefused, perform
+from cua_agent.envs.miniwob.page import HEIGHT, WIDTH
 from cua_agent.envs.miniwob.tasks import RAW_REWARD, MiniWobValidator, eval_tasks, training_tasks
 from cua_agent.tasks import get_eval_tasks, get_training_tasks
 

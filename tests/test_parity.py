@@ -33,7 +33,7 @@ from trainers.parity.rungs import (
     measure_episodes,
 )
 from trainers.protocol import Batch
-from trainers.trajectory_store import TrajectoryStore
+from trainers.rollouts.trajectory_store import TrajectoryStore
 
 IMAGE = 99
 

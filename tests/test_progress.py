@@ -3,9 +3,9 @@ import io
 import pytest
 from rich.console import Console
 
-from trainers.metrics import StepMetrics
-from trainers.progress import LiveProgress, PlainProgress, evaluation_line, open_progress, step_line
 from trainers.protocol import EvalRecord
+from trainers.run.metrics import StepMetrics
+from trainers.run.progress import LiveProgress, PlainProgress, evaluation_line, open_progress, step_line
 
 STEP = StepMetrics(
     step=3, policy_version=3, loss=-0.0125, reward_mean=0.5, success_rate=0.75, groups_kept=6, groups_filtered=2,

@@ -13,8 +13,9 @@ from cua_agent.tasks import seed_for
 from cua_agent.trajectory import Trajectory
 from tests.toy_world import SquareEnvironment, toy_task, trajectory
 from trainers.config import ConfigError
-from trainers.rollouts import Collected, EpisodeSpec, Group, GroupSpec, Played, collect, play_all, play_groups
-from trainers.task_sampler import TaskSampler, select_categories
+from trainers.protocol import Collected, EpisodeSpec, Group, GroupSpec, Played
+from trainers.rollouts.collection import collect, play_all, play_groups
+from trainers.rollouts.task_sampler import TaskSampler, select_categories
 
 
 @dataclass

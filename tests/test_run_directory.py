@@ -6,7 +6,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from trainers.config import ConfigError, LoggingConfig, TrainConfig, from_mapping
-from trainers.run_directory import MASK, create_run_directory, mask_secrets, resume_command
+from trainers.config.secrets import MASK, mask_secrets
+from trainers.run.directory import create_run_directory, resume_command
 
 NOW = datetime(2026, 1, 2, 3, 4, 5)
 

@@ -24,11 +24,11 @@ from cua_agent.prompts import first_prompt, next_prompt
 from cua_agent.tasks import get_training_tasks
 from cua_agent.trajectory import Outcome
 from tests.text_rows import sampled_rows
-from trainers.checkpoint import save_weights
 from trainers.config import LossConfig
 from trainers.grpo.batching import micro_batches
 from trainers.grpo.forward import score_tokens
 from trainers.protocol import Batch
+from trainers.run.checkpoint import save_weights
 
 CODEC = ByteCodec()
 FAMILIES = ["llama", "qwen3"]

@@ -14,7 +14,7 @@ from toy_world import trajectory
 
 from cua_agent.trajectory import Outcome, Trajectory, Turn
 from trainers.protocol import Batch
-from trainers.trajectory_store import TrajectoryFileError, TrajectoryStore, load_batch, save_batch
+from trainers.rollouts.trajectory_store import TrajectoryFileError, TrajectoryStore, load_batch, save_batch
 
 text = st.text(st.characters(), max_size=20)
 number = st.floats(allow_nan=False)

@@ -17,12 +17,12 @@ from cua_agent.models.lora import LoraSpec
 from cua_agent.models.policy import PolicyModel
 from cua_agent.models.unsloth import load_model_with_unsloth, mend_image_processor
 from tests.text_rows import sampled_rows
-from trainers.checkpoint import save_weights
 from trainers.config import LossConfig, TrainConfig
 from trainers.grpo.batching import micro_batches
 from trainers.grpo.forward import score_tokens
 from trainers.grpo.learner import PolicyLearner
 from trainers.protocol import Batch
+from trainers.run.checkpoint import save_weights
 
 installed = pytest.mark.skipif(
     importlib.util.find_spec("unsloth") is None, reason="Unsloth is not installed (make unsloth)"

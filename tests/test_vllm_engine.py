@@ -24,7 +24,7 @@ from cua_agent.models.loaders import load_policy
 from cua_agent.models.lora import LoraSpec
 from cua_agent.models.policy import PolicyModel
 from tests.vllm_fakes import FakeVllm, served, server_info
-from trainers.checkpoint import save_weights
+from trainers.run.checkpoint import save_weights
 
 QUICK = Patience(in_flight=4, request_s=5.0, server_s=1.0)
 

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from cua_agent.inference.base import GenerateRequest
 from cua_agent.inference.vllm import wire
+from cua_agent.inference.vllm.adapter_registry import AdapterRegistry
 from cua_agent.inference.vllm.errors import ServerFailure, ServerMismatch, TokenDrift, Unavailable
 from cua_agent.inference.vllm.plan import check_server, rank_limit, slots_for
-from cua_agent.inference.vllm.publications import Publications
 from cua_agent.inference.vllm.router import Router
 from tests.vllm_fakes import plan, server_info
 from trainers.config import ConfigError
@@ -139,7 +139,7 @@ def test_a_probe_reads_the_choices_in_their_order() -> None:
 
 
 def test_a_name_never_gets_other_weights(tmp_path: Any) -> None:
-    publications = Publications()
+    publications = AdapterRegistry()
     names = [publications.add(version, tmp_path).name for version in (0, 1, 0, 0, 2)]
     assert names == ["policy-v0", "policy-v1", "policy-v0.1", "policy-v0.2", "policy-v2"]
     assert publications.version_of("policy-v0.2") == 0
@@ -147,7 +147,7 @@ def test_a_name_never_gets_other_weights(tmp_path: Any) -> None:
 
 
 def test_weights_stay_while_a_request_needs_them(tmp_path: Any) -> None:
-    publications = Publications()
+    publications = AdapterRegistry()
     first = publications.add(0, tmp_path)
     publications.announce(first)
     with publications.in_use() as used, publications.in_use():
@@ -163,7 +163,7 @@ def test_weights_stay_while_a_request_needs_them(tmp_path: Any) -> None:
 
 
 def test_nothing_is_served_before_a_publication() -> None:
-    with pytest.raises(RuntimeError, match="update_weights"), Publications().in_use():
+    with pytest.raises(RuntimeError, match="update_weights"), AdapterRegistry().in_use():
         pass
 
 

@@ -9,21 +9,32 @@ from pathlib import Path
 
 from cua_agent.tasks import CUATask, EvalSplit
 from trainers.config import TrainConfig
-from trainers.crew import ALONE, Crew
-from trainers.interrupts import interrupts_held
-from trainers.metrics import ProgressReporter
-from trainers.protocol import Batch, EvalRecord, Learner, LossRecord, StepRecord, TrainerState, TrainResult
-from trainers.rollouts import Collected, Rollouts, Usage
-from trainers.run_book import RunBook
-from trainers.run_course import RunCourse
-from trainers.step_metrics import Timing, staleness
+from trainers.distributed.process_group import SINGLE_PROCESS, ProcessGroup
+from trainers.grpo.advantages import batch_of
+from trainers.protocol import (
+    Batch,
+    Collected,
+    EvalRecord,
+    Learner,
+    LossRecord,
+    Rollouts,
+    StepRecord,
+    TrainerState,
+    TrainResult,
+    Usage,
+)
+from trainers.run.interrupts import interrupts_held
+from trainers.run.lifecycle import RunLifecycle
+from trainers.run.metrics import ProgressReporter
+from trainers.run.recorder import RunRecorder
+from trainers.run.step_metrics import Timing, staleness
 
 
 class TrainingLoop:
     """Multi-turn GRPO over `rollouts` and a `learner`, which it owns and closes; implements `Trainer`.
 
-    With `config.resume` the run goes on from that checkpoint. Every process of `crew` runs a loop of its own, in step
-    with the others; `rollouts` and `learner` bring them together.
+    With `config.resume` the run goes on from that checkpoint. Every process of `process_group` runs a loop of its own,
+    in step with the others; `rollouts` and `learner` bring them together.
     """
 
     def __init__(
@@ -35,27 +46,39 @@ class TrainingLoop:
         rollouts: Rollouts,
         learner: Learner,
         eval_tasks: Mapping[EvalSplit, Sequence[CUATask]],
-        crew: Crew = ALONE,
+        process_group: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
         self._config = config
         self._progress = progress
         self._rollouts = rollouts
         self._learner = learner
-        self._book = RunBook(
-            config, run_directory, progress, save=learner.save, position=lambda: rollouts.position, crew=crew
+        self._recorder = RunRecorder(
+            config,
+            run_directory,
+            progress,
+            save=learner.save,
+            position=lambda: rollouts.position,
+            process_group=process_group,
         )
-        self._course = RunCourse(config, progress, self._book, rollouts, eval_tasks)
+        self._lifecycle = RunLifecycle(
+            config,
+            progress,
+            self._recorder,
+            rollouts,
+            eval_tasks,
+            to_batch=partial(batch_of, config=config.advantage),
+        )
         if config.resume is not None:
             self._resume(config.resume)
 
     @property
     def state(self) -> TrainerState:
         """Progress so far: what a checkpoint would hold."""
-        return self._book.state
+        return self._recorder.state
 
     def train(self) -> TrainResult:
-        """Run until `max_steps`, `max_minutes`, the target success, or lost patience; see `RunCourse.run`."""
-        return self._course.run(self._train_until_stopped)
+        """Run until `max_steps`, `max_minutes`, the target success, or lost patience; see `RunLifecycle.run`."""
+        return self._lifecycle.run(self._train_until_stopped)
 
     def update(self, batch: Batch) -> StepRecord:
         """One optimiser step on `batch`; the engine serves the new weights from then on."""
@@ -67,49 +90,49 @@ class TrainingLoop:
         return self._learner.loss_and_gradients(batch)
 
     def evaluate(self, tasks: Sequence[CUATask]) -> EvalRecord:
-        return self._course.evaluate(tasks)
+        return self._lifecycle.evaluate(tasks)
 
     def save(self, path: Path) -> None:
         self._learner.save(path, self.state)
 
     def load(self, path: Path) -> None:
         state = self._learner.load(path)
-        self._book.restore(state)
+        self._recorder.restore(state)
         self._rollouts.restore(state.policy_version, state.data_position)
 
     def close(self) -> None:
         self._rollouts.close()
         self._learner.close()
-        self._book.close()
+        self._recorder.close()
 
     def _resume(self, resume: str) -> None:
         try:
-            self._course.resume(resume, self.load)
+            self._lifecycle.resume(resume, self.load)
         except BaseException:
             self.close()
             raise
 
     def _train_until_stopped(self) -> tuple[str, EvalRecord | None]:
-        book = self._book
+        recorder = self._recorder
         latest: EvalRecord | None = None
         reason: str | None = None
-        while reason is None and (reason := book.out_of_budget()) is None:
+        while reason is None and (reason := recorder.out_of_budget()) is None:
             self._step()
             latest = None
-            if book.evaluation_due:
-                latest, reason = self._course.evaluate_split("seeds")
-            book.checkpoint_when_due()
+            if recorder.evaluation_due:
+                latest, reason = self._lifecycle.evaluate_split("seeds")
+            recorder.checkpoint_when_due()
         return reason, latest
 
     def _step(self) -> None:
         started = time.perf_counter()
         collected, usage = self._rollouts.collect(partial(self._progress.phase, "rollouts"))
-        self._course.tell_lost(collected)
+        self._lifecycle.tell_lost(collected)
         with interrupts_held():  # weights, counters and files move on together
             self._learn(collected, usage, started)
 
     def _learn(self, collected: Collected, usage: Usage, started: float) -> None:
-        batch = self._course.batch_of(collected)
+        batch = self._lifecycle.batch_of(collected)
         rows = batch.trajectories
         stale = staleness(rows, self.state.policy_version)
         clock = time.perf_counter()
@@ -118,9 +141,9 @@ class TrainingLoop:
         self._publish(updates)
         ended = time.perf_counter()
         timing = Timing(usage.wall_s, learnt - clock, ended - learnt, ended - started)
-        self._book.step(collected, batch, updates, stale, timing, usage)
+        self._recorder.step(collected, batch, updates, stale, timing, usage)
 
     def _publish(self, updates: Sequence[StepRecord]) -> None:
         """Sample with the new weights under a new version, if there are any."""
         if not all(update.skipped for update in updates):
-            self._rollouts.publish(self._book.new_version())
+            self._rollouts.publish(self._recorder.new_version())

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Protocol
 
 import torch
 
+from cua_agent.envs.base import Environment
 from cua_agent.tasks import CUATask
 from cua_agent.trajectory import Trajectory
 
@@ -148,4 +149,129 @@ class Learner(Protocol):
 
     def close(self) -> None:
         """Release what the learner holds; safe to call twice."""
+        ...
+
+
+Episode = list[Trajectory]
+"""The token rows of one episode (one with context=full)."""
+
+
+@dataclass(frozen=True)
+class GroupSpec:
+    """What the episodes of one group share: the same task in the same start state."""
+
+    task: CUATask
+    seed: int
+    group_id: str
+
+
+@dataclass(frozen=True)
+class EpisodeSpec:
+    """One episode to play; `episode_id` is unique in a run, a replacement's included."""
+
+    task: CUATask
+    seed: int
+    group_id: str
+    episode_id: str
+
+
+class EpisodeRunner(Protocol):
+    """Plays one episode to a scored end, or raises `EnvironmentFailure` or `InferenceFailure`: it is lost."""
+
+    async def __call__(self, environment: Environment, spec: EpisodeSpec) -> Episode: ...
+
+
+@dataclass(frozen=True)
+class Group:
+    """The scored episodes of one group."""
+
+    spec: GroupSpec
+    episodes: list[Episode]
+
+    @property
+    def rows(self) -> list[Trajectory]:
+        return [row for episode in self.episodes for row in episode]
+
+
+@dataclass(frozen=True)
+class Played:
+    """What became of one episode: its rows (None when its replacements were lost too), and why each lost one was."""
+
+    rows: Episode | None
+    lost: tuple[str, ...] = ()
+
+
+@dataclass
+class Collected:
+    """All that the rounds of one step brought: groups with signal, groups without, and why each lost episode was."""
+
+    kept: list[Group] = field(default_factory=list)
+    filtered: list[Group] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
+
+    @property
+    def episodes(self) -> list[Episode]:
+        return [episode for group in (*self.kept, *self.filtered) for episode in group.episodes]
+
+
+OnDone = Callable[[int, int], None]
+"""Called with (episodes done, episodes of the round) whenever one ends."""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What rollouts cost: wall seconds that training waited for them, and environment-seconds lent to episodes, of the
+    `capacity_s` (pool size x wall seconds) that there were to lend. Since the step before: seconds that episodes waited
+    for an environment (`env_wait_s`, summed) and that environments existed (`alive_s`), evaluations included."""
+
+    wall_s: float = 0.0
+    busy_s: float = 0.0
+    capacity_s: float = 0.0
+    env_wait_s: float = 0.0
+    alive_s: float = 0.0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+    @property
+    def utilisation(self) -> float:
+        """Share of the time that environments were lent to an episode, 0..1."""
+        return self.busy_s / self.capacity_s if self.capacity_s else 0.0
+
+    @property
+    def box_minutes(self) -> float:
+        """What a provider that bills environments by the minute counts."""
+        return self.alive_s / 60
+
+
+class EpisodePlayer(Protocol):
+    """Plays the episodes of an evaluation."""
+
+    def play(self, specs: Sequence[EpisodeSpec], on_done: OnDone) -> list[Played]:
+        """Play single episodes with the newest weights, for an evaluation; results in the order of `specs`."""
+        ...
+
+
+class Rollouts(EpisodePlayer, Protocol):
+    """Where a trainer's experience comes from."""
+
+    @property
+    def position(self) -> int:
+        """Groups drawn for training that a resumed run must not play again."""
+        ...
+
+    def collect(self, on_done: OnDone) -> tuple[Collected, Usage]:
+        """The groups that the next training step learns from, and those without signal beside them."""
+        ...
+
+    def publish(self, version: int) -> None:
+        """The policy's weights changed and are now `version`: sample with them from here on."""
+        ...
+
+    def restore(self, version: int, position: int) -> None:
+        """A checkpoint was loaded: go on from there."""
+        ...
+
+    def close(self) -> None:
+        """Close environments and engine; safe to call twice."""
         ...

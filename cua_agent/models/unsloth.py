@@ -8,7 +8,6 @@ rows have different lengths, hidden states without the head. (`FastLanguageModel
 from __future__ import annotations
 
 import contextlib
-import importlib
 import importlib.util
 import io
 import logging
@@ -43,7 +42,9 @@ def import_unsloth(device: str) -> Any:
     for name, value in settings.items():
         os.environ.setdefault(name, value)
     with _quiet():
-        return importlib.import_module("unsloth")
+        import unsloth
+
+        return unsloth
 
 
 def load_model_with_unsloth(

@@ -24,7 +24,7 @@ from cua_agent.models.policy import PolicyModel
 from cua_agent.models.sources import TINY_WEIGHTS
 from cua_agent.prompts import first_prompt, next_prompt, system_prompt
 from tests.vllm.reference import TOLERANCE, full_logprobs
-from trainers.checkpoint import save_weights
+from trainers.run.checkpoint import save_weights
 
 SIZES = [(256, 160), (100, 77), (64, 96)]
 """Screenshots of three turns; the second has to be resized."""

@@ -22,9 +22,9 @@ from trainers.config.compose import load_config
 from trainers.parity.__main__ import main as parity
 from trainers.parity.ladder import read_ladder
 from trainers.parity.rungs import LADDER
-from trainers.progress import open_progress
 from trainers.protocol import Trainer
-from trainers.trajectory_store import TrajectoryStore
+from trainers.rollouts.trajectory_store import TrajectoryStore
+from trainers.run.progress import open_progress
 
 LORA = ["lora.enabled=true", "lora.r=8", "optim.learning_rate=1e-3"]
 BACKENDS = ["backend=legacy", "backend=areal phase=1", "backend=areal phase=2", "backend=areal phase=3"]

@@ -13,8 +13,8 @@ from cua_agent.parsing import describe
 from cua_agent.rewards import outcome_of, reward_of
 from cua_agent.tasks import CUATask, seed_for
 from cua_agent.trajectory import Outcome
+from trainers.components import agent_config
 from trainers.config import TrainConfig
-from trainers.parts import agent_config
 
 
 class Start(TypedDict):

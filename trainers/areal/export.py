@@ -24,8 +24,8 @@ def render(config: TrainConfig) -> str:
     if importlib.util.find_spec("areal") is None:
         raise ConfigError(EXTRA)
     quiet()
-    from trainers.areal.full import check_supported
-    from trainers.areal.native import caveats, native_config, to_yaml
+    from trainers.areal.config.native_yaml import caveats, native_config, to_yaml
+    from trainers.areal.train.phase3_trainer import check_supported
 
     check_supported(config)
     directory = Path(config.output_dir) / (config.run_name or f"{config.experiment}-seed{config.seed}")

@@ -40,7 +40,7 @@ def prepare_process(run_directory: Path, *, controller: bool = False) -> None:
         "LOCAL_RANK": "0",
         "MASTER_ADDR": "127.0.0.1",
         "TORCHDYNAMO_DISABLE": "1",  # compiling the first log-prob call takes minutes on a CPU
-        "WANDB_MODE": "disabled",  # AReaL's own logger; runs are logged by trainers.metrics
+        "WANDB_MODE": "disabled",  # AReaL's own logger; runs are logged by trainers.run.metrics
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)

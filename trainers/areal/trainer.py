@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING
 
 from cua_agent.tasks import CUATask
 from trainers.areal.process import prepare_process
+from trainers.components import Components, build_components
 from trainers.config import TrainConfig
-from trainers.crew import ALONE, Crew
-from trainers.metrics import ProgressReporter
-from trainers.parts import Parts, build_parts
+from trainers.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from trainers.protocol import Batch, EvalRecord, LossRecord, StepRecord, Trainer, TrainResult
+from trainers.run.metrics import ProgressReporter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from trainers.areal.learner import EngineLearner
     from trainers.areal.tensors import TensorDict
+    from trainers.areal.train.phase2_learner import Phase2Learner
     from trainers.grpo.learner import PolicyLearner
-    from trainers.rollouts import Rollouts
+    from trainers.protocol import Rollouts
 
     Tensors = Callable[[Batch], list[TensorDict]]
 
@@ -29,8 +29,8 @@ class AReaLGRPOTrainer:
     """Multi-turn GRPO on AReaL; implements `Trainer`.
 
     Phase 1: AReaL collects, we learn. Phase 2: AReaL's engine holds the model as well and computes our loss. Phase 3:
-    AReaL's trainer runs everything. `parts` replaces what `build_parts(config)` would load (with `scheduler`, workers
-    load it). In phases 2 and 3 every process of `crew` has a trainer, and all of its methods are collective.
+    AReaL's trainer runs everything. `components` replaces what `build_components(config)` would load (with `scheduler`,
+    workers load it). In phases 2 and 3 every process of `process_group` has a trainer, and all methods are collective.
     """
 
     def __init__(
@@ -38,19 +38,19 @@ class AReaLGRPOTrainer:
         config: TrainConfig,
         run_directory: Path,
         progress: ProgressReporter,
-        parts: Parts | None = None,
-        crew: Crew = ALONE,
+        components: Components | None = None,
+        process_group: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
         self._trainer: Trainer
         self._tensors: Tensors
         prepare_process(run_directory, controller=config.scheduler != "none")
         if config.scheduler != "none":
-            from trainers.areal.cluster.trainer import ClusterTrainer
+            from trainers.areal.cluster.cluster_trainer import ClusterTrainer
 
             self._trainer, self._tensors = ClusterTrainer(config, run_directory, progress), _no_tensors
             return
-        parts = parts or build_parts(config)
-        self._trainer, self._tensors = _of_phase(config, run_directory, progress, parts, crew)
+        components = components or build_components(config)
+        self._trainer, self._tensors = _of_phase(config, run_directory, progress, components, process_group)
 
     def train(self) -> TrainResult:
         return self._trainer.train()
@@ -80,39 +80,51 @@ class AReaLGRPOTrainer:
 
 
 def _of_phase(
-    config: TrainConfig, run_directory: Path, progress: ProgressReporter, parts: Parts, crew: Crew
+    config: TrainConfig,
+    run_directory: Path,
+    progress: ProgressReporter,
+    components: Components,
+    process_group: ProcessGroup,
 ) -> tuple[Trainer, Tensors]:
     """The trainer of a phase, and what it makes of a batch."""
     if config.phase == 3:
-        from trainers.areal.full import FullTrainer
+        from trainers.areal.train.phase3_trainer import Phase3Trainer
 
-        full = FullTrainer(config, run_directory, progress, parts, crew)
+        full = Phase3Trainer(config, run_directory, progress, components, process_group)
         return full, full.tensors
-    from trainers.areal.asynchronous import AsynchronousRollouts
-    from trainers.areal.site import RolloutSite
-    from trainers.areal.together import SharedRollouts
+    from trainers.areal.rollout.asynchronous_rollouts import AsynchronousRollouts
+    from trainers.areal.rollout.distributed_rollouts import DistributedRollouts
+    from trainers.areal.rollout.rollout_worker import RolloutWorker
     from trainers.loop import TrainingLoop
 
-    serving = parts.policy.frozen_copy()  # before the model is sharded
-    learner, tensors = _learner(config, parts, crew)
-    site = RolloutSite(config, parts, run_directory, serving, crew)
-    rollouts: Rollouts = AsynchronousRollouts(site, learner.trained_weights)
-    if crew.size > 1:
-        rollouts = SharedRollouts(rollouts, crew)
+    serving = components.policy.frozen_copy()  # before the model is sharded
+    learner, tensors = _learner(config, components, process_group)
+    worker = RolloutWorker(config, components, run_directory, serving, process_group)
+    rollouts: Rollouts = AsynchronousRollouts(worker, learner.trained_weights)
+    if process_group.size > 1:
+        rollouts = DistributedRollouts(rollouts, process_group)
     loop = TrainingLoop(
-        config, run_directory, progress, rollouts=rollouts, learner=learner, eval_tasks=parts.eval_tasks, crew=crew
+        config,
+        run_directory,
+        progress,
+        rollouts=rollouts,
+        learner=learner,
+        eval_tasks=components.eval_tasks,
+        process_group=process_group,
     )
     return loop, tensors
 
 
-def _learner(config: TrainConfig, parts: Parts, crew: Crew) -> tuple[PolicyLearner | EngineLearner, Tensors]:
+def _learner(
+    config: TrainConfig, components: Components, process_group: ProcessGroup
+) -> tuple[PolicyLearner | Phase2Learner, Tensors]:
     if config.phase == 1:
         from trainers.grpo.learner import PolicyLearner
 
-        return PolicyLearner(parts.policy, config), _no_tensors
-    from trainers.areal.learner import EngineLearner
+        return PolicyLearner(components.policy, config), _no_tensors
+    from trainers.areal.train.phase2_learner import Phase2Learner
 
-    learner = EngineLearner(parts.policy, config, crew)
+    learner = Phase2Learner(components.policy, config, process_group)
     return learner, lambda batch: [learner.tensors(batch)]
 
 

@@ -14,7 +14,7 @@ from trainers.compare.settings import fingerprint
 from trainers.config import ConfigError, TrainConfig, from_mapping
 from trainers.config.compose import load_config
 from trainers.config.validation import leaves, shown
-from trainers.run_directory import masked_config
+from trainers.run.directory import masked_config
 
 Identity = tuple[str, int]
 """Fingerprint of a configuration, and the seed."""

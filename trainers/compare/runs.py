@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from trainers.config import ConfigError, TrainConfig
 from trainers.config.validation import leaves, shown
-from trainers.run_directory import masked_config, to_yaml
-from trainers.run_files import last_error, read_rows
+from trainers.run.directory import masked_config, to_yaml
+from trainers.run.files import last_error, read_rows
 
 Axis = Literal["minutes", "steps", "episodes"]
 Row = Mapping[str, Any]

@@ -13,7 +13,7 @@ from trainers.compare.plan import Found, Planned, find, named_runs, plan, report
 from trainers.compare.runs import load_run
 from trainers.config import ConfigError
 from trainers.config.compose import quoted
-from trainers.run_directory import display_path
+from trainers.run.directory import display_path
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,12 @@ what differs from them, and `docs/configuration.md` and `train.py --help` are ma
 """
 
 from trainers.config.areal import ArealConfig
+from trainers.config.checked import from_mapping
+from trainers.config.environment import EnvConfig, LatencyConfig
 from trainers.config.learning import AdvantageConfig, LossConfig, OptimConfig, RewardConfig, RolloutConfig
 from trainers.config.policy import InferenceConfig, LoaderConfig, LoraConfig, ModelConfig
-from trainers.config.run import CheckpointConfig, EvalConfig, LoggingConfig, TrainConfig, from_mapping
+from trainers.config.run import CheckpointConfig, EvalConfig, LoggingConfig, TrainConfig
 from trainers.config.validation import ConfigError
-from trainers.config.world import EnvConfig, LatencyConfig
 
 __all__ = [
     "AdvantageConfig",

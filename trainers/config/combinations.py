@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import chain
-from typing import TYPE_CHECKING
 
 from trainers.config.cluster import cluster_problems
+from trainers.config.run import TrainConfig
 from trainers.config.validation import ConfigError
-
-if TYPE_CHECKING:
-    from trainers.config.run import TrainConfig
 
 DESCRIBES_ITS_SCREENS = ("pocket",)
 """Environments that can tell a screen in words."""

@@ -20,8 +20,8 @@ from typing import Any
 from trainers.config import ConfigError, TrainConfig
 from trainers.config.compose import choices
 from trainers.config.old_variables import FIXED, OBSOLETE, PRESETS, REMARKS, STAYS, VARIABLES, Variable
+from trainers.config.secrets import mask_secrets
 from trainers.config.validation import build, fields_of, shown
-from trainers.run_directory import mask_secrets
 
 DONE, BAD_CONFIGURATION = 0, 2
 _TRUE, _FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")

@@ -8,12 +8,11 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from trainers.config.areal import ArealConfig
-from trainers.config.combinations import check_combinations
+from trainers.config.environment import EnvConfig
 from trainers.config.learning import AdvantageConfig, LossConfig, OptimConfig, RewardConfig, RolloutConfig
 from trainers.config.policy import InferenceConfig, LoaderConfig, LoraConfig, ModelConfig
 from trainers.config.types import Name, PathText
-from trainers.config.validation import STRICT, build, check_model_path, check_resume_path
-from trainers.config.world import EnvConfig
+from trainers.config.validation import STRICT
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -91,16 +90,3 @@ class TrainConfig:
     def active_phase(self) -> int | None:
         """The phase of the migration that a run belongs to; None for the legacy backend."""
         return self.phase if self.backend == "areal" else None
-
-
-def from_mapping(tree: dict[str, object]) -> TrainConfig:
-    """Build and validate a `TrainConfig` from a plain nested mapping; absent keys take their defaults.
-
-    Raises `ConfigError` on an unknown key, an illegal value or combination, or a local model or checkpoint path that
-    is not there.
-    """
-    config = build(TrainConfig, tree)
-    check_model_path(config.model.path)
-    check_resume_path(config.resume)
-    check_combinations(config)
-    return config

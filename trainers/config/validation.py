@@ -80,7 +80,7 @@ def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 def check_model_path(path: str) -> None:
     """Raise `ConfigError` when `path` can only be a local directory and there is none."""
-    if path not in BUILT_IN_MODELS and not _HUB_ID.fullmatch(path) and not Path(path).expanduser().is_dir():
+    if path not in BUILT_IN_MODELS and not _HUB_ID.fullmatch(path) and not _is_directory(path):
         raise ConfigError(
             f"model.path={shown(path, _PATH_WIDTH)}: no such directory; "
             f"allowed: {', '.join(BUILT_IN_MODELS)}, a model directory, or a hub id"
@@ -89,10 +89,18 @@ def check_model_path(path: str) -> None:
 
 def check_resume_path(path: str | None) -> None:
     """Raise `ConfigError` when there is nothing at `path` to resume from."""
-    if path is not None and not Path(path).expanduser().exists():
+    if path is not None and not _is_directory(path):
         raise ConfigError(
             f"resume={shown(path, _PATH_WIDTH)}: no such directory; allowed: a checkpoint or a run directory"
         )
+
+
+def _is_directory(path: str) -> bool:
+    """Whether there is one at `path`; no path that a person could type is an error."""
+    try:
+        return Path(path).expanduser().is_dir()
+    except (OSError, RuntimeError):  # a name too long, a home of nobody
+        return False
 
 
 def shown(value: Any, width: int = _VALUE_WIDTH) -> str:

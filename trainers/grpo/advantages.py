@@ -69,6 +69,11 @@ def group_advantages(trajectories: Sequence[Trajectory], config: AdvantageConfig
     )
 
 
+def batch_of(trajectories: Sequence[Trajectory], config: AdvantageConfig) -> Batch:
+    """What a training step learns from the rows of its groups; see `group_advantages`."""
+    return group_advantages(trajectories, config).batch
+
+
 def has_signal(group: Sequence[Trajectory], config: AdvantageConfig) -> bool:
     """Whether the rows of one group teach anything: their episodes' rewards differ."""
     return group_advantages(group, config).groups_kept == 1

@@ -14,13 +14,13 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from cua_agent.models.policy import PolicyModel
 from cua_agent.trajectory import Trajectory
-from trainers.checkpoint import Optimisation, load_checkpoint, save_checkpoint
 from trainers.config import OptimConfig, TrainConfig
 from trainers.grpo.batching import collate, weigh_rows
 from trainers.grpo.forward import loss_inputs, reference_logprobs, score_tokens
 from trainers.grpo.gradients import accumulate_gradients
 from trainers.grpo.loss import LossSums, grpo_loss
 from trainers.protocol import Batch, LossRecord, StepRecord, TrainerState
+from trainers.run.checkpoint import Optimisation, load_checkpoint, save_checkpoint
 
 
 def warmup_factor(update: int, warmup_updates: int) -> float:

@@ -10,22 +10,12 @@ from contextlib import AsyncExitStack
 from cua_agent.envs.base import EnvironmentFailure
 from cua_agent.envs.pool import EnvironmentPool, PoolStats
 from cua_agent.inference.base import InferenceEngine
+from trainers.components import Components
 from trainers.config import TrainConfig
 from trainers.grpo.advantages import has_signal
-from trainers.parts import Parts
-from trainers.rollouts import (
-    Collected,
-    EpisodeSpec,
-    Group,
-    GroupSpec,
-    OnDone,
-    Played,
-    Usage,
-    collect,
-    play_all,
-    play_groups,
-)
-from trainers.task_sampler import TaskSampler
+from trainers.protocol import Collected, EpisodeSpec, Group, GroupSpec, OnDone, Played, Usage
+from trainers.rollouts.collection import collect, play_all, play_groups
+from trainers.rollouts.task_sampler import TaskSampler
 
 
 class SynchronousRollouts:
@@ -34,12 +24,12 @@ class SynchronousRollouts:
     Owns one event loop for its whole life, because a browser lives on the loop that started it.
     """
 
-    def __init__(self, config: TrainConfig, parts: Parts, engine: InferenceEngine) -> None:
+    def __init__(self, config: TrainConfig, components: Components, engine: InferenceEngine) -> None:
         self._config = config
-        self._parts = parts
+        self._components = components
         self._engine = engine
-        self._run_episode = parts.runner_for(engine)
-        self._sampler = TaskSampler(parts.train_tasks, config.seed)
+        self._run_episode = components.runner_for(engine)
+        self._sampler = TaskSampler(components.train_tasks, config.seed)
         self._stack = AsyncExitStack()
         self._runner = asyncio.Runner()
         self._stats = PoolStats()
@@ -52,7 +42,7 @@ class SynchronousRollouts:
 
     async def _open(self) -> EnvironmentPool:
         self._stack.push_async_callback(self._engine.close)
-        factory = await self._stack.enter_async_context(self._parts.environments())
+        factory = await self._stack.enter_async_context(self._components.environments())
         return await self._stack.enter_async_context(EnvironmentPool(factory, self._config.rollout.concurrency))
 
     @property

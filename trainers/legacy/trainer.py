@@ -9,33 +9,33 @@ from torch import Tensor
 
 from cua_agent.tasks import CUATask
 from cua_agent.trajectory import Trajectory
+from trainers.components import Components, build_components, build_engine
 from trainers.config import TrainConfig
 from trainers.grpo.learner import PolicyLearner
 from trainers.legacy.rollouts import SynchronousRollouts
 from trainers.loop import TrainingLoop
-from trainers.metrics import ProgressReporter
-from trainers.parts import Parts, build_engine, build_parts
 from trainers.protocol import Batch, EvalRecord, LossRecord, StepRecord, TrainerState, TrainResult
+from trainers.run.metrics import ProgressReporter
 
 
 class CUAGRPOTrainer:
     """Multi-turn GRPO, synchronously: every episode is sampled by the policy that is about to be updated.
 
-    Implements `Trainer`. `parts` replaces what `build_parts(config)` would load.
+    Implements `Trainer`. `components` replaces what `build_components(config)` would load.
     """
 
     def __init__(
-        self, config: TrainConfig, run_directory: Path, progress: ProgressReporter, parts: Parts | None = None
+        self, config: TrainConfig, run_directory: Path, progress: ProgressReporter, components: Components | None = None
     ) -> None:
-        parts = parts or build_parts(config)
-        self._learner = PolicyLearner(parts.policy, config)
+        components = components or build_components(config)
+        self._learner = PolicyLearner(components.policy, config)
         self._loop = TrainingLoop(
             config,
             run_directory,
             progress,
-            rollouts=SynchronousRollouts(config, parts, build_engine(config, parts.policy)),
+            rollouts=SynchronousRollouts(config, components, build_engine(config, components.policy)),
             learner=self._learner,
-            eval_tasks=parts.eval_tasks,
+            eval_tasks=components.eval_tasks,
         )
 
     @property

@@ -85,7 +85,7 @@ def ladder(given: argparse.Namespace) -> int:
 def learning(given: argparse.Namespace) -> int:
     from trainers.parity.ladder import Climb
     from trainers.parity.learning import measure_learning, runs_of, session_for
-    from trainers.run_directory import environment_information
+    from trainers.run.directory import environment_information
 
     session = session_for(given.keys)
     broken = session.train_missing()
@@ -141,15 +141,15 @@ def _phase(text: str) -> int:
 
 
 def _plan(recording: Path, out: Path) -> Plan:
+    from trainers.components import build_components
     from trainers.parity.plan import make_plan
     from trainers.parity.recording import load_recording
-    from trainers.parts import build_parts
 
     loaded = load_recording(recording)
     for name in ("pieces", "starts", "evidence"):  # of an earlier ladder
         shutil.rmtree(out / name, ignore_errors=True)
     out.mkdir(parents=True, exist_ok=True)
-    return make_plan(loaded, out, build_parts)
+    return make_plan(loaded, out, build_components)
 
 
 def _replay_on(side: Side, plan: Plan) -> None:

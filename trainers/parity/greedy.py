@@ -14,12 +14,12 @@ from pathlib import Path
 from cua_agent.envs.base import Environment
 from cua_agent.inference.base import InferenceEngine
 from cua_agent.trajectory import Outcome, Trajectory
+from trainers.components import Components, build_components
 from trainers.config import EnvConfig, EvalConfig, TrainConfig
 from trainers.parity.cases import ALL_AT_ONCE, Weights, replayable
 from trainers.parity.evidence import Episodes
 from trainers.parity.replay import PartsFor, opened
-from trainers.parts import Parts, build_parts
-from trainers.rollouts import EpisodeRunner, EpisodeSpec
+from trainers.protocol import EpisodeRunner, EpisodeSpec
 
 STEPS = 3
 _EVALUATED = 4
@@ -50,20 +50,22 @@ def greedy_config(recorded: TrainConfig, weights: Weights) -> TrainConfig:
     )
 
 
-def play(config: TrainConfig, start: Path | None, parts_for: PartsFor = build_parts) -> Episodes:
+def play(config: TrainConfig, start: Path | None, parts_for: PartsFor = build_components) -> Episodes:
     """Every episode of the run that starts at the weights of the checkpoint `start`."""
-    parts = parts_for(config)
+    components = parts_for(config)
     said: dict[str, list[dict[str, list[int]]]] = {}
-    with opened(config, replace(parts, runner_for=_recording(parts, said))) as side:
+    with opened(config, replace(components, runner_for=_recording(components, said))) as side:
         if start is not None:
             side.trainer.load(start)
         side.trainer.train()
     return Episodes(said)
 
 
-def _recording(parts: Parts, said: dict[str, list[dict[str, list[int]]]]) -> Callable[[InferenceEngine], EpisodeRunner]:
+def _recording(
+    components: Components, said: dict[str, list[dict[str, list[int]]]]
+) -> Callable[[InferenceEngine], EpisodeRunner]:
     def runner_for(engine: InferenceEngine) -> EpisodeRunner:
-        run = parts.runner_for(engine)
+        run = components.runner_for(engine)
 
         async def record(environment: Environment, spec: EpisodeSpec) -> list[Trajectory]:
             evaluated = spec.group_id == spec.episode_id

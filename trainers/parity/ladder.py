@@ -15,7 +15,7 @@ from trainers.parity.evidence import load_episodes, load_evidence
 from trainers.parity.plan import Plan
 from trainers.parity.replay import SIDES, Side
 from trainers.parity.rungs import Measurement, Rung, measure, measure_episodes
-from trainers.run_directory import environment_information
+from trainers.run.directory import environment_information
 
 WORKER = (sys.executable, "-m", "trainers.parity.worker")
 REFERENCE: Side = "legacy"

@@ -15,7 +15,6 @@ from pathlib import Path
 
 from cua_agent.models.policy import PolicyModel
 from cua_agent.trajectory import Trajectory
-from trainers.checkpoint import load_weights
 from trainers.config import ConfigError, TrainConfig
 from trainers.parity.cases import CASES, WEIGHTS, Case, Weights, replayable
 from trainers.parity.greedy import greedy_config
@@ -23,8 +22,9 @@ from trainers.parity.recording import UPDATES, Recording, read_config, write_con
 from trainers.parity.replay import PartsFor
 from trainers.parity.starts import make_start, rescored
 from trainers.protocol import Batch
-from trainers.run_directory import display_path
-from trainers.trajectory_store import TrajectoryStore
+from trainers.rollouts.trajectory_store import TrajectoryStore
+from trainers.run.checkpoint import load_weights
+from trainers.run.directory import display_path
 
 GREEDY = "greedy"
 

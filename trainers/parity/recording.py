@@ -1,7 +1,7 @@
 """Recordings: real batches, and what they were made with, in the layout of a run directory.
 
     config.yaml                            of the run that made them
-    trajectories/step_000001.safetensors   recorded batches, see `trainers.trajectory_store`
+    trajectories/step_000001.safetensors   recorded batches, see `trainers.rollouts.trajectory_store`
     checkpoints/last/                      the weights to replay them on (absent: those of `model.path`)
 
 So a run directory is a recording itself; `record_run` copies out of one what a replay needs.
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from trainers.config import ConfigError, TrainConfig, from_mapping
 from trainers.protocol import Batch
-from trainers.trajectory_store import TrajectoryStore
+from trainers.rollouts.trajectory_store import TrajectoryStore
 
 UPDATES = 5
 """Batches of a recording, and updates of the ladder's rung 3."""
@@ -41,7 +41,7 @@ class Recording:
 
 def load_recording(directory: Path) -> Recording:
     """The recording, or the run, in `directory`. Raises `ConfigError` when nothing can be replayed from it."""
-    from trainers.checkpoint import CheckpointError, find_checkpoint
+    from trainers.run.checkpoint import CheckpointError, find_checkpoint
 
     config = read_config(directory)
     store = TrajectoryStore(directory / "trajectories", keep=0)
@@ -70,7 +70,7 @@ def read_config(directory: Path) -> TrainConfig:
 
 
 def write_config(directory: Path, config: TrainConfig) -> None:
-    from trainers.run_directory import masked_config, to_yaml
+    from trainers.run.directory import masked_config, to_yaml
 
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.yaml").write_text(to_yaml(masked_config(config)), encoding="utf-8")
@@ -93,15 +93,15 @@ def record_run(run: Path, out: Path) -> Recording:
 def record_played(config: TrainConfig, out: Path, on_done: Callable[[int], None]) -> Recording:
     """Play `UPDATES` batches with the model as it is and record them in the new directory `out`; `on_done` is told
     how many there are. Raises `ConfigError` when no group of a batch gave a signal."""
-    from trainers.grpo.advantages import group_advantages
+    from trainers.components import build_components, build_engine
+    from trainers.grpo.advantages import batch_of
     from trainers.legacy.rollouts import SynchronousRollouts
-    from trainers.parts import build_engine, build_parts
 
     config = replace(config, backend="legacy", resume=None)
     write_config(_new(out), config)
     store = TrajectoryStore(out / "trajectories", keep=UPDATES)
-    parts = build_parts(config)
-    with closing(SynchronousRollouts(config, parts, build_engine(config, parts.policy))) as rollouts:
+    components = build_components(config)
+    with closing(SynchronousRollouts(config, components, build_engine(config, components.policy))) as rollouts:
         for step in range(1, UPDATES + 1):
             collected, _ = rollouts.collect(lambda *_: None)
             rows = [row for group in collected.kept for row in group.rows]
@@ -110,7 +110,7 @@ def record_played(config: TrainConfig, out: Path, on_done: Callable[[int], None]
                     f"rollout.groups_per_step={config.rollout.groups_per_step}: no group of batch {step} gave a signal "
                     "(all episodes alike); allowed: more groups, more episodes per group, another seed"
                 )
-            store.record(step, group_advantages(rows, config.advantage).batch)
+            store.record(step, batch_of(rows, config.advantage))
             on_done(step)
     return load_recording(out)
 

@@ -14,14 +14,14 @@ import torch
 from cua_agent.envs.base import Environment, EnvironmentFailure
 from cua_agent.envs.pool import EnvironmentFactory
 from cua_agent.trajectory import Trajectory
+from trainers.components import Components, build_components
 from trainers.config import TrainConfig
-from trainers.grpo.advantages import group_advantages
-from trainers.metrics import StepMetrics
+from trainers.grpo.advantages import batch_of
 from trainers.parity.errors import distance
 from trainers.parity.evidence import Arrays, Evidence, Figures
 from trainers.parity.rows import areal_rows, loss_scale, our_rows
-from trainers.parts import Parts, build_parts
 from trainers.protocol import Batch, EvalRecord, Trainer
+from trainers.run.metrics import StepMetrics
 
 if TYPE_CHECKING:
     from trainers.areal.trainer import AReaLGRPOTrainer
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 Side = Literal["legacy", "phase1", "phase2", "phase3"]
 SIDES: tuple[Side, ...] = ("legacy", "phase1", "phase2", "phase3")
 
-PartsFor = Callable[[TrainConfig], Parts]
+PartsFor = Callable[[TrainConfig], Components]
 
 
 class Silent:
@@ -57,32 +57,32 @@ def on_side(config: TrainConfig, side: Side) -> TrainConfig:
 
 @dataclass(frozen=True)
 class Opened:
-    """A trainer and the parts it is made of."""
+    """A trainer and the components it is made of."""
 
     trainer: Trainer
-    parts: Parts
+    components: Components
 
 
 @contextmanager
-def opened(config: TrainConfig, parts: Parts) -> Iterator[Opened]:
+def opened(config: TrainConfig, components: Components) -> Iterator[Opened]:
     """The trainer that `config` names, in a temporary run directory."""
     torch.set_num_threads(config.threads)
     with tempfile.TemporaryDirectory() as directory:
-        trainer = _trainer(config, Path(directory), parts)
+        trainer = _trainer(config, Path(directory), components)
         try:
-            yield Opened(trainer, parts)
+            yield Opened(trainer, components)
         finally:
             trainer.close()
 
 
 def replay(
-    config: TrainConfig, start: Path, recorded: Sequence[Sequence[Trajectory]], parts_for: PartsFor = build_parts
+    config: TrainConfig, start: Path, recorded: Sequence[Sequence[Trajectory]], parts_for: PartsFor = build_components
 ) -> Evidence:
     """Loss and gradients of the first of several `recorded` batches at the weights of the checkpoint `start`, and the
     weights after an update on each."""
-    batches = [group_advantages(rows, config.advantage).batch for rows in recorded]
-    parts = parts_for(config)
-    with opened(config, replace(parts, environments=nowhere)) as side:
+    batches = [batch_of(rows, config.advantage) for rows in recorded]
+    components = parts_for(config)
+    with opened(config, replace(components, environments=nowhere)) as side:
         side.trainer.load(start)
         before = trained_weights(side)
         rows = _rows(side, batches[0], config)
@@ -104,7 +104,7 @@ def trained_weights(side: Opened) -> Arrays:
     """The trained parameters by name, whole."""
     return {
         name: whole(parameter).float().cpu().numpy().copy()
-        for name, parameter in side.parts.policy.trainable_parameters()
+        for name, parameter in side.components.policy.trainable_parameters()
     }
 
 
@@ -116,19 +116,19 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return gathered
 
 
-def _trainer(config: TrainConfig, directory: Path, parts: Parts) -> Trainer:
+def _trainer(config: TrainConfig, directory: Path, components: Components) -> Trainer:
     if config.backend == "areal":
         from trainers.areal.trainer import AReaLGRPOTrainer
 
-        return AReaLGRPOTrainer(config, directory, Silent(), parts)
+        return AReaLGRPOTrainer(config, directory, Silent(), components)
     from trainers.legacy.trainer import CUAGRPOTrainer
 
-    return CUAGRPOTrainer(config, directory, Silent(), parts)
+    return CUAGRPOTrainer(config, directory, Silent(), components)
 
 
 def _rows(side: Opened, batch: Batch, config: TrainConfig) -> Arrays:
     if config.active_phase in (None, 1):
-        return our_rows(side.parts.policy, batch, config)
+        return our_rows(side.components.policy, batch, config)
     trainer: AReaLGRPOTrainer = side.trainer  # type: ignore[assignment]
     return areal_rows(batch, trainer.tensors(batch))
 

@@ -10,25 +10,25 @@ import torch
 
 from cua_agent.models.policy import PolicyModel
 from cua_agent.trajectory import Trajectory
+from trainers.components import Components
 from trainers.config import TrainConfig
 from trainers.grpo.batching import Row, collate
 from trainers.grpo.forward import score_tokens
 from trainers.grpo.learner import PolicyLearner
-from trainers.parts import Parts
 from trainers.protocol import TrainerState
 
 _SIZE_OF_ZEROS = 0.3
 """What a parameter of zeros (LoRA's B) counts as when it is moved by a share of its size."""
 
 
-def make_start(path: Path, config: TrainConfig, parts: Parts, recorded: Path | None, moved: float) -> None:
+def make_start(path: Path, config: TrainConfig, components: Components, recorded: Path | None, moved: float) -> None:
     """Write the checkpoint `path`: that of `recorded`, or the freshly loaded policy without one, every trained
     parameter moved by noise of `moved` times its size. The run it belongs to begins there."""
-    learner = PolicyLearner(parts.policy, config)
+    learner = PolicyLearner(components.policy, config)
     if recorded is not None:
         learner.load(recorded)
     if moved:
-        move(parts.policy, moved)
+        move(components.policy, moved)
     learner.save(path, TrainerState())
 
 

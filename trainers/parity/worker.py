@@ -11,24 +11,24 @@ import sys
 import traceback
 from pathlib import Path
 
+from trainers.components import build_components
 from trainers.parity.evidence import Episodes, Evidence, Figures
 from trainers.parity.greedy import play
 from trainers.parity.plan import Plan, load_plan
 from trainers.parity.replay import PartsFor, Side, on_side, replay
-from trainers.parts import build_parts
 
 STUCK_S = 1200.0
 """A piece of work that takes longer than this ends the process, with a traceback of every thread."""
 
 
-def main(side: Side, directory: Path, parts_for: PartsFor = build_parts) -> None:
+def main(side: Side, directory: Path, parts_for: PartsFor = build_components) -> None:
     plan = load_plan(directory)
     for name in plan.pieces:
         work(side, plan, name, parts_for)
         print(name, flush=True)
 
 
-def work(side: Side, plan: Plan, name: str, parts_for: PartsFor = build_parts) -> None:
+def work(side: Side, plan: Plan, name: str, parts_for: PartsFor = build_components) -> None:
     """One piece of the plan on one side; what breaks it off becomes its result."""
     faulthandler.dump_traceback_later(STUCK_S, exit=True)
     out = plan.evidence(side, name)

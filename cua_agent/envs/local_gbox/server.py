@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from cua_agent.envs.local_gbox import acting, boxes
+from cua_agent.envs.local_gbox import action_routes, box_routes
 from cua_agent.envs.local_gbox.errors import ApiError, error_body
 from cua_agent.envs.local_gbox.fleet import Fleet
 from cua_agent.envs.local_gbox.middleware import API, TRANSPORT, FaultInjection, KeyCheck
@@ -64,8 +64,8 @@ def make_app(options: LocalGBoxOptions, clock: Callable[[], float] = time.time) 
     fleet = Fleet(options, clock)
     app = FastAPI(title="Local GBox")
     app.state.fleet = fleet
-    app.include_router(boxes.router, prefix=API)
-    app.include_router(acting.router, prefix=API)
+    app.include_router(box_routes.router, prefix=API)
+    app.include_router(action_routes.router, prefix=API)
     app.add_middleware(FaultInjection, fleet=fleet)
     app.add_middleware(KeyCheck, key=options.api_key)
     app.add_exception_handler(ApiError, _api_error)

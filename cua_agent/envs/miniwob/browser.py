@@ -6,21 +6,14 @@ import asyncio
 import contextlib
 import importlib.util
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from cua_agent.envs.base import EnvironmentFailure, WorldUnavailable
-
-if TYPE_CHECKING:
-    from cua_agent.envs.miniwob.environment import MiniWobEnvironment
-
-WIDTH, HEIGHT = 160, 210
-"""Size of a MiniWoB++ page in CSS pixels."""
+from cua_agent.envs.miniwob.page import CLOSE_TIMEOUT_S, HEIGHT, WIDTH, MiniWobPage, first_line
 
 DEFAULT_BROWSER = "/usr/bin/chromium-headless-shell"
-CLOSE_TIMEOUT_S = 5.0
 _FLAGS = (
     "--no-sandbox",
     "--disable-gpu",
@@ -38,21 +31,6 @@ _FLAGS = (
 
 class BrowserMissing(WorldUnavailable):
     """The browser, or the Python package that drives it, is not installed; the message is one line."""
-
-
-@dataclass
-class MiniWobPage:
-    """A page in its own context: Playwright's page, its DevTools session and the context to close."""
-
-    context: Any
-    page: Any
-    devtools: Any
-
-    async def close(self) -> None:
-        """Close the context; a page that no longer answers is abandoned after `CLOSE_TIMEOUT_S`."""
-        with contextlib.suppress(Exception):
-            async with asyncio.timeout(CLOSE_TIMEOUT_S):
-                await self.context.close()
 
 
 class MiniWobBrowser:
@@ -90,12 +68,6 @@ class MiniWobBrowser:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
-
-    async def new_environment(self) -> MiniWobEnvironment:
-        """A fresh environment on this browser; launches the browser again when it died."""
-        from cua_agent.envs.miniwob.environment import MiniWobEnvironment
-
-        return MiniWobEnvironment(self, await self.new_page())
 
     async def new_page(self) -> MiniWobPage:
         """A blank page in a new context. Raises `EnvironmentFailure` when even a fresh browser does not give one."""
@@ -152,11 +124,6 @@ class MiniWobBrowser:
                 with contextlib.suppress(Exception):  # a dead process cannot be closed twice
                     async with asyncio.timeout(CLOSE_TIMEOUT_S):
                         await stop()
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its type's name when it has none."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _find_browser(executable: str) -> str:

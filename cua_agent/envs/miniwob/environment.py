@@ -7,14 +7,16 @@ import base64
 import io
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Self
 
 from PIL import Image
 from playwright.async_api import Error as PlaywrightError
 
 from cua_agent.actions import COORDINATE_MAX, Action, Point
 from cua_agent.envs.base import EnvironmentFailure, Observation, StepResult
-from cua_agent.envs.miniwob.browser import HEIGHT, WIDTH, MiniWobBrowser, MiniWobPage, first_line
+from cua_agent.envs.miniwob.browser import MiniWobBrowser
 from cua_agent.envs.miniwob.gestures import ActionRefused, perform
+from cua_agent.envs.miniwob.page import HEIGHT, WIDTH, MiniWobPage, first_line
 from cua_agent.tasks import CUATask
 
 EPISODE_OVER = "the episode is over"
@@ -32,6 +34,11 @@ class MiniWobEnvironment:
         self._page: MiniWobPage | None = page
         self._task: CUATask | None = None
         self._over = False
+
+    @classmethod
+    async def open(cls, browser: MiniWobBrowser) -> Self:
+        """A fresh environment on `browser`, which is launched again when it died. Raises `EnvironmentFailure`."""
+        return cls(browser, await browser.new_page())
 
     async def reset(self, task: CUATask, seed: int) -> Observation:
         """Start the page `task.category` in the state that `seed` determines."""

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from cua_agent.actions import Action, Direction, Drag, Point, Scroll, Tap, Target, TypeText
-from cua_agent.envs.miniwob.browser import HEIGHT, WIDTH
 from cua_agent.envs.miniwob.environment import MiniWobEnvironment, point_of
+from cua_agent.envs.miniwob.page import HEIGHT, WIDTH
 
 TEXTBOX, SUBMIT = Target("textbox"), Target("Submit")
 _MAX_SCROLLS = 20

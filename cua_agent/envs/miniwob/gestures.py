@@ -22,7 +22,7 @@ from cua_agent.actions import (
     TypeText,
     Wait,
 )
-from cua_agent.envs.miniwob.browser import HEIGHT, WIDTH
+from cua_agent.envs.miniwob.page import HEIGHT, WIDTH
 
 MAX_WAIT_S = 3.0
 """Longest wait or press that is honoured: no task needs more, and the environment's time-out must not strike."""

@@ -26,14 +26,14 @@ from tenacity.wait import wait_exponential_jitter
 
 from cua_agent.inference.base import GenerateRequest, GenerateResponse
 from cua_agent.inference.vllm import wire
+from cua_agent.inference.vllm.adapter_registry import AdapterRegistry, Publication
 from cua_agent.inference.vllm.canary import own_logprobs
 from cua_agent.inference.vllm.client import ControlClient, SamplingClient
 from cua_agent.inference.vllm.errors import Forgotten, Refused, ServerFailure, TokenDrift, Unavailable
 from cua_agent.inference.vllm.images import EncodedImages
 from cua_agent.inference.vllm.plan import ServingPlan
-from cua_agent.inference.vllm.publications import Publication, Publications
-from cua_agent.inference.vllm.replica import Replica
 from cua_agent.inference.vllm.router import Router
+from cua_agent.inference.vllm.weight_sync import Replica
 from cua_agent.models.pixels import check_screenshot
 from cua_agent.models.policy import PolicyModel
 
@@ -87,7 +87,7 @@ class VllmEngine:
         self._patience = patience or Patience()
         self._replicas = [Replica(ControlClient(url), plan) for url in urls]
         self._router = Router(len(urls))
-        self._publications = Publications()
+        self._publications = AdapterRegistry()
         self._images = EncodedImages(policy.image_processor)
         self._vocabulary: int = policy.base_model.config.get_text_config().vocab_size
         if weights_dir is not None:

@@ -15,7 +15,7 @@ from areal.api import Job, Scheduler
 from areal.api.cli_args import GRPOConfig
 from areal.infra.scheduler.local import LocalScheduler
 
-from trainers.areal.cluster.jobs import gpus_per_node
+from trainers.areal.cluster.worker_specs import gpus_per_node
 from trainers.config import ConfigError, TrainConfig
 from trainers.config.cluster import workers_of
 

@@ -1,0 +1,94 @@
+"""The worlds that there are: what each needs, how its environments are opened, and the tasks that it hands in."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Literal, Protocol
+
+from cua_agent.envs.base import Environment
+from cua_agent.envs.gbox.settings import GBoxSettings, check_requirements
+from cua_agent.envs.miniwob import tasks as miniwob_tasks
+from cua_agent.envs.pocket import tasks as pocket_tasks
+from cua_agent.envs.pool import EnvironmentFactory
+from cua_agent.tasks import EnvName, TaskSource, register_tasks
+
+_TASKS: dict[EnvName, TaskSource] = {
+    "pocket": pocket_tasks,
+    "miniwob": miniwob_tasks,
+    "gbox": pocket_tasks,  # a phone as well, and validators only need its shell
+}
+
+for _name, _source in _TASKS.items():
+    register_tasks(_name, _source)
+
+
+class LatencySettings(Protocol):
+    """Delay of every action; see `cua_agent.envs.pocket.latency.Latency`."""
+
+    @property
+    def kind(self) -> Literal["none", "constant", "lognormal"]: ...
+    @property
+    def mean_s(self) -> float: ...
+    @property
+    def sigma(self) -> float: ...
+
+
+class EnvironmentSettings(Protocol):
+    """Which world, and how it looks: `layout` and `scale` are the simulated phone's (also behind gbox), `latency` is
+    pocket's, `browser_path` is miniwob's."""
+
+    @property
+    def name(self) -> EnvName: ...
+    @property
+    def layout(self) -> Literal["fixed", "themed", "shuffled"]: ...
+    @property
+    def scale(self) -> int: ...
+    @property
+    def latency(self) -> LatencySettings: ...
+    @property
+    def browser_path(self) -> str: ...
+    @property
+    def gbox(self) -> GBoxSettings: ...
+
+
+def check_world(settings: EnvironmentSettings) -> None:
+    """Raise `WorldUnavailable` when something that the world needs is missing, before anything heavy is loaded."""
+    if settings.name == "gbox":
+        check_requirements(settings.gbox)
+
+
+@asynccontextmanager
+async def environment_factory(settings: EnvironmentSettings) -> AsyncIterator[EnvironmentFactory]:
+    """A function that starts one environment after the other; what they share (a browser) lives as long as this.
+
+    Raises `WorldUnavailable`.
+    """
+    check_world(settings)
+    if settings.name == "gbox":
+        from cua_agent.envs.gbox.box_lifecycle import open_gbox
+
+        async with open_gbox(settings.gbox, settings.layout, settings.scale) as new_box:
+            yield new_box
+        return
+    if settings.name == "miniwob":
+        from cua_agent.envs.miniwob.browser import MiniWobBrowser
+        from cua_agent.envs.miniwob.environment import MiniWobEnvironment
+
+        async with MiniWobBrowser(settings.browser_path) as browser:
+            yield partial(MiniWobEnvironment.open, browser)
+        return
+
+    from cua_agent.envs.pocket.environment import PocketEnvironment
+    from cua_agent.envs.pocket.latency import Latency
+
+    delay, seeds = settings.latency, itertools.count()
+
+    async def new_phone() -> Environment:
+        # Every phone draws its own delays, the same in every run.
+        latency = Latency(delay.kind, delay.mean_s, delay.sigma, seed=next(seeds))
+        return PocketEnvironment(settings.layout, settings.scale, latency)
+
+    yield new_phone

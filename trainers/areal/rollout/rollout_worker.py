@@ -1,0 +1,68 @@
+"""Where episodes are played on AReaL: the engine, its loop, and the environments that live on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cua_agent.models.policy import PolicyModel
+from trainers.areal.config.translation import rollout_config
+from trainers.areal.rollout.distributed_rollouts import DistributedPlayer
+from trainers.areal.rollout.evaluation_player import EvaluationPlayer
+from trainers.areal.rollout.group_stream import GroupStream
+from trainers.areal.rollout.loop_environments import LoopEnvironments
+from trainers.areal.rollout.rollout_engine import PolicyRolloutEngine
+from trainers.components import Components, build_engine
+from trainers.config import TrainConfig
+from trainers.distributed.config_shard import config_of_rank
+from trainers.distributed.process_group import SINGLE_PROCESS, ProcessGroup
+from trainers.protocol import EpisodePlayer
+
+
+class RolloutWorker:
+    """Serves `serving`, a copy of the policy, and plays with it. Call `open` once the engine is initialised.
+
+    With a `process_group`, it plays this process's share.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        components: Components,
+        run_directory: Path,
+        serving: PolicyModel,
+        process_group: ProcessGroup = SINGLE_PROCESS,
+    ) -> None:
+        config = config_of_rank(config, process_group)
+        self._config = config
+        self._components = components
+        self._process_group = process_group
+        self._stream: GroupStream | None = None
+        self.environments = LoopEnvironments(components.environments, config.rollout.concurrency)
+        self.engine = PolicyRolloutEngine(rollout_config(config, run_directory), build_engine(config, serving), serving)
+        own = EvaluationPlayer(components, self.engine, self.environments, config.rollout.infra_retries)
+        self.player: EpisodePlayer = own if process_group.size == 1 else DistributedPlayer(own, process_group)
+
+    def stream(self, *, pixels: bool) -> GroupStream:
+        """The training sequence, played here; `pixels`: with the images as AReaL's trainer wants them."""
+        share = (self._process_group.rank, self._process_group.size)
+        self._stream = GroupStream(
+            self._config, self._components, self.engine, self.environments, pixels=pixels, share=share
+        )
+        return self._stream
+
+    def open(self) -> None:
+        """Start what environments share. Closes the worker and raises when this machine cannot run the world."""
+        try:
+            self.engine.run(self.environments.pool())
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End environments, sampling and AReaL's threads; safe to call twice."""
+        if self.engine.initialized:
+            self.engine.pause()
+            if self._stream is not None:
+                self.engine.run(self._stream.stop())
+            self.environments.close()
+            self.engine.destroy()

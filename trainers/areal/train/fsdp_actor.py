@@ -1,0 +1,146 @@
+"""AReaL's FSDP engine around a model that is already in memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from areal.api import FinetuneSpec
+from areal.api.cli_args import PPOActorConfig
+from areal.engine.fsdp_engine import FSDPPPOActor, FSDPTrainContext
+from areal.infra.platforms import current_platform
+from areal.utils.data import MicroBatchItem
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim.lr_scheduler import LambdaLR
+
+from cua_agent.models.mrope import mrope_positions
+from cua_agent.models.policy import PolicyModel
+from trainers.config import OptimConfig
+from trainers.grpo.learner import warmup_factor
+
+IMPOSSIBLE = -1e9
+"""Logit of a token that must not be sampled: its probability is exactly 0, and 0 * logit stays finite."""
+
+PACKED_SAFELY = ("sdpa", "eager")
+"""Attention that reads sequence boundaries from positions; flash attention takes AReaL's cu_seqlens."""
+
+
+class FSDPPolicyActor(FSDPPPOActor):  # type: ignore[misc]
+    """`FSDPPPOActor` that trains `policy.model` itself: a plain model or a `PeftModel`, whoever loaded it.
+
+    The model is sharded in place. Its log-probs are those of sampling: at the rollouts' temperature, over the tokens
+    that may be sampled. Packed sequences do not see each other.
+    """
+
+    def __init__(self, config: PPOActorConfig, policy: PolicyModel, optim: OptimConfig) -> None:
+        super().__init__(config=config)
+        self.policy = policy
+        self._warmup_steps = optim.warmup_steps * optim.updates_per_batch
+
+    def _create_device_model(self) -> None:
+        current_platform.set_device(int(os.environ["LOCAL_RANK"]))
+        self.device = self.policy.device
+        self.tokenizer, self.processor = self.policy.tokenizer, None
+        self.model = self.policy.model
+        base = self.policy.base_model
+        ban_tokens(base, self.policy.special.banned)
+        asked = base if self.policy.has_adapter else base.model  # what AReaL finds at `model.model`
+        asked.compute_3d_position_ids = partial(position_ids, self.policy)
+
+    def _create_optimizer(self, ft_spec: FinetuneSpec) -> None:
+        super()._create_optimizer(ft_spec)
+        warmup = self._warmup_steps
+        self.lr_scheduler = LambdaLR(self.optimizer, lambda update: warmup_factor(update, warmup))
+
+    def _prepare_mb_inputs(self, mb_item: MicroBatchItem) -> tuple[dict[str, Any], FSDPTrainContext]:
+        inputs, context = super()._prepare_mb_inputs(mb_item)
+        if self.config.attn_impl in PACKED_SAFELY:
+            inputs["attention_mask"] = None  # AReaL's says that there is nothing to mask, also between sequences
+            plain = text_positions(inputs["cu_seqlens"])
+            visual = self.policy.reads_images
+            inputs["position_ids"] = torch.cat([plain[None], inputs["position_ids"].long()]) if visual else plain
+        return inputs, context
+
+    def trained_weights(self) -> dict[str, Tensor]:
+        """The trained parameters by name, whole, on every rank."""
+        return {name: whole(parameter) for name, parameter in self.policy.trainable_parameters()}
+
+    @torch.no_grad()
+    def load_trained(self, weights: Mapping[str, Tensor]) -> None:
+        """Overwrite the trained parameters with whole tensors of the same names."""
+        for name, parameter in self.policy.trainable_parameters():
+            parameter.copy_(like(weights[name], parameter))
+
+    def gradients(self) -> dict[str, Tensor]:
+        """Gradients of the trained parameters by name, whole, float32 on the CPU."""
+        return {
+            name: whole(parameter.grad).float().cpu().clone()
+            for name, parameter in self.policy.trainable_parameters()
+            if parameter.grad is not None
+        }
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor that is not sharded any more; detached."""
+    detached = tensor.detach()
+    gathered: Tensor = detached.full_tensor() if isinstance(detached, DTensor) else detached
+    return gathered
+
+
+def like(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """A whole tensor, sharded as `parameter` is."""
+    if not isinstance(parameter, DTensor):
+        return tensor
+    return distribute_tensor(tensor.to(parameter.device), parameter.device_mesh, parameter.placements)
+
+
+def ban_tokens(model: Any, banned: tuple[int, ...]) -> None:
+    """Make `model.lm_head` give the `banned` ids probability 0."""
+    ids = torch.tensor(banned, dtype=torch.int64)
+
+    def silence(_: nn.Module, __: Any, logits: Tensor) -> Tensor:
+        return logits.index_fill(-1, ids.to(logits.device), IMPOSSIBLE)
+
+    model.lm_head.register_forward_hook(silence)
+
+
+def position_ids(
+    policy: PolicyModel,
+    *,
+    attention_mask: Tensor,
+    mm_token_type_ids: Tensor,
+    image_grid_thw: Tensor | None = None,
+    **_: Any,
+) -> Tensor:
+    """M-RoPE positions int64 [3, B, L] of padded rows, 0 on padding; also for rows, or batches, without images.
+
+    `attention_mask`, `mm_token_type_ids` [B, L]; `image_grid_thw` int64 [n, 3] (patches), images of all rows in order.
+    Raises `ValueError` when a row's placeholders do not match its images.
+    """
+    merge = policy.image_processor.merge_size
+    grids = [] if image_grid_thw is None else [(h // merge, w // merge) for _, h, w in image_grid_thw.tolist()]
+    out = torch.zeros(3, *attention_mask.shape, dtype=torch.int64)
+    for row, length in enumerate(attention_mask.sum(-1).tolist()):
+        is_image = mm_token_type_ids[row, :length].bool().cpu().numpy()
+        own: list[tuple[int, int]] = []
+        while grids and sum(h * w for h, w in own) < is_image.sum():
+            own.append(grids.pop(0))
+        if (features := sum(h * w for h, w in own)) != is_image.sum():
+            raise ValueError(f"row {row}: {is_image.sum()} image placeholders, but its images give {features}")
+        out[:, row, :length] = torch.from_numpy(mrope_positions(is_image, own))
+    return out.to(attention_mask.device)
+
+
+def text_positions(cu_seqlens: Tensor) -> Tensor:
+    """Positions int64 [1, T] of packed sequences that start at 0 in each; `cu_seqlens` int [n + 1], their boundaries.
+
+    They are how transformers recognises packed sequences and keeps them from attending to each other; its Qwen-VL
+    models want them as a first row before the M-RoPE positions [3, 1, T].
+    """
+    return torch.cat([torch.arange(length, device=cu_seqlens.device) for length in torch.diff(cu_seqlens).tolist()])[
+        None
+    ]

@@ -1,0 +1,78 @@
+"""Phase 3: AReaL's `PPOTrainer` runs everything."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+from areal import PPOTrainer
+from areal.api import StepInfo
+from areal.api.alloc_mode import ModelAllocation
+from areal.api.cli_args import GRPOConfig, InferenceEngineConfig, PPOActorConfig
+from datasets import Dataset
+
+from trainers.areal.rollout.rollout_engine import PolicyRolloutEngine
+from trainers.areal.train.ppo_actor import PPOPolicyActor
+
+
+class Engines(NamedTuple):
+    """What AReaL's trainer is handed instead of making it itself; it evaluates on `rollout`, too."""
+
+    actor: PPOPolicyActor
+    rollout: PolicyRolloutEngine
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """Called by AReaL's trainer: after an update is published, and when an evaluation is due."""
+
+    step_ended: Callable[[], None]
+    evaluate: Callable[[], None]
+
+
+class HookedPPOTrainer(PPOTrainer):  # type: ignore[misc]
+    """AReaL's trainer on places of a sequence instead of a data set; `hooks` are told how far it is."""
+
+    def __init__(self, config: GRPOConfig, hooks: Hooks) -> None:
+        self._hooks = hooks
+        places = Dataset.from_dict({"index": list(range(config.total_train_steps * config.train_dataset.batch_size))})
+        interrupt = signal.getsignal(signal.SIGINT)
+        super().__init__(config, train_dataset=places, valid_dataset=places.select(range(1)))
+        signal.signal(signal.SIGINT, interrupt)  # a tracker that AReaL starts, though disabled, takes Ctrl-C for itself
+
+    def start_at(self, step: int) -> None:
+        """Go on after `step` finished steps, as after AReaL's own recovery."""
+        last = StepInfo(epoch=0, epoch_step=step - 1, global_step=step - 1, steps_per_epoch=len(self.train_dataloader))
+        self.recover_info = SimpleNamespace(last_step_info=last) if step else None
+
+    def _save_hf(self, epoch: int, epoch_step: int, global_step: int) -> None:
+        self._hooks.step_ended()
+        super()._save_hf(epoch, epoch_step, global_step)
+
+
+class PolicyPPOTrainer(HookedPPOTrainer):
+    """AReaL's trainer on engines that exist already, in SPMD mode."""
+
+    def __init__(self, config: GRPOConfig, engines: Engines, hooks: Hooks) -> None:
+        self._engines = engines
+        super().__init__(config, hooks)
+
+    def _create_train_engine(self, actor_config: PPOActorConfig, alloc: ModelAllocation) -> PPOPolicyActor:
+        del actor_config  # the actor was made from it
+        self._engines.actor.create_process_group(parallel_strategy=alloc.parallel)
+        return self._engines.actor
+
+    def _init_rollout(
+        self, rollout_config: InferenceEngineConfig, is_eval: bool = False, lora_path: str | None = None
+    ) -> PolicyRolloutEngine:
+        del rollout_config, is_eval, lora_path
+        engine = self._engines.rollout
+        engine.initialize(train_data_parallel_size=1)  # its configuration holds this process's share already
+        return engine
+
+    def _evaluate_fn(self, eval_workflow: Any, eval_workflow_kwargs: Any) -> None:
+        del eval_workflow, eval_workflow_kwargs
+        self._hooks.evaluate()

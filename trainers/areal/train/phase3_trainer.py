@@ -1,0 +1,229 @@
+"""The trainer of phase 3: AReaL's `PPOTrainer`, with the books of every other backend."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from cua_agent.tasks import CUATask
+from cua_agent.trajectory import Trajectory
+from trainers.areal.config.translation import trainer_config
+from trainers.areal.rollout.distributed_rollouts import collect_on_all, position_of_rank
+from trainers.areal.rollout.group_stream import ReadyGroup
+from trainers.areal.rollout.rollout_worker import RolloutWorker
+from trainers.areal.tensors import TensorDict, carries_signal, rows_to_tensors
+from trainers.areal.train.data_parallel import groups_of_rank
+from trainers.areal.train.hooked_ppo_trainer import Engines, Hooks, PolicyPPOTrainer
+from trainers.areal.train.phase2_learner import gradients_of, optimisation_of, step_record
+from trainers.areal.train.ppo_actor import PPOPolicyActor
+from trainers.areal.train.ppo_lifecycle import PPOLifecycle
+from trainers.areal.train.reference_model import ReferenceModel
+from trainers.components import Components
+from trainers.config import ConfigError, TrainConfig
+from trainers.distributed.process_group import ProcessGroup
+from trainers.grpo.advantages import batch_of
+from trainers.protocol import (
+    Batch,
+    Collected,
+    EvalRecord,
+    Group,
+    LossRecord,
+    StepRecord,
+    TrainerState,
+    TrainResult,
+    Usage,
+)
+from trainers.run.checkpoint import load_checkpoint, save_checkpoint
+from trainers.run.lifecycle import RunLifecycle
+from trainers.run.metrics import ProgressReporter
+from trainers.run.recorder import RunRecorder
+
+
+class Phase3Trainer:
+    """Implements `Trainer`. Advantages and loss are AReaL's, computed from the rewards: `update` ignores those of its
+    batch. A skipped update counts as a version, because AReaL numbers versions by steps."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        run_directory: Path,
+        progress: ProgressReporter,
+        components: Components,
+        process_group: ProcessGroup,
+    ) -> None:
+        check_supported(config)
+        self._process_group = process_group
+        self._config = config
+        self._progress = progress
+        self._policy = components.policy
+        self._mirror, serving = components.policy.frozen_copy(), components.policy.frozen_copy()
+        self._reference = (
+            ReferenceModel(components.policy.frozen_copy(), config) if config.loss.kl_coefficient else None
+        )
+        self._actor = PPOPolicyActor(components.policy, config, process_group.size)
+        self._worker = RolloutWorker(config, components, run_directory, serving, process_group)
+        hooks = Hooks(step_ended=self._step_ended, evaluate=lambda: self._run.evaluate_when_due())
+        engines = Engines(self._actor, self._worker.engine)
+        self._ppo = PolicyPPOTrainer(trainer_config(config, run_directory, process_group.size), engines, hooks)
+        self._stream = self._worker.stream(pixels=process_group.size == 1)
+        self._position = 0
+        self._actor.publish = self._publish
+        self._worker.engine.next_batch = self._next_batch
+        self._closed = False
+        self._recorder = RunRecorder(
+            config,
+            run_directory,
+            progress,
+            save=self._save_state,
+            position=lambda: self._position,
+            process_group=process_group,
+        )
+        self._lifecycle = RunLifecycle(
+            config,
+            progress,
+            self._recorder,
+            self._worker.player,
+            components.eval_tasks,
+            partial(batch_of, config=config.advantage),
+        )
+        self._run = PPOLifecycle(self._lifecycle, self._recorder)
+        try:
+            self._worker.open()
+            if config.resume is not None:
+                self._lifecycle.resume(config.resume, self.load)
+        except BaseException:
+            self.close()
+            raise
+
+    def train(self) -> TrainResult:
+        return self._run.train(self._train)
+
+    def update(self, batch: Batch) -> StepRecord:
+        groups = self.tensors(batch)
+        self._actor.ppo_update(groups)
+        record = step_record(self._actor.watch.metrics(self._process_group), self._actor.stats)
+        self._actor.lr_scheduler_step()
+        self._publish(self._recorder.new_version())
+        return record
+
+    def loss_and_gradients(self, batch: Batch) -> LossRecord:
+        groups = self.tensors(batch)
+        gradients = gradients_of(self._actor, lambda: self._actor.ppo_update(groups))
+        return LossRecord(self._actor.watch.metrics(self._process_group), gradients)
+
+    def tensors(self, batch: Batch) -> list[TensorDict]:
+        """This process's share of the batch as AReaL's trainer prepares it: by group, with proximal log-probs and
+        advantages."""
+        by_group: dict[str, list[Trajectory]] = {}
+        for row in batch.trajectories:
+            by_group.setdefault(row.group_id, []).append(row)
+        groups = [self._group_tensors(rows) for rows in groups_of_rank(list(by_group.values()), self._process_group)]
+        if self._actor.config.should_compute_prox_logp():
+            for group, proximal in zip(groups, self._actor.compute_logp(groups), strict=True):
+                group["prox_logp"] = proximal
+        return self._actor.compute_advantages(groups)
+
+    def evaluate(self, tasks: Sequence[CUATask]) -> EvalRecord:
+        return self._lifecycle.evaluate(tasks)
+
+    def save(self, path: Path) -> None:
+        self._save_state(path, self._recorder.state)
+
+    def load(self, path: Path) -> None:
+        state = load_checkpoint(
+            path, policy=self._mirror, optimisation=optimisation_of(self._actor, self._process_group)
+        )
+        self._actor.load_trained(dict(self._mirror.model.named_parameters()))
+        self._recorder.restore(state)
+        self._serve(state.policy_version)
+        self._actor.set_version(state.policy_version)
+        self._stream.restore(position_of_rank(state.data_position, self._process_group))
+        self._position = state.data_position
+        self._ppo.start_at(state.step)
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._worker.close()
+        self._ppo.close()
+        self._recorder.close()
+
+    def _train(self) -> None:
+        self._ppo.train(
+            workflow=self._stream.workflow,
+            eval_workflow=self._stream.workflow,
+            dynamic_filter_fn=partial(carries_signal, config=self._config.advantage),
+        )
+
+    def _next_batch(self) -> list[TensorDict]:
+        """What AReaL's trainer learns from next."""
+        self._run.watch.mark("collecting")
+        collected, own, usage = self._collect()
+        tensors = self._own_tensors(collected.kept, own)
+        self._run.collected(collected, usage)
+        return tensors
+
+    def _collect(self) -> tuple[Collected, list[ReadyGroup], Usage]:
+        """What all processes collected, and the groups that this one did."""
+        report = self._process_group.interruptible(partial(self._progress.phase, "rollouts"))
+        own: list[ReadyGroup] = []
+
+        def collect() -> tuple[Collected, Usage]:
+            collected, ready, usage = self._stream.collect(report, at_least=1)
+            own.extend(ready)
+            return collected, usage
+
+        collected, usage, self._position = collect_on_all(self._process_group, collect, lambda: self._stream.position)
+        return collected, own, usage
+
+    def _own_tensors(self, groups: Sequence[Group], own: Sequence[ReadyGroup]) -> list[TensorDict]:
+        """This process's share of `groups`; a process on its own has their tensors already, in `own`."""
+        if self._process_group.size == 1:
+            return [self._with_reference(ready.tensors, ready.group.rows) for ready in own]
+        return [
+            self._group_tensors(rows) for rows in groups_of_rank([group.rows for group in groups], self._process_group)
+        ]
+
+    def _group_tensors(self, rows: Sequence[Trajectory]) -> TensorDict:
+        return self._with_reference(rows_to_tensors(self._policy, rows), rows)
+
+    def _with_reference(self, tensors: TensorDict, rows: Sequence[Trajectory]) -> TensorDict:
+        if self._reference is None:
+            return tensors
+        logprobs = self._reference.logprobs(rows)
+        return {**tensors, "ref_logp": logprobs.roll(-1, dims=-1)}
+
+    def _publish(self, version: int) -> None:
+        self._run.watch.mark("publishing")
+        self._stream.before_version()
+        self._serve(version)
+        self._actor.set_version(version)
+        self._stream.after_version()
+        self._run.watch.mark("published")
+
+    def _serve(self, version: int) -> None:
+        self._worker.engine.update_weights(version, self._actor.trained_weights())
+
+    def _step_ended(self) -> None:
+        self._run.step_ended(step_record(self._actor.watch.metrics(self._process_group), self._actor.stats))
+
+    def _save_state(self, path: Path, state: TrainerState) -> None:
+        self._mirror.load_trained(self._actor.trained_weights())
+        save_checkpoint(
+            path, policy=self._mirror, optimisation=optimisation_of(self._actor, self._process_group), state=state
+        )
+
+
+def check_supported(config: TrainConfig) -> None:
+    """Raise `ConfigError` for what AReaL's trainer does not compute; phases 1 and 2 do."""
+    illegal = {
+        "loss.kind": (config.loss.kind, "ppo_clip"),
+        "loss.normalisation": (config.loss.normalisation, "token_mean"),
+        "loss.entropy_coefficient": (config.loss.entropy_coefficient, 0.0),
+        "optim.updates_per_batch": (config.optim.updates_per_batch, 1),
+    }
+    for key, (value, allowed) in illegal.items():
+        if value != allowed:
+            raise ConfigError(f"{key}={value}: allowed with backend=areal phase=3: {allowed} (phases 1 and 2 take it)")

@@ -1,0 +1,181 @@
+"""Phase 3's actor: AReaL's advantages and loss on ragged groups, with what a run wants to know of each update."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from areal.api import WeightUpdateMeta
+from areal.utils.data import Normalization
+from torch import Tensor
+
+from cua_agent.models.policy import PolicyModel
+from trainers.areal.config.translation import ppo_actor_config, reward_norm
+from trainers.areal.tensors import TensorDict, first_rows
+from trainers.areal.train.data_parallel import summed
+from trainers.areal.train.fsdp_actor import FSDPPolicyActor
+from trainers.config import ConfigError, LossConfig, TrainConfig
+from trainers.distributed.process_group import Communicator
+from trainers.grpo.kl import ESTIMATORS, MAX_LOG_RATIO
+from trainers.grpo.loss import LossSums, decoupled_ppo_clip, ppo_clip
+
+LossFunction = Callable[..., Tensor]
+
+_CLIPPING = ("logprobs", "prox_logp", "advantages")
+
+
+class PPOPolicyActor(FSDPPolicyActor):
+    """`FSDPPolicyActor` under AReaL's `PPOActor`. `publish` passes new weights on, under a version."""
+
+    def __init__(self, policy: PolicyModel, config: TrainConfig, processes: int = 1) -> None:
+        super().__init__(ppo_actor_config(config, processes), policy, config.optim)
+        self._train_config = config
+        self._custom_loss = custom_loss(config.areal.loss)
+        self.watch = LossWatch(config.loss)
+        self.stats: Mapping[str, float] = {}
+        self.publish: Callable[[int], None] = lambda _: None
+
+    def prepare_batch(self, *args: Any, **kwargs: Any) -> list[TensorDict]:
+        """This process's share of the next batch, as the rollout engine gives it. AReaL would deal the groups out anew,
+        and can only deal groups of the same number of rows."""
+        share: list[TensorDict] = self.rollout_engine.prepare_batch(*args, **kwargs)
+        return share
+
+    def compute_advantages(self, data: list[TensorDict]) -> list[TensorDict]:
+        """AReaL's advantages; every entry of `data` is one group, of any number of episodes and rows.
+
+        AReaL rewards the last token of a row and loses the reward when that one is not trained: a row that ends with a
+        prompt counts as if it ended with its last trained token.
+        """
+        images = [group.pop("multi_modal_input", None) for group in data]  # AReaL would copy them all to every group
+        masks = [group["attention_mask"] for group in data]
+        ended = [{**group, "attention_mask": until_last_trained(group)} for group in data]
+        self.actor.reward_norm = RaggedNorm(self._train_config, [group["episode"] for group in data])
+        groups: list[TensorDict] = super().compute_advantages(ended)
+        for group, mask, own in zip(groups, masks, images, strict=True):
+            group["attention_mask"] = mask
+            if own is not None:
+                group["multi_modal_input"] = own
+        return groups
+
+    def train_batch(self, input_: Any, loss_fn: Any, loss_weight_fn: Any) -> dict[str, float]:
+        """AReaL's optimiser step, with the loss watched, the KL added, and a custom loss in its place."""
+        if self._custom_loss is not None and isinstance(loss_fn, functools.partial):
+            loss_fn = functools.partial(self._custom_loss, *loss_fn.args, **loss_fn.keywords)
+        self.watch.begin(loss_fn)
+        self.stats = super().train_batch(input_, self.watch, loss_weight_fn)
+        return dict(self.stats)
+
+    def update_weights(self, meta: WeightUpdateMeta) -> None:
+        self.publish(int(meta.version))
+
+
+def until_last_trained(group: Mapping[str, Tensor]) -> Tensor:
+    """The `attention_mask` [B, L] of a group without what follows the last trained token of a row; all of a row that
+    trains none."""
+    trained = group["loss_mask"].bool()
+    still_to_come = trained.flip(-1).cumsum(-1).flip(-1) > 0
+    return group["attention_mask"] & (still_to_come | ~trained.any(-1, keepdim=True))
+
+
+class RaggedNorm:
+    """AReaL's `Normalization` over groups of different sizes; the rows of an episode share its value."""
+
+    def __init__(self, config: TrainConfig, episodes: Sequence[Tensor]) -> None:
+        self._config = config
+        self._episodes = episodes
+
+    def __call__(self, rewards: Tensor) -> Tensor:
+        """float32 [B]: the rewards [B] of all groups in order, each relative to its group's episodes."""
+        parts = []
+        for part, episodes in zip(torch.split(rewards, [len(e) for e in self._episodes]), self._episodes, strict=True):
+            first = first_rows(episodes)
+            norm = Normalization(reward_norm(self._config, len(first)))
+            numbers = torch.unique(episodes, sorted=True, return_inverse=True)[1]
+            order = numbers[first]
+            normalised = torch.empty(len(first)).index_copy_(0, order, norm(part[first].double()))
+            parts.append(normalised[numbers])
+        return torch.cat(parts)
+
+
+class LossWatch:
+    """A loss of AReaL's interface that adds the KL term to another one and sums up what `StepRecord` reports."""
+
+    def __init__(self, config: LossConfig) -> None:
+        self._config = config
+        self._inner: LossFunction | None = None
+        self._sums = LossSums()
+
+    def begin(self, inner: LossFunction) -> None:
+        """The coming calls belong to one update and go to `inner`."""
+        self._inner, self._sums = inner, LossSums()
+
+    def __call__(self, logprobs: Tensor, entropy: Tensor, data: Mapping[str, Any], **kwargs: Any) -> Tensor:
+        """The mean over the micro-batch's trained tokens, as AReaL's losses are."""
+        assert self._inner is not None
+        trained = data["loss_mask"].bool()
+        policy_loss = self._inner(logprobs, entropy, data, **kwargs)
+        loss, kl = policy_loss, None
+        if "ref_logp" in data:
+            kl = ESTIMATORS[self._config.kl_estimator](logprobs[trained], data["ref_logp"][trained])
+            loss = loss + self._config.kl_coefficient * kl.sum() / max(int(trained.sum()), 1)
+        clipped = self._clipped({name: data[name][trained] for name in _CLIPPING}, logprobs[trained])
+        self._sums += _sums(
+            loss, policy_loss, kl, clipped, logprobs[trained], data["logprobs"][trained], entropy[trained]
+        )
+        return loss
+
+    @torch.no_grad()
+    def _clipped(self, data: Mapping[str, Tensor], logprobs: Tensor) -> Tensor:
+        """Where clipping takes effect in the configured loss; all [n]."""
+        old, proximal, advantages = (data[name] for name in _CLIPPING)
+        epsilon, cap = self._config.clip_epsilon, self._config.behaviour_weight_cap
+        if self._config.decoupled:
+            return decoupled_ppo_clip(logprobs, proximal, old, advantages, epsilon, cap)[1]
+        return ppo_clip(logprobs, old, advantages, epsilon)[1]
+
+    def metrics(self, communicator: Communicator) -> dict[str, float]:
+        """As `LossSums.metrics`, of all processes together; losses are token means over the update."""
+        sums = summed(self._sums, communicator)
+        figures, count = sums.metrics(), max(sums.tokens, 1)
+        return {**figures, "loss": figures["loss"] / count, "policy_loss": figures["policy_loss"] / count}
+
+
+@torch.no_grad()
+def _sums(
+    loss: Tensor,
+    policy_loss: Tensor,
+    kl: Tensor | None,
+    clipped: Tensor,
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    entropy: Tensor,
+) -> LossSums:
+    count = logprobs.numel()
+    log_ratio = (logprobs - old_logprobs).double().clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    return LossSums(
+        tokens=count,
+        loss=float(loss) * count,
+        policy_loss=float(policy_loss) * count,
+        entropy=float(entropy.double().sum()),
+        clipped=float(clipped.sum()),
+        logprob_gap=float(log_ratio.abs().exp().sum()),
+        ratio_max=float(log_ratio.exp().max()) if count else 0.0,
+        kl=None if kl is None else float(kl.double().sum()),
+    )
+
+
+def custom_loss(name: str) -> LossFunction | None:
+    """The function that `areal.loss` names, None for AReaL's own. Raises `ConfigError`."""
+    if name == "grpo":
+        return None
+    module, _, function = name.partition(":")
+    try:
+        loss: LossFunction = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        allowed = "grpo, or module:function with the arguments of areal.trainer.ppo.actor.grpo_loss_fn"
+        raise ConfigError(f"areal.loss={name}: {error}; allowed: {allowed}") from error
+    return loss

@@ -1,0 +1,86 @@
+"""The books of a run whose outer loop is AReaL's `PPOTrainer`: rows, evaluations, checkpoints, and its end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+
+from trainers.protocol import Batch, Collected, EvalRecord, StepRecord, TrainResult, Usage
+from trainers.run.interrupts import interrupts_held
+from trainers.run.lifecycle import RunLifecycle
+from trainers.run.recorder import RunRecorder
+from trainers.run.step_metrics import Timing, staleness
+
+
+class _Stopped(Exception):  # noqa: N818 (the run is over, nothing is wrong)
+    """Leaves AReaL's loop, which knows no early end."""
+
+
+class Stopwatch:
+    """When the parts of a step began and ended: seconds since an arbitrary moment."""
+
+    def __init__(self) -> None:
+        self.collecting = self.collected = self.publishing = self.published = time.perf_counter()
+
+    def mark(self, name: str) -> None:
+        setattr(self, name, time.perf_counter())
+
+
+class PPOLifecycle:
+    """What is the same wherever the engines of AReaL's trainer are."""
+
+    def __init__(self, lifecycle: RunLifecycle, recorder: RunRecorder) -> None:
+        self._lifecycle = lifecycle
+        self._recorder = recorder
+        self._held = ExitStack()  # Ctrl-C, while a step changes weights that it would leave torn
+        self._present: tuple[Collected, Batch, Usage] | None = None
+        self._latest: EvalRecord | None = None
+        self.watch = Stopwatch()
+
+    def train(self, loop: Callable[[], None]) -> TrainResult:
+        """As `RunLifecycle.run`, with AReaL's `loop` in the middle."""
+        return self._lifecycle.run(partial(self._train_until_stopped, loop))
+
+    def collected(self, collected: Collected, usage: Usage) -> None:
+        """What the coming step trains on; Ctrl-C waits from here to the step's end."""
+        self._lifecycle.tell_lost(collected)
+        self._present, self._latest = (collected, self._lifecycle.batch_of(collected), usage), None
+        self.watch.mark("collected")
+        self._held.enter_context(interrupts_held())
+
+    def step_ended(self, record: StepRecord) -> None:
+        """The step's update is published."""
+        assert self._present is not None
+        collected, batch, usage = self._present
+        watch, recorder = self.watch, self._recorder
+        timing = Timing(
+            rollout_s=usage.wall_s,
+            train_s=watch.publishing - watch.collected,
+            sync_s=watch.published - watch.publishing,
+            step_s=watch.published - watch.collecting,
+        )
+        stale = staleness(batch.trajectories, recorder.state.policy_version)
+        recorder.new_version()
+        recorder.step(collected, batch, [record], stale, timing, usage)
+        recorder.checkpoint_when_due()
+        self._held.close()
+        if not recorder.evaluation_due and (reason := recorder.out_of_budget()):
+            raise _Stopped(reason)
+
+    def evaluate_when_due(self) -> None:
+        """AReaL's trainer asks after every step, or when its `Evaluator` says so."""
+        if not self._recorder.evaluation_due:
+            return
+        self._latest, reason = self._lifecycle.evaluate_split("seeds")
+        if reason := reason or self._recorder.out_of_budget():
+            raise _Stopped(reason)
+
+    def _train_until_stopped(self, loop: Callable[[], None]) -> tuple[str, EvalRecord | None]:
+        try:
+            with self._held:
+                loop()
+        except _Stopped as stopped:
+            return str(stopped), self._latest
+        return self._recorder.out_of_budget() or "max_steps", self._latest

@@ -1,0 +1,144 @@
+"""What a trainer of either backend is made of, built from its configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from cua_agent.agent import AgentConfig, StandaloneGBoxCUAAgent
+from cua_agent.envs.base import Environment, EnvironmentFailure
+from cua_agent.envs.pool import EnvironmentFactory
+from cua_agent.envs.registry import environment_factory
+from cua_agent.inference.base import InferenceEngine, InferenceFailure
+from cua_agent.inference.local import LocalEngine
+from cua_agent.models.loaders import load_policy
+from cua_agent.models.lora import LoraSpec
+from cua_agent.models.policy import PolicyModel
+from cua_agent.models.sources import find_model
+from cua_agent.tasks import CUATask, EvalSplit, get_eval_tasks
+from cua_agent.trajectory import Trajectory
+from trainers.config import ConfigError, TrainConfig
+from trainers.protocol import EpisodeRunner, EpisodeSpec
+from trainers.rollouts.task_sampler import training_tasks
+from trainers.run.checkpoint import save_weights
+
+
+@dataclass(frozen=True)
+class Components:
+    """The policy and the world it acts in.
+
+    `environments` opens what environments share (a browser), for one event loop at a time; `runner_for` makes what
+    plays episodes with an engine.
+    """
+
+    policy: PolicyModel
+    environments: Callable[[], AbstractAsyncContextManager[EnvironmentFactory]]
+    runner_for: Callable[[InferenceEngine], EpisodeRunner]
+    train_tasks: Sequence[CUATask]
+    eval_tasks: Mapping[EvalSplit, Sequence[CUATask]]
+
+
+def build_components(config: TrainConfig) -> Components:
+    """Load everything that `config` names. Raises `ConfigError`; for the model `ModelNotFound` or
+    `UnsupportedModel`."""
+    train_tasks = training_tasks(config.env)
+    torch.set_num_threads(config.threads)
+    torch.manual_seed(config.seed)  # LoRA dropout
+    policy = build_policy(config)
+    return Components(
+        policy=policy,
+        environments=partial(environment_factory, config.env),
+        runner_for=partial(agent_runner, policy, config),
+        train_tasks=train_tasks,
+        eval_tasks=held_out_tasks(config),
+    )
+
+
+def build_policy(config: TrainConfig) -> PolicyModel:
+    """The policy to train, with a fresh adapter when `lora.enabled`."""
+    lora, loader, model = config.lora, config.loader, config.model
+    reads_images = find_model(model.path).reads_images
+    if model.observation == "screenshot" and not reads_images:
+        raise ConfigError(f"model.path={model.path}: it reads no images; allowed with it: model.observation=text")
+    if config.inference.name == "vllm" and not reads_images:
+        raise ConfigError(f"model.path={model.path}: it reads no images; allowed with it: inference=local")
+    return load_policy(
+        model.path,
+        loader=loader.name,
+        dtype=model.dtype,
+        device=loader.device,
+        device_map=loader.device_map,
+        attn_implementation=loader.attn_implementation,
+        load_in_4bit=loader.load_in_4bit,
+        gradient_checkpointing=loader.gradient_checkpointing,
+        max_length=max(model.max_length, config.optim.micro_batch_tokens),
+        lora=LoraSpec(lora.r, lora.alpha, lora.dropout, lora.target_modules, config.seed) if lora.enabled else None,
+        freeze_vision=model.freeze_vision,
+        keep_reference=config.loss.kl_coefficient > 0,
+    )
+
+
+def build_engine(config: TrainConfig, policy: PolicyModel) -> InferenceEngine:
+    """The engine that `inference` names, serving `policy`. For vLLM it waits for the servers and may raise
+    `ServerMismatch`, `CanaryError` or `InferenceFailure`."""
+    if config.inference.name == "vllm":
+        from cua_agent.inference.vllm.build import connect
+
+        rollout = config.rollout
+        return connect(
+            config.inference,
+            policy,
+            save_weights,
+            max_length=config.model.max_length,
+            max_images=rollout.last_k if rollout.context == "last_k" else rollout.max_turns,
+            max_staleness=rollout.max_staleness,
+        )
+    return LocalEngine(policy, max_batch=config.inference.max_batch)
+
+
+def agent_config(config: TrainConfig) -> AgentConfig:
+    """How the agent plays a training or evaluation episode."""
+    return AgentConfig(
+        observation=config.model.observation,
+        grounding=config.model.grounding,
+        prompt=config.model.prompt,
+        context=config.rollout.context,
+        last_k=config.rollout.last_k,
+        max_turns=config.rollout.max_turns,
+        max_new_tokens=config.rollout.max_new_tokens,
+        temperature=config.rollout.temperature,
+        greedy=config.rollout.greedy,
+        max_length=config.model.max_length,
+    )
+
+
+def agent_runner(policy: PolicyModel, config: TrainConfig, engine: InferenceEngine) -> EpisodeRunner:
+    """Plays episodes with `StandaloneGBoxCUAAgent`; a lost one raises why."""
+    how = agent_config(config)
+
+    async def run(environment: Environment, spec: EpisodeSpec) -> list[Trajectory]:
+        agent = StandaloneGBoxCUAAgent(policy, engine, environment, how, config.reward)
+        episode = await agent.play(spec.task, spec.seed, group_id=spec.group_id, episode_id=spec.episode_id)
+        if isinstance(episode.failure, EnvironmentFailure | InferenceFailure):
+            raise episode.failure
+        if episode.failure is not None:  # out of time: nobody knows what the world is doing
+            raise EnvironmentFailure(f"no end after {how.timeout_s:g} s") from episode.failure
+        return episode.trajectories
+
+    return run
+
+
+def held_out_tasks(config: TrainConfig) -> dict[EvalSplit, Sequence[CUATask]]:
+    """The evaluation tasks by split."""
+    return {"seeds": _held_out("seeds", config), "templates": _held_out("templates", config)}
+
+
+def _held_out(split: EvalSplit, config: TrainConfig) -> list[CUATask]:
+    """The evaluation tasks of the categories trained on; all of the split when it has none of them (held-out tasks
+    that stand for templates have categories of their own)."""
+    tasks = get_eval_tasks(config.env.name, split)
+    return [task for task in tasks if task.category in config.env.tasks] or tasks

@@ -1,0 +1,106 @@
+"""Synchronous group rollouts: play every episode of a round, replace the lost ones, refill groups without signal."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+from cua_agent.envs.base import EnvironmentFailure
+from cua_agent.envs.pool import EnvironmentPool
+from cua_agent.inference.base import InferenceFailure
+from trainers.protocol import Collected, EpisodeRunner, EpisodeSpec, Group, GroupSpec, OnDone, Played
+
+
+async def play_episode(pool: EnvironmentPool, run: EpisodeRunner, spec: EpisodeSpec, retries: int) -> Played:
+    """Play `spec`, again on another environment for up to `retries` times when infrastructure loses it."""
+    lost: list[str] = []
+    for attempt in range(retries + 1):
+        name = f"{spec.episode_id}.{attempt}" if attempt else spec.episode_id
+        try:
+            async with pool.lend() as environment:
+                rows = await run(environment, replace(spec, episode_id=name))
+        except (EnvironmentFailure, InferenceFailure) as error:
+            lost.append(f"{name} ({spec.task.id}): {error}")
+            continue
+        return Played(rows, tuple(lost))
+    return Played(None, tuple(lost))
+
+
+async def play_all(
+    pool: EnvironmentPool,
+    run: EpisodeRunner,
+    specs: Sequence[EpisodeSpec],
+    retries: int,
+    on_done: OnDone | None = None,
+) -> list[Played]:
+    """Play all episodes together, as many at a time as the pool has environments; results in the order of `specs`.
+
+    An unexpected error in one episode cancels the others and is raised as it is.
+    """
+    done = 0
+
+    async def play(spec: EpisodeSpec) -> Played:
+        nonlocal done
+        played = await play_episode(pool, run, spec, retries)
+        done += 1
+        if on_done is not None:
+            on_done(done, len(specs))
+        return played
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(play(spec)) for spec in specs]
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [task.result() for task in tasks]
+
+
+async def play_groups(
+    pool: EnvironmentPool,
+    run: EpisodeRunner,
+    specs: Sequence[GroupSpec],
+    group_size: int,
+    retries: int,
+    on_done: OnDone | None = None,
+) -> tuple[list[Group], list[str]]:
+    """One round: `group_size` episodes of every group, all together. Returns the groups and why each lost episode was;
+    an episode that its replacements could not save is missing from its group."""
+    episodes = [
+        EpisodeSpec(spec.task, spec.seed, spec.group_id, f"{spec.group_id}-{member}")
+        for spec in specs
+        for member in range(group_size)
+    ]
+    played = await play_all(pool, run, episodes, retries, on_done)
+    groups = []
+    for index, spec in enumerate(specs):
+        members = played[index * group_size : (index + 1) * group_size]
+        groups.append(Group(spec, [member.rows for member in members if member.rows is not None]))
+    return groups, [reason for member in played for reason in member.lost]
+
+
+class Round(Protocol):
+    """Plays one round of groups."""
+
+    async def __call__(self, specs: Sequence[GroupSpec]) -> tuple[list[Group], list[str]]: ...
+
+
+async def collect(
+    play_round: Round,
+    draw: Callable[[int], Sequence[GroupSpec]],
+    has_signal: Callable[[Group], bool],
+    wanted: int,
+    max_refills: int,
+) -> Collected:
+    """Filter and refill: play `wanted` groups, then up to `max_refills` further rounds of as many new groups as still
+    lack signal. May end with fewer than `wanted` kept groups, never with more."""
+    collected = Collected()
+    for _ in range(max_refills + 1):
+        groups, lost = await play_round(draw(wanted - len(collected.kept)))
+        collected.lost += lost
+        for group in groups:
+            (collected.kept if has_signal(group) else collected.filtered).append(group)
+        if len(collected.kept) == wanted:
+            break
+    return collected

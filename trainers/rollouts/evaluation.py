@@ -1,0 +1,68 @@
+"""Evaluation: sampled episodes on fixed held-out seeds, the same ones every time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cua_agent.envs.base import EnvironmentFailure
+from cua_agent.tasks import CUATask, seed_for
+from trainers.protocol import Episode, EpisodePlayer, EpisodeSpec, EvalRecord, OnDone, Played
+
+
+def evaluate(player: EpisodePlayer, tasks: Sequence[CUATask], episodes: int, step: int, on_done: OnDone) -> EvalRecord:
+    """Play `episodes` held-out episodes of `tasks` with the newest weights.
+
+    Raises `EnvironmentFailure` when every episode was lost.
+    """
+    specs = evaluation_episodes(tasks, episodes)
+    played = player.play(specs, on_done)
+    record = score(specs, played, step)
+    if record.episodes == 0:
+        raise EnvironmentFailure(f"all {len(specs)} evaluation episodes were lost; the last: {played[-1].lost[-1]}")
+    return record
+
+
+def evaluation_episodes(tasks: Sequence[CUATask], count: int) -> list[EpisodeSpec]:
+    """`count` episodes that depend on nothing but the arguments: episode i plays `seed_for("eval", i)`, and categories
+    take turns, the tasks of a category within its turns."""
+    if not tasks:
+        raise ValueError("there are no tasks to evaluate on")
+    by_category: dict[str, list[CUATask]] = {}
+    for task in tasks:
+        by_category.setdefault(task.category, []).append(task)
+    categories = sorted(by_category)
+    specs = []
+    for index in range(count):
+        lap, place = divmod(index, len(categories))
+        members = by_category[categories[place]]
+        name = f"eval-{index}"
+        specs.append(EpisodeSpec(members[lap % len(members)], seed_for("eval", index), name, name))
+    return specs
+
+
+def score(specs: Sequence[EpisodeSpec], played: Sequence[Played], step: int) -> EvalRecord:
+    """The record of `played[i]` for `specs[i]`. Episodes lost to infrastructure are counted, not scored; with none
+    left the rates are NaN."""
+    scored = [(spec, result.rows) for spec, result in zip(specs, played, strict=True) if result.rows is not None]
+    by_category: dict[str, tuple[int, int]] = {}
+    for spec, rows in scored:
+        successes, episodes = by_category.get(spec.task.category, (0, 0))
+        by_category[spec.task.category] = (successes + rows[0].success, episodes + 1)
+    return EvalRecord(
+        step=step,
+        episodes=len(scored),
+        success_rate=_mean([float(rows[0].success) for _, rows in scored]),
+        reward_mean=_mean([rows[0].reward for _, rows in scored]),
+        turns_mean=_mean([float(turn_count(rows)) for _, rows in scored]),
+        by_category=dict(sorted(by_category.items())),
+        infra_errors=sum(len(result.lost) for result in played),
+    )
+
+
+def turn_count(episode: Episode) -> int:
+    """Turns of an episode, over all its rows."""
+    return sum(len(row.turns) for row in episode)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else float("nan")

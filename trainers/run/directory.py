@@ -1,0 +1,120 @@
+"""The directory of one run: never shared with an earlier run, and holding how it was made, without secrets."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from trainers.config import ConfigError, TrainConfig
+from trainers.config.secrets import mask_secrets
+
+_PACKAGES = ("torch", "transformers", "peft", "hydra-core", "numpy", "pillow", "playwright", "areal")
+
+
+def create_run_directory(config: TrainConfig, now: datetime | None = None) -> Path:
+    """Make a new directory for a run and write `config.yaml` and `run.json` into it.
+
+    Its name is `run_name`, or time, backend, experiment and seed; a number is appended when that exists already.
+    Raises `ConfigError` when the directory cannot be made.
+    """
+    now = now or datetime.now()
+    name = config.run_name or f"{now:%Y%m%d-%H%M%S}-{config.backend}-{config.experiment}-seed{config.seed}"
+    directory = _make_new(Path(config.output_dir).expanduser(), name)
+    (directory / "config.yaml").write_text(to_yaml(masked_config(config)), encoding="utf-8")
+    about = {"started": now.isoformat(timespec="seconds"), "resumed_from": config.resume, **environment_information()}
+    masked_about = mask_secrets(about, os.environ)
+    (directory / "run.json").write_text(json.dumps(masked_about, indent=2) + "\n", encoding="utf-8")
+    return directory
+
+
+def named_after(config: TrainConfig, directory: Path) -> TrainConfig:
+    """`config` with boxes that carry the run directory's name, where no other label is set."""
+    gbox = config.env.gbox
+    if gbox.run is not None:
+        return config
+    return replace(config, env=replace(config.env, gbox=replace(gbox, run=directory.name)))
+
+
+def masked_config(config: TrainConfig) -> dict[str, Any]:
+    """The configuration as a plain tree without secrets."""
+    tree: dict[str, Any] = mask_secrets(asdict(config), os.environ)
+    return tree
+
+
+def to_yaml(tree: Mapping[str, Any]) -> str:
+    """`tree` as YAML, in its own order."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(OmegaConf.create(dict(tree)))
+
+
+def resume_command(overrides: Sequence[str], directory: Path, **changes: object) -> str:
+    """The command that goes on with the run in `directory`, which was started with `overrides`, with `changes`."""
+    replaced = {"resume", "run_name", *changes}
+    kept = [override for override in overrides if override.partition("=")[0] not in replaced]
+    changed = [f"{key}={value}" for key, value in changes.items()]
+    processes = os.environ.get("WORLD_SIZE", "1")
+    start = ["python"] if processes == "1" else ["torchrun", f"--nproc_per_node={os.environ['LOCAL_WORLD_SIZE']}"]
+    return shlex.join([*start, "train.py", *kept, f"resume={display_path(directory)}", *changed])
+
+
+def display_path(path: Path) -> Path:
+    """`path` as a person in the present directory would type it."""
+    absolute, here = path.absolute(), Path.cwd()
+    return absolute.relative_to(here) if absolute.is_relative_to(here) else path
+
+
+def environment_information() -> dict[str, Any]:
+    """Python, machine, package versions (None when not installed) and the git commit of this checkout."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "packages": {package: _version(package) for package in _PACKAGES},
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "command": sys.argv,
+    }
+
+
+def _make_new(parent: Path, name: str) -> Path:
+    number = 1
+    while True:
+        directory = parent / (name if number == 1 else f"{name}-{number}")
+        try:
+            directory.mkdir(parents=True)
+        except FileExistsError:
+            if not directory.is_dir():
+                raise ConfigError(f"output_dir={parent}: {directory} is in the way; allowed: a directory") from None
+            number += 1
+        except OSError as error:
+            raise ConfigError(f"output_dir={parent}: cannot make {directory}: {error.strerror}") from None
+        else:
+            return directory
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), *arguments], capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -1,0 +1,97 @@
+"""The course of a run, whoever's loop trains: evaluations, batches, resuming, and the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+from cua_agent.tasks import CUATask, EvalSplit
+from cua_agent.trajectory import Trajectory
+from trainers.config import TrainConfig
+from trainers.protocol import Batch, Collected, EpisodePlayer, EvalRecord, TrainResult
+from trainers.rollouts.evaluation import evaluate
+from trainers.run.checkpoint import find_checkpoint
+from trainers.run.metrics import ProgressReporter
+from trainers.run.recorder import RunRecorder
+
+Training = Callable[[], tuple[str, EvalRecord | None]]
+"""Trains until the run should stop; gives why, and the evaluation of the last weights if there was one."""
+
+ToBatch = Callable[[Sequence[Trajectory]], Batch]
+"""Gives every row of a step its advantage."""
+
+
+class RunLifecycle:
+    """What every trainer does around its steps. `player` plays evaluations; what happens is entered in `recorder`."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        progress: ProgressReporter,
+        recorder: RunRecorder,
+        player: EpisodePlayer,
+        eval_tasks: Mapping[EvalSplit, Sequence[CUATask]],
+        to_batch: ToBatch,
+    ) -> None:
+        self._config = config
+        self._progress = progress
+        self._recorder = recorder
+        self._player = player
+        self._eval_tasks = eval_tasks
+        self._to_batch = to_batch
+
+    def run(self, training: Training) -> TrainResult:
+        """Evaluate, train, evaluate.
+
+        Whatever breaks it off is raised again after the checkpoint `last` is saved: Ctrl-C, or the
+        `EnvironmentFailure` of a step or evaluation that lost all its episodes.
+        """
+        self._recorder.start()
+        try:
+            reason, latest = self._from_baseline(training)
+            end = latest or self.evaluate_split("seeds")[0]
+            templates, _ = self.evaluate_split("templates")
+        except BaseException as error:
+            self._recorder.broken_off(error)
+            raise
+        return self._recorder.finish(reason, end, templates)
+
+    def evaluate(self, tasks: Sequence[CUATask]) -> EvalRecord:
+        """`eval.episodes` episodes at the rollouts' temperature, on the same held-out seeds every time.
+
+        Raises `EnvironmentFailure` when every episode was lost.
+        """
+        on_done = partial(self._progress.phase, "evaluation")
+        return evaluate(self._player, tasks, self._config.eval.episodes, self._recorder.state.step, on_done)
+
+    def evaluate_split(self, split: EvalSplit) -> tuple[EvalRecord, str | None]:
+        """The evaluation, and why the run should stop after it."""
+        record = self.evaluate(self._eval_tasks[split])
+        return record, self._recorder.evaluation(record, split)
+
+    def tell_lost(self, collected: Collected) -> None:
+        """Say how many episodes were lost, and why the last one was."""
+        if lost := collected.lost:
+            self._progress.message(f"{len(lost)} episodes were lost and replaced; the last: {lost[-1]}")
+
+    def batch_of(self, collected: Collected) -> Batch:
+        """What the coming step trains on, recorded."""
+        batch = self._to_batch([row for group in collected.kept for row in group.rows])
+        self._recorder.batch(batch)
+        return batch
+
+    def resume(self, resume: str, load: Callable[[Path], None]) -> None:
+        path = find_checkpoint(resume)
+        load(path)
+        self._progress.message(f"resumed from {path} at step {self._recorder.state.step}")
+
+    def _from_baseline(self, training: Training) -> tuple[str, EvalRecord | None]:
+        recorder = self._recorder
+        latest: EvalRecord | None = None
+        reason: str | None = None
+        if recorder.baseline_due:
+            latest, reason = self.evaluate_split("seeds")
+            self.evaluate_split("templates")
+        reason = reason or recorder.out_of_budget()
+        return training() if reason is None else (reason, latest)

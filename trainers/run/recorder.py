@@ -1,0 +1,169 @@
+"""What a run keeps: its progress, metrics, recorded batches, evaluations and checkpoints; the same on every backend."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from cua_agent.tasks import EvalSplit
+from trainers.config import TrainConfig
+from trainers.distributed.process_group import SINGLE_PROCESS, ProcessGroup
+from trainers.protocol import Batch, Collected, EvalRecord, StepRecord, TrainerState, TrainResult, Usage
+from trainers.rollouts.trajectory_store import TrajectoryStore
+from trainers.run.checkpoint import prune_checkpoints
+from trainers.run.metrics import MetricsWriter, ProgressReporter, open_trackers
+from trainers.run.step_metrics import Staleness, Timing, advance, step_metrics
+from trainers.run.stopping import observe, out_of_budget, stop_after_evaluation
+
+SaveCheckpoint = Callable[[Path, TrainerState], None]
+
+
+class RunRecorder:
+    """Keeps the books of one run in `directory`; knows nothing of how it rolls out or learns.
+
+    `save` writes a checkpoint, `position` tells how many groups a resumed run must not play again. Every process of
+    `process_group` keeps the same books, all but the first in a directory of its own.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        directory: Path,
+        progress: ProgressReporter,
+        *,
+        save: SaveCheckpoint,
+        position: Callable[[], int],
+        process_group: ProcessGroup = SINGLE_PROCESS,
+    ) -> None:
+        self._config = config
+        self._directory = directory
+        self._progress = progress
+        self._process_group = process_group
+        self._save = save
+        self._position = position
+        self._state = TrainerState()
+        self._usage = Usage()
+        self._clock = time.perf_counter()
+        self._store = TrajectoryStore(directory / "trajectories", config.logging.save_trajectories)
+        identity = {"backend": config.backend, "phase": config.active_phase, "seed": config.seed}
+        self._writer = MetricsWriter(directory, open_trackers(config.logging, directory, identity))
+
+    @property
+    def state(self) -> TrainerState:
+        """Progress so far: what a checkpoint would hold."""
+        return replace(self._state, data_position=self._position())
+
+    def restore(self, state: TrainerState) -> None:
+        """Go on from a checkpoint's state."""
+        self._state = state
+
+    def start(self) -> None:
+        """The clock of the run starts, or goes on where a checkpoint stopped it."""
+        self._clock = time.perf_counter() - self._state.wall_s
+
+    def new_version(self) -> int:
+        """The weights changed: count it, and say under which version they are served."""
+        self._state = replace(self._state, policy_version=self._state.policy_version + 1)
+        return self._state.policy_version
+
+    def batch(self, batch: Batch) -> None:
+        """Record what the coming step trains on."""
+        self._store.record(self._state.step + 1, batch)
+
+    def step(
+        self,
+        collected: Collected,
+        batch: Batch,
+        updates: Sequence[StepRecord],
+        stale: Staleness,
+        timing: Timing,
+        usage: Usage,
+    ) -> None:
+        """A training step ended."""
+        timing = self._process_group.broadcast(timing)
+        self._state = advance(self._state, timing, stale)
+        self._usage += usage
+        metrics = step_metrics(self._state, collected, batch, updates, stale, timing, usage)
+        self._writer.step(metrics)
+        self._progress.step(metrics, self._config.max_steps)
+
+    def evaluation(self, record: EvalRecord, split: EvalSplit) -> str | None:
+        """An evaluation of the present weights ended; keeps the best ones, and returns why the run should stop."""
+        self._writer.evaluation(record, split)
+        self._progress.evaluation(record, split)
+        if split != "seeds":
+            return None
+        self._state = observe(self._state, record.success_rate)
+        if self._state.best_step == self._state.step:
+            self.checkpoint("best")
+        return stop_after_evaluation(self._state, record.success_rate, self._config.eval)
+
+    def out_of_budget(self) -> str | None:
+        """Why no further step may begin, or None."""
+        return out_of_budget(self._state, self._config)
+
+    @property
+    def evaluation_due(self) -> bool:
+        every = self._config.eval.every_steps
+        return bool(every) and self._state.step % every == 0
+
+    @property
+    def baseline_due(self) -> bool:
+        return self._config.eval.baseline and self._state.eval_success_start is None
+
+    def checkpoint(self, name: str) -> Path:
+        """Write `checkpoints/<name>`."""
+        path = self._directory / "checkpoints" / name
+        self._save(path, self.state)
+        return path
+
+    def checkpoint_when_due(self) -> None:
+        config, step = self._config.checkpoint, self._state.step
+        if config.every_steps and step % config.every_steps == 0:
+            self.checkpoint(f"step_{step:06d}")
+            prune_checkpoints(self._directory / "checkpoints", keep=config.keep, best_step=self._state.best_step)
+
+    def last_checkpoint(self) -> Path:
+        """The run ends, or is broken off."""
+        self._state = replace(self._state, wall_s=time.perf_counter() - self._clock)
+        return self.checkpoint("last")
+
+    def broken_off(self, error: BaseException) -> None:
+        """Save what there is when `error` or Ctrl-C ends the run, and say so; a process that fails alone cannot."""
+        if not self._process_group.failed_on_all(error):
+            return
+        path = self.last_checkpoint()
+        self._progress.message(f"stopped after step {self._state.step}; resume={path}")
+
+    def finish(self, reason: str, end: EvalRecord, templates: EvalRecord) -> TrainResult:
+        """The run is over: the last checkpoint, `summary.json`, and the result."""
+        self.last_checkpoint()
+        state, config = self._state, self._config
+        result = TrainResult(
+            steps=state.step,
+            stop_reason=reason,
+            eval_success_start=state.eval_success_start,
+            eval_success_end=end.success_rate,
+            eval_success_best=state.best_success,
+            wall_s=state.wall_s,
+            rollout_s=state.rollout_s,
+            train_s=state.train_s,
+            env_utilisation=self._usage.utilisation,
+            box_minutes=self._usage.box_minutes,
+            staleness_max=state.staleness_max,
+        )
+        self._writer.summary(
+            result,
+            backend=config.backend,
+            phase=config.active_phase,
+            seed=config.seed,
+            experiment=config.experiment,
+            eval_success_templates=templates.success_rate,
+        )
+        return result
+
+    def close(self) -> None:
+        self._writer.close()
+        self._progress.close()

@@ -1,0 +1,116 @@
+"""From what happened in a step to its metrics row."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+
+from cua_agent.trajectory import Trajectory
+from trainers.protocol import Batch, Collected, Episode, StepRecord, TrainerState, Usage
+from trainers.rollouts.evaluation import turn_count
+from trainers.run.metrics import StepMetrics
+
+_KEYS = {f.name for f in fields(StepMetrics)}
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Wall seconds of a step and its parts."""
+
+    rollout_s: float
+    train_s: float
+    sync_s: float
+    step_s: float
+
+
+@dataclass(frozen=True)
+class Staleness:
+    """Policy versions between a sampled token and the update that trains on it: `mean` and `max` over tokens, and for
+    running means `rows_sum`, the sum over `rows` of each one's largest."""
+
+    mean: float = 0.0
+    max: int = 0
+    rows_sum: int = 0
+    rows: int = 0
+
+
+def staleness(rows: Sequence[Trajectory], version: int) -> Staleness:
+    """Over the trained tokens of `rows`, which an update of policy `version` trains on; 0 without any."""
+    behind = [version - row.versions[row.loss_mask == 1] for row in rows if row.loss_mask.any()]
+    if not behind:
+        return Staleness()
+    largest = [int(of_row.max()) for of_row in behind]
+    return Staleness(float(np.concatenate(behind).mean()), max(largest), sum(largest), len(largest))
+
+
+def advance(state: TrainerState, timing: Timing, stale: Staleness) -> TrainerState:
+    """`state` one training step later; the policy's version is kept where it changes."""
+    return replace(
+        state,
+        step=state.step + 1,
+        staleness_sum=state.staleness_sum + stale.rows_sum,
+        staleness_count=state.staleness_count + stale.rows,
+        staleness_max=max(state.staleness_max, stale.max),
+        rollout_s=state.rollout_s + timing.rollout_s,
+        train_s=state.train_s + timing.train_s,
+    )
+
+
+def step_metrics(
+    state: TrainerState,
+    collected: Collected,
+    batch: Batch,
+    updates: Sequence[StepRecord],
+    stale: Staleness,
+    timing: Timing,
+    usage: Usage,
+) -> StepMetrics:
+    """The row of the step that led to `state`; loss figures are means over its applied updates."""
+    tokens = sum(len(row) for row in batch.trajectories)
+    figures = _mean_of_applied(updates).items()
+    learning: dict[str, Any] = {key: value for key, value in figures if key in _KEYS and key != "tokens"}
+    return StepMetrics(
+        step=state.step,
+        policy_version=state.policy_version,
+        groups_kept=len(collected.kept),
+        groups_filtered=len(collected.filtered),
+        episodes_infra_error=len(collected.lost),
+        updates_skipped=sum(update.skipped for update in updates),
+        staleness_mean=stale.mean,
+        staleness_max=stale.max,
+        rollout_s=timing.rollout_s,
+        train_s=timing.train_s,
+        sync_s=timing.sync_s,
+        step_s=timing.step_s,
+        env_utilisation=usage.utilisation,
+        env_wait_s=usage.env_wait_s,
+        box_minutes=usage.box_minutes,
+        tokens=tokens,
+        tokens_per_s=tokens / timing.step_s,
+        **learning,
+        **_episode_figures(collected.episodes),
+    )
+
+
+def _mean_of_applied(updates: Sequence[StepRecord]) -> dict[str, float]:
+    applied = [update.metrics for update in updates if not update.skipped]
+    return {key: statistics.fmean(metrics[key] for metrics in applied) for key in applied[0]} if applied else {}
+
+
+def _episode_figures(episodes: Sequence[Episode]) -> dict[str, Any]:
+    if not episodes:
+        return {}
+    rewards = [episode[0].reward for episode in episodes]
+    return {
+        "episodes": len(episodes),
+        "reward_mean": statistics.fmean(rewards),
+        "reward_std": statistics.pstdev(rewards),
+        "success_rate": statistics.fmean(float(episode[0].success) for episode in episodes),
+        "turns_mean": statistics.fmean(turn_count(episode) for episode in episodes),
+        "outcomes": dict(Counter(episode[0].outcome.value for episode in episodes)),
+    }
