@@ -75,14 +75,17 @@ class Options:
     # What `environment_factory` asks for.
     @property
     def name(self) -> EnvName:
+        """The world."""
         return self.env
 
     @property
     def latency(self) -> Latency:
+        """No delays: a person watches."""
         return Latency()
 
     @property
     def gbox(self) -> GBoxSettings:
+        """How boxes are got."""
         return GBoxSettings(base_url=self.base_url, reset=self.reset, purpose="episode")
 
 

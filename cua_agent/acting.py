@@ -29,6 +29,7 @@ class Effect:
 
     @property
     def over(self) -> bool:
+        """Whether the episode ends with this turn."""
         return self.claimed or self.world_done
 
 

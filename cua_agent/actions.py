@@ -70,16 +70,22 @@ class Button(StrEnum):
 
 @dataclass(frozen=True)
 class Tap:
+    """Touch a place shortly."""
+
     at: Location
 
 
 @dataclass(frozen=True)
 class DoubleTap:
+    """Touch a place twice in a row."""
+
     at: Location
 
 
 @dataclass(frozen=True)
 class LongPress:
+    """Touch a place and stay on it for some seconds."""
+
     at: Location
     seconds: float = 1.0
 
@@ -126,11 +132,15 @@ class PressKey:
 
 @dataclass(frozen=True)
 class PressButton:
+    """Press a hardware or navigation button."""
+
     button: Button
 
 
 @dataclass(frozen=True)
 class Wait:
+    """Do nothing for some seconds."""
+
     seconds: float
 
 

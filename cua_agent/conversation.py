@@ -33,20 +33,35 @@ class SpecialIds(Protocol):
     """Token ids that a conversation has to know."""
 
     @property
-    def image_token_id(self) -> int: ...
+    def image_token_id(self) -> int:
+        """The placeholder that stands for a patch of an image."""
+        ...
+
     @property
-    def end_of_turn_id(self) -> int: ...
+    def end_of_turn_id(self) -> int:
+        """What ends the model's turn."""
+        ...
 
 
 class Codec(Protocol):
     """The part of a policy model that turns text into tokens and back."""
 
     @property
-    def special(self) -> SpecialIds: ...
+    def special(self) -> SpecialIds:
+        """Ids with a meaning of their own."""
+        ...
 
-    def encode(self, text: str) -> list[int]: ...
-    def decode(self, ids: Sequence[int]) -> str: ...
-    def image_tokens(self, height: int, width: int) -> int: ...
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text; special tokens written in it are recognised."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids, special tokens included."""
+        ...
+
+    def image_tokens(self, height: int, width: int) -> int:
+        """How many placeholders an image takes."""
+        ...
 
 
 @dataclass(frozen=True)

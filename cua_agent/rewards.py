@@ -15,13 +15,24 @@ class RewardValues(Protocol):
     """What each outcome is worth."""
 
     @property
-    def success(self) -> float: ...
+    def success(self) -> float:
+        """The goal holds."""
+        ...
+
     @property
-    def false_claim(self) -> float: ...
+    def false_claim(self) -> float:
+        """Reported as done, and it is not."""
+        ...
+
     @property
-    def failure(self) -> float: ...
+    def failure(self) -> float:
+        """The world ended the episode without success."""
+        ...
+
     @property
-    def out_of_turns(self) -> float: ...
+    def out_of_turns(self) -> float:
+        """No report in the turns that there were."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -76,4 +76,5 @@ class Trajectory:
 
     @property
     def success(self) -> bool:
+        """Whether the episode's outcome is a success."""
         return self.outcome is Outcome.SUCCESS

@@ -1,0 +1,1 @@
+"""Training: backends behind one `Trainer` protocol (`trainers.protocol`), and what they share."""

@@ -190,6 +190,7 @@ class Group:
 
     @property
     def rows(self) -> list[Trajectory]:
+        """The rows of all its episodes."""
         return [row for episode in self.episodes for row in episode]
 
 
@@ -211,6 +212,7 @@ class Collected:
 
     @property
     def episodes(self) -> list[Episode]:
+        """All scored episodes, those of filtered groups included."""
         return [episode for group in (*self.kept, *self.filtered) for episode in group.episodes]
 
 

@@ -32,6 +32,7 @@ class CloneSchedule:
         return max(step / self.steps, elapsed_s / (60 * self.minutes))
 
     def rate(self, step: int, progress: float) -> float:
+        """The learning rate of `step` (from 0), `progress` (0..1) of the way to the end: warm-up, then cosine decay."""
         if step < self.warmup:
             return self.learning_rate * (step + 1) / self.warmup
         return self.learning_rate * (0.05 + 0.95 * (1 + math.cos(math.pi * min(progress, 1.0))) / 2)

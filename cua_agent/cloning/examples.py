@@ -67,6 +67,7 @@ class CachingCodec:
         self._encode = lru_cache(maxsize=20_000)(lambda text: tuple(policy.encode(text)))
 
     def encode(self, text: str) -> list[int]:
+        """As the codec that it wraps; the same text is encoded once."""
         return list(self._encode(text))
 
 

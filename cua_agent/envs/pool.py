@@ -35,14 +35,18 @@ class GoverningFactory(Protocol):
     """A factory that knows how what it starts is to be kept."""
 
     @property
-    def policy(self) -> PoolPolicy: ...
+    def policy(self) -> PoolPolicy:
+        """How the pool treats the factory's environments."""
+        ...
 
 
 @runtime_checkable
 class SelfChecking(Protocol):
     """An environment that can tell whether it is fit for another episode; asked whenever it is to be lent."""
 
-    async def is_fit(self) -> bool: ...
+    async def is_fit(self) -> bool:
+        """Whether the environment can play another episode."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,7 @@ class EnvironmentPool:
 
     @property
     def size(self) -> int:
+        """Environments that may be lent at the same time."""
         return self._size
 
     def stats(self) -> PoolStats:

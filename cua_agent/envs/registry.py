@@ -29,11 +29,19 @@ class LatencySettings(Protocol):
     """Delay of every action; see `cua_agent.envs.pocket.latency.Latency`."""
 
     @property
-    def kind(self) -> Literal["none", "constant", "lognormal"]: ...
+    def kind(self) -> Literal["none", "constant", "lognormal"]:
+        """Distribution of the delay."""
+        ...
+
     @property
-    def mean_s(self) -> float: ...
+    def mean_s(self) -> float:
+        """Mean delay, seconds."""
+        ...
+
     @property
-    def sigma(self) -> float: ...
+    def sigma(self) -> float:
+        """Lognormal: sigma of the underlying normal."""
+        ...
 
 
 class EnvironmentSettings(Protocol):
@@ -41,17 +49,34 @@ class EnvironmentSettings(Protocol):
     pocket's, `browser_path` is miniwob's."""
 
     @property
-    def name(self) -> EnvName: ...
+    def name(self) -> EnvName:
+        """The world."""
+        ...
+
     @property
-    def layout(self) -> Literal["fixed", "themed", "shuffled"]: ...
+    def layout(self) -> Literal["fixed", "themed", "shuffled"]:
+        """Order of the phone's home screen."""
+        ...
+
     @property
-    def scale(self) -> int: ...
+    def scale(self) -> int:
+        """Screenshot pixels per logical pixel of the phone."""
+        ...
+
     @property
-    def latency(self) -> LatencySettings: ...
+    def latency(self) -> LatencySettings:
+        """Delay of every action on pocket."""
+        ...
+
     @property
-    def browser_path(self) -> str: ...
+    def browser_path(self) -> str:
+        """The browser of miniwob."""
+        ...
+
     @property
-    def gbox(self) -> GBoxSettings: ...
+    def gbox(self) -> GBoxSettings:
+        """How boxes are got."""
+        ...
 
 
 def check_world(settings: EnvironmentSettings) -> None:

@@ -95,6 +95,7 @@ class LocalEngine:
         self._paused = True
 
     def resume(self) -> None:
+        """Go on after `pause`."""
         self._paused = False
         self._wake.set()
 

@@ -35,6 +35,7 @@ class Turn:
     versions: list[int] = field(default_factory=list)
 
     def awaited_on(self, loop: asyncio.AbstractEventLoop | None) -> bool:
+        """Whether somebody still waits for the turn on `loop`."""
         return not self.future.done() and self.future.get_loop() is loop
 
     def fail(self, failure: Exception | None) -> None:
@@ -47,6 +48,7 @@ class Turn:
             self.future.set_exception(failure)
 
     def finish(self, stop_reason: StopReason) -> None:
+        """Hand the answer to whoever waits."""
         self.future.set_result(GenerateResponse(self.output_ids, self.logprobs, self.versions, stop_reason))
 
 
@@ -64,6 +66,7 @@ class Conversation:
     last_used: int = 0
 
     def forget(self) -> None:
+        """Drop the keys and values; the next turn computes them anew."""
         self.cached = self.cached_images = 0
 
     def begin(self, turn: Turn) -> None:

@@ -1,0 +1,1 @@
+"""Policies: loaders, adapters, exports, and the built-in model."""

@@ -54,6 +54,7 @@ class PolicyModel:
 
     @property
     def device(self) -> torch.device:
+        """Where the model's inputs go."""
         return next(self.model.parameters()).device
 
     @property
@@ -63,10 +64,12 @@ class PolicyModel:
 
     @property
     def has_adapter(self) -> bool:
+        """Whether a LoRA adapter is trained, not the model's own weights."""
         return hasattr(self.model, "disable_adapter")
 
     @property
     def reads_images(self) -> bool:
+        """Whether the model has a vision tower."""
         return self.image_processor is not None
 
     def hidden_states(
@@ -130,6 +133,7 @@ class PolicyModel:
         return mrope_positions(is_image, [self.image_grid(image.shape[0], image.shape[1]) for image in images])
 
     def trainable_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """What training changes, with names."""
         return [(name, parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad]
 
     def frozen_copy(self) -> PolicyModel:

@@ -1,0 +1,1 @@
+"""Runs side by side: figures, verdict, report."""

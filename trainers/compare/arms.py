@@ -19,14 +19,17 @@ class Arm:
 
     @property
     def settings(self) -> Mapping[str, Any]:
+        """The keys of its runs, which differ in the seed only."""
         return self.runs[0].settings
 
     @property
     def backend(self) -> str:
+        """The backend of its runs."""
         return self.runs[0].backend
 
     @property
     def finished(self) -> tuple[Run, ...]:
+        """Its runs that came to their end."""
         return tuple(run for run in self.runs if run.finished)
 
     @property

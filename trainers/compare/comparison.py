@@ -29,13 +29,16 @@ class Comparison:
 
     @property
     def reference(self) -> Arm:
+        """The arm that others are compared with."""
         return self.arms[0]
 
     @property
     def candidates(self) -> tuple[Arm, ...]:
+        """The other arms."""
         return self.arms[1:]
 
     def row(self, key: str) -> FigureRow | None:
+        """The figure called `key` of every arm; None where nobody has it."""
         return next((row for row in self.rows if row.figure.key == key), None)
 
     def contrast(self, key: str, arm: Arm) -> Estimate | None:
@@ -44,6 +47,7 @@ class Comparison:
         return row.contrasts[self.arms.index(arm)] if row else None
 
     def mean(self, key: str, arm: Arm) -> float | None:
+        """Mean of the figure called `key` over an arm's runs; None where it was not measured."""
         row = self.row(key)
         estimate = row.cells[self.arms.index(arm)].estimate if row else None
         return estimate.mean if estimate else None

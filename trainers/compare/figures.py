@@ -118,6 +118,7 @@ def final_success(run: Run) -> Sample | None:
 
 
 def steps_per_hour(run: Run) -> Sample | None:
+    """Training steps per hour, evaluations not counted."""
     seconds = run.column("step_s")
     return _sample(3600 * len(seconds) / seconds.sum()) if seconds.size and seconds.sum() > 0 else None
 

@@ -20,15 +20,21 @@ _SAVING_S = 120.0  # what an interrupted run may take to save
 class Display(Protocol):
     """What a person sees of the runs."""
 
-    def start(self, label: str) -> None: ...
+    def start(self, label: str) -> None:
+        """A run begins."""
+        ...
 
     def line(self, text: str) -> None:
         """The run said something."""
         ...
 
-    def end(self, outcome: str) -> None: ...
+    def end(self, outcome: str) -> None:
+        """A run ended."""
+        ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """All runs ended."""
+        ...
 
 
 def open_display(total: int, console: Console | None = None) -> Display:
@@ -47,6 +53,7 @@ class PlainDisplay:
         self._label = ""
 
     def start(self, label: str) -> None:
+        """Print a line."""
         self._number += 1
         self._label = label
 
@@ -55,6 +62,7 @@ class PlainDisplay:
             self._print(text)
 
     def end(self, outcome: str) -> None:
+        """Print a line."""
         self._print(outcome)
 
     def close(self) -> None:
@@ -86,6 +94,7 @@ class BarDisplay:
         self._bars.start()
 
     def start(self, label: str) -> None:
+        """A bar of its own for the run."""
         self._label = label
         self._bars.reset(self._steps, description=label, total=None, said="starting")
 
@@ -96,6 +105,7 @@ class BarDisplay:
         self._bars.update(self._steps, said=text)
 
     def end(self, outcome: str) -> None:
+        """Say how the run ended, above the bars."""
         self._bars.console.print(f"{self._label}: {outcome}", markup=False)
         self._bars.advance(self._runs)
 

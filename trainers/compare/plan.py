@@ -30,6 +30,7 @@ class Planned:
 
     @property
     def identity(self) -> Identity:
+        """Runs with the same identity need not be trained twice."""
         return _identity(self.config)
 
 

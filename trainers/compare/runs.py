@@ -58,18 +58,22 @@ class Run:
 
     @property
     def backend(self) -> str:
+        """The run's backend."""
         return str(self.settings["backend"])
 
     @property
     def seed(self) -> int:
+        """The run's seed."""
         return int(self.settings["seed"])
 
     @property
     def finished(self) -> bool:
+        """Whether it came to its end."""
         return self.summary is not None
 
     @cached_property
     def steps(self) -> list[int]:
+        """The training steps that have a row."""
         return [row["step"] for row in self.rows]
 
     def column(self, key: str) -> NDArray[np.float64]:
@@ -111,6 +115,7 @@ class Run:
         return dict(zip(steps, accumulate(spent.tolist(), initial=origin), strict=True))
 
     def evaluated(self, split: str) -> list[Evaluation]:
+        """The evaluations of a split, oldest first."""
         return [evaluation for evaluation in self.evaluations if evaluation.split == split]
 
 

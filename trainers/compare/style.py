@@ -46,6 +46,8 @@ _LOOKS = (
 
 @dataclass(frozen=True)
 class Look:
+    """Colour and marker of an arm in every picture."""
+
     colour: str
     marker: str
 

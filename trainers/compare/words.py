@@ -53,6 +53,7 @@ def _interval(estimate: Estimate, show: Callable[[float], str]) -> str:
 
 
 def times(ratio: float) -> str:
+    """A ratio, as in 1.25×."""
     return f"{ratio:.2f}×"
 
 

@@ -17,10 +17,14 @@ class Communicator(Protocol):
     """
 
     @property
-    def rank(self) -> int: ...
+    def rank(self) -> int:
+        """Number of this process, from 0."""
+        ...
 
     @property
-    def size(self) -> int: ...
+    def size(self) -> int:
+        """Number of processes."""
+        ...
 
     def all_gather(self, value: T) -> list[T]:
         """The values of all processes, by rank, to each of them."""

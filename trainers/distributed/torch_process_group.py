@@ -45,10 +45,12 @@ class TorchProcessGroup:
 
     @property
     def rank(self) -> int:
+        """Number of this process, from 0."""
         return self._rank
 
     @property
     def size(self) -> int:
+        """Number of processes."""
         return self._size
 
     def all_gather(self, value: T) -> list[T]:

@@ -48,6 +48,7 @@ class MicroBatch:
     image_grid_thw: Tensor | None
 
     def to(self, device: torch.device | str) -> MicroBatch:
+        """The same on another device."""
         tensors = {f.name: getattr(self, f.name) for f in fields(self)}
         return replace(self, **{name: t.to(device) for name, t in tensors.items() if t is not None})
 

@@ -46,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def record(given: argparse.Namespace) -> int:
+    """Record batches, by playing them or from a run."""
     from trainers.config.compose import load_config
     from trainers.parity.recording import UPDATES, record_played, record_run
 
@@ -60,6 +61,7 @@ def record(given: argparse.Namespace) -> int:
 
 
 def replay(given: argparse.Namespace) -> int:
+    """Replay a recording on every side."""
     from trainers.parity.recording import load_recording
     from trainers.parity.replay import SIDES
 
@@ -72,6 +74,7 @@ def replay(given: argparse.Namespace) -> int:
 
 
 def ladder(given: argparse.Namespace) -> int:
+    """Compare what the sides left, rung by rung."""
     from trainers.parity.ladder import climb
     from trainers.parity.plan import load_plan
 
@@ -83,6 +86,7 @@ def ladder(given: argparse.Namespace) -> int:
 
 
 def learning(given: argparse.Namespace) -> int:
+    """Train both backends over seeds and compare how they learn."""
     from trainers.parity.ladder import Climb
     from trainers.parity.learning import measure_learning, runs_of, session_for
     from trainers.run.directory import environment_information
@@ -103,6 +107,7 @@ def learning(given: argparse.Namespace) -> int:
 
 
 def gate(given: argparse.Namespace) -> int:
+    """Decide whether a candidate run may replace its reference."""
     from trainers.compare.runs import load_run
     from trainers.parity.gate import decide, words
     from trainers.parity.ladder import read_ladder

@@ -40,6 +40,7 @@ class Case:
     rescored: bool = False
 
     def rows(self, recorded: Sequence[Trajectory], image_token_id: int) -> list[Trajectory]:
+        """`recorded` as the case wants its rows: shortened, split, packed."""
         return list(recorded) if self.reshape is None else self.reshape(recorded, image_token_id)
 
     def config(self, recorded: TrainConfig, weights: Weights, longest: int) -> TrainConfig:

@@ -38,6 +38,8 @@ class Figures:
 
 @dataclass(frozen=True)
 class Evidence:
+    """What one side computed in one case, kept as files."""
+
     figures: Figures = Figures()
     rows: Arrays = field(default_factory=dict, repr=False)
     gradients: Arrays = field(default_factory=dict, repr=False)

@@ -25,6 +25,7 @@ def decide(phase: int, ladder: Climb, reference: Run, candidate: Run) -> tuple[C
 
 
 def phase_of(run: Run) -> int:
+    """The phase of a run; `LEGACY` for the synchronous backend."""
     return LEGACY if run.backend == SYNCHRONOUS else int(run.settings["phase"])
 
 

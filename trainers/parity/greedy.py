@@ -28,6 +28,7 @@ _RATE = 5.0
 
 
 def greedy_config(recorded: TrainConfig, weights: Weights) -> TrainConfig:
+    """The configuration of a short run that decodes greedily."""
     config = replayable(recorded, weights)
     return replace(
         config,

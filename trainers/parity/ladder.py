@@ -31,6 +31,7 @@ class Climb:
 
     @property
     def passed(self) -> bool:
+        """Whether every measurement passed."""
         return bool(self.measurements) and all(m.passed for m in self.measurements)
 
     @property
@@ -39,9 +40,11 @@ class Climb:
         return list(dict.fromkeys(m.rung for m in self.measurements))
 
     def of(self, phase: int, rung: Rung) -> list[Measurement]:
+        """The measurements of a rung and a phase."""
         return [m for m in self.measurements if m.phase == phase and m.rung == rung]
 
     def worst(self, phase: int, rung: Rung) -> Measurement | None:
+        """The largest deviation of a rung and a phase."""
         return max(self.of(phase, rung), key=lambda m: m.error, default=None)
 
 

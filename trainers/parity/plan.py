@@ -39,6 +39,7 @@ class Plan:
     source: str = ""
 
     def config(self, piece: str) -> TrainConfig:
+        """The configuration of a piece of work."""
         return read_config(self._piece(piece))
 
     def batches(self, piece: str) -> list[Sequence[Trajectory]]:
@@ -47,12 +48,15 @@ class Plan:
         return [store.read(step).trajectories for step in store.steps()]
 
     def start(self, piece: str) -> Path:
+        """The directory of the weights that a piece of work starts from."""
         return self.directory / "starts" / self.pieces[piece]
 
     def evidence(self, side: str, piece: str) -> Path:
+        """Where a side leaves what it computed in a piece of work."""
         return self.directory / "evidence" / side / piece
 
     def is_greedy(self, piece: str) -> bool:
+        """Whether a piece of work is a greedy run."""
         return piece.endswith(f"/{GREEDY}")
 
     def _piece(self, piece: str) -> Path:

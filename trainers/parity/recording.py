@@ -70,6 +70,7 @@ def read_config(directory: Path) -> TrainConfig:
 
 
 def write_config(directory: Path, config: TrainConfig) -> None:
+    """Leave the configuration beside the recorded batches, secrets masked."""
     from trainers.run.directory import masked_config, to_yaml
 
     directory.mkdir(parents=True, exist_ok=True)

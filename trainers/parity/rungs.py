@@ -46,6 +46,7 @@ class Measurement:
 
     @property
     def passed(self) -> bool:
+        """Whether the deviation is within the tolerance."""
         return self.error <= self.rung.tolerance  # false for NaN
 
 

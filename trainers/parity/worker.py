@@ -22,6 +22,7 @@ STUCK_S = 1200.0
 
 
 def main(side: Side, directory: Path, parts_for: PartsFor = build_components) -> None:
+    """Do all work of a side, and say what is done."""
     plan = load_plan(directory)
     for name in plan.pieces:
         work(side, plan, name, parts_for)

@@ -1,0 +1,1 @@
+"""Groups and episodes: drawn, played, evaluated, recorded."""

@@ -46,9 +46,11 @@ class TrajectoryStore:
     keep: int
 
     def path(self, step: int) -> Path:
+        """The file of a step's batch."""
         return self.directory / f"step_{step:06d}.safetensors"
 
     def record(self, step: int, batch: Batch) -> None:
+        """Write a step's batch and delete the oldest ones beyond `keep`."""
         if self.keep == 0:
             return
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -57,6 +59,7 @@ class TrajectoryStore:
             self.path(old).unlink()
 
     def read(self, step: int) -> Batch:
+        """A step's batch. Raises `TrajectoryFileError`."""
         return load_batch(self.path(step))
 
     def is_empty(self, step: int) -> bool:

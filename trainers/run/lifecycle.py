@@ -82,6 +82,7 @@ class RunLifecycle:
         return batch
 
     def resume(self, resume: str, load: Callable[[Path], None]) -> None:
+        """Go on from the checkpoint that `resume` means, which `load` restores. Raises `CheckpointError`."""
         path = find_checkpoint(resume)
         load(path)
         self._progress.message(f"resumed from {path} at step {self._recorder.state.step}")

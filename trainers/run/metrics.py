@@ -96,9 +96,13 @@ class ProgressReporter(Protocol):
 class Tracker(Protocol):
     """A service that draws curves."""
 
-    def log(self, values: Mapping[str, float], step: int) -> None: ...
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Numbers of a step, by name."""
+        ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Flush, and end the run there."""
+        ...
 
 
 class MetricsWriter:

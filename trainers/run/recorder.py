@@ -106,11 +106,13 @@ class RunRecorder:
 
     @property
     def evaluation_due(self) -> bool:
+        """Whether held-out tasks are to be played after the present step."""
         every = self._config.eval.every_steps
         return bool(every) and self._state.step % every == 0
 
     @property
     def baseline_due(self) -> bool:
+        """Whether held-out tasks are to be played before the first step."""
         return self._config.eval.baseline and self._state.eval_success_start is None
 
     def checkpoint(self, name: str) -> Path:
@@ -120,6 +122,7 @@ class RunRecorder:
         return path
 
     def checkpoint_when_due(self) -> None:
+        """Write the periodic checkpoint of the present step, if there is one."""
         config, step = self._config.checkpoint, self._state.step
         if config.every_steps and step % config.every_steps == 0:
             self.checkpoint(f"step_{step:06d}")

@@ -116,6 +116,8 @@ class Box:
         await call("settings", make, self._patience, may_pass)
 
     async def is_running(self) -> bool:
+        """Whether the service says that the box runs; False when it does not answer."""
+
         async def make() -> str:
             return str((await self._client.v1.boxes.retrieve(self.id, timeout=self._settings.call_timeout_s)).status)
 
@@ -139,6 +141,7 @@ class Box:
             raise EnvironmentFailure(f"grounding was refused: {error}") from error
 
     async def end(self) -> None:
+        """Terminate the box."""
         await end_box(self._client, self.id, self._patience)
 
 

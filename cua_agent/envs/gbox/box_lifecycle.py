@@ -47,6 +47,7 @@ class GBoxFactory:
 
     @property
     def policy(self) -> PoolPolicy:
+        """How long the pool may keep a box, and how many it starts ahead."""
         settings = self._settings
         episodes = 1 if settings.reset == "fresh" else settings.max_episodes
         return PoolPolicy(settings.prewarm, episodes, settings.max_age_s)

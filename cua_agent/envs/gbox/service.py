@@ -46,6 +46,7 @@ class BoxInfo:
 
     @property
     def age_s(self) -> float:
+        """Seconds since the box was created."""
         return (datetime.now(UTC) - self.created_at).total_seconds()
 
 

@@ -48,6 +48,7 @@ class Camera:
         return image
 
     def picture(self, image: Image.Image) -> Picture:
+        """The image in the output format that was asked for."""
         png = encode_png(image)
         if self.output_format == "base64":
             return Picture(uri=data_uri(png))
@@ -105,51 +106,61 @@ async def _act(name: str, box_id: str, body: bodies.ActionBody, fleet: Fleet, re
 
 @router.post(f"{ACTIONS}/click", response_model_exclude_none=True)
 async def click(box_id: str, body: bodies.Click, fleet: TheFleet, request: Request) -> ActionReply:
+    """Click with the mouse; on a phone, a tap."""
     return await _act("click", box_id, body, fleet, request)
 
 
 @router.post(f"{ACTIONS}/tap", response_model_exclude_none=True)
 async def tap(box_id: str, body: bodies.Tap, fleet: TheFleet, request: Request) -> ActionReply:
+    """Tap on the screen."""
     return await _act("tap", box_id, body, fleet, request)
 
 
 @router.post(f"{ACTIONS}/move", response_model_exclude_none=True)
 async def move(box_id: str, body: bodies.Move, fleet: TheFleet, request: Request) -> ActionReply:
+    """Move the mouse."""
     return await _act("move", box_id, body, fleet, request)
 
 
 @router.post(f"{ACTIONS}/long-press", response_model_exclude_none=True)
 async def long_press(box_id: str, body: bodies.LongPress, fleet: TheFleet, request: Request) -> ActionReply:
+    """Press and hold."""
     return await _act("long-press", box_id, body, fleet, request)
 
 
 @router.post(f"{ACTIONS}/type", response_model_exclude_none=True)
 async def type_text(box_id: str, body: bodies.Type, fleet: TheFleet, request: Request) -> ActionReply:
+    """Type text."""
     return await _act("type", box_id, body, fleet, request)
 
 
 @router.post(f"{ACTIONS}/swipe", response_model_exclude_none=True)
 async def swipe(box_id: str, body: bodies.Swipe, fleet: TheFleet, request: Request) -> ActionReply:
+    """Swipe over the screen."""
     return await _act("swipe", box_id, body, fleet, request)
 
 
 @router.post(f"{ACTIONS}/drag", response_model_exclude_none=True)
 async def drag(box_id: str, body: bodies.Drag, fleet: TheFleet, request: Request) -> ActionReply:
+    """Drag over the screen."""
     return await _act("drag", box_id, body, fleet, request)
 
 
 @router.post(f"{ACTIONS}/scroll", response_model_exclude_none=True)
 async def scroll(box_id: str, body: bodies.Scroll, fleet: TheFleet, request: Request) -> ActionReply:
+    """Scroll what is on the screen."""
     return await _act("scroll", box_id, body, fleet, request)
 
 
 @router.post(f"{ACTIONS}/press-key", response_model_exclude_none=True)
 async def press_key(box_id: str, body: bodies.PressKey, fleet: TheFleet, request: Request) -> ActionReply:
+    """Press keys."""
     return await _act("press-key", box_id, body, fleet, request)
 
 
 @router.post(f"{ACTIONS}/press-button", response_model_exclude_none=True)
 async def press_button(box_id: str, body: bodies.PressButton, fleet: TheFleet, request: Request) -> ActionReply:
+    """Press buttons of the device."""
     return await _act("press-button", box_id, body, fleet, request)
 
 

@@ -57,6 +57,8 @@ Key = Annotated[str, BeforeValidator(lambda name: _known_key(str(name)))]
 
 
 class Body(BaseModel):
+    """A request's body: strict, and in camel case on the wire."""
+
     model_config = ConfigDict(
         extra="forbid",
         strict=True,
@@ -69,6 +71,8 @@ class Body(BaseModel):
 
 
 class AndroidConfig(Body):
+    """How a phone is started."""
+
     device_type: Literal["virtual", "physical"] = "virtual"
     envs: dict[str, str] = {}
     expires_in: Duration = 3600.0
@@ -76,28 +80,38 @@ class AndroidConfig(Body):
 
 
 class LinuxConfig(Body):
+    """How a Linux box is started."""
+
     envs: dict[str, str] = {}
     expires_in: Duration = 3600.0
     labels: dict[str, str] = {}
 
 
 class CreateAndroid(Body):
+    """`POST /boxes/android`."""
+
     config: AndroidConfig = AndroidConfig()
     timeout: CreateTimeout = 30.0
     wait: bool = True
 
 
 class CreateLinux(Body):
+    """`POST /boxes/linux`."""
+
     config: LinuxConfig = LinuxConfig()
     timeout: CreateTimeout = 30.0
     wait: bool = True
 
 
 class Terminate(Body):
+    """`POST /boxes/{id}/terminate`."""
+
     wait: bool = True
 
 
 class Command(Body):
+    """`POST /boxes/{id}/commands`; `timeout` in seconds."""
+
     command: str
     envs: dict[str, Any] = {}
     timeout: Duration = 30.0
@@ -105,6 +119,8 @@ class Command(Body):
 
 
 class Settings(Body):
+    """`PUT /boxes/{id}/actions/settings`."""
+
     scale: float = Field(gt=0.1, le=1)
 
 
@@ -118,6 +134,8 @@ class ScreenshotOptions(Body):
 
 
 class ActionOptions(Body):
+    """Options of every action."""
+
     model: Literal["gpt-5", "gpt-4o", "ui-tars", "openai-computer-use"] | None = None
     screenshot: ScreenshotOptions | bool | None = None
 
@@ -133,6 +151,8 @@ class ActionBody(Body):
 
 
 class DetectedElement(Body):
+    """An element that the service had found on a screenshot."""
+
     id: str
     center_x: float
     center_y: float
@@ -163,44 +183,62 @@ def _has(key: str) -> Discriminator:
 
 
 class TapAt(ActionBody):
+    """Tap on a pixel."""
+
     x: float
     y: float
 
 
 class TapTarget(ActionBody):
+    """Tap on an element."""
+
     target: DetectedElement | str
 
 
 class ClickAt(TapAt):
+    """Click on a pixel."""
+
     button: MouseButton = "left"
     double: bool = False
 
 
 class ClickTarget(TapTarget):
+    """Click on an element."""
+
     button: MouseButton = "left"
     double: bool = False
 
 
 class LongPressAt(TapAt):
+    """Press a pixel for `duration` seconds."""
+
     duration: Duration = 1.0
 
 
 class LongPressTarget(TapTarget):
+    """Press an element for `duration` seconds."""
+
     duration: Duration = 1.0
 
 
 class Move(ActionBody):
+    """Move the mouse to a pixel."""
+
     x: float
     y: float
 
 
 class Type(ActionBody):
+    """Type into the focused field."""
+
     text: str
     mode: Literal["append", "replace"] = "append"
     press_enter: bool = False
 
 
 class SwipeTowards(ActionBody):
+    """Swipe in a direction."""
+
     direction: SwipeDirection
     distance: Distance | None = None
     duration: Duration = 0.5
@@ -208,23 +246,31 @@ class SwipeTowards(ActionBody):
 
 
 class SwipeBetween(ActionBody):
+    """Swipe from one place to another."""
+
     start: Place
     end: Place
     duration: Duration = 0.5
 
 
 class DragBetween(ActionBody):
+    """Drag from one place to another."""
+
     start: Place
     end: Place
     duration: Duration = 0.5
 
 
 class DragAlong(ActionBody):
+    """Drag along a path of pixels."""
+
     path: list[Spot] = Field(min_length=2)
     duration: Duration = 0.05
 
 
 class ScrollBy(ActionBody):
+    """Scroll at a pixel by a number of pixels."""
+
     x: float
     y: float
     scroll_x: float
@@ -232,6 +278,8 @@ class ScrollBy(ActionBody):
 
 
 class ScrollTowards(ActionBody):
+    """Scroll in a direction."""
+
     direction: Direction
     distance: Distance | None = None
     duration: Duration = 0.5
@@ -239,11 +287,15 @@ class ScrollTowards(ActionBody):
 
 
 class PressKey(ActionBody):
+    """Press keys one after the other, or together."""
+
     keys: list[Key] = Field(min_length=1)
     combination: bool = False
 
 
 class PressButton(ActionBody):
+    """Press buttons one after the other."""
+
     buttons: list[PhoneButton] = Field(min_length=1)
 
 
@@ -256,6 +308,8 @@ Scroll = Annotated[Annotated[ScrollTowards, Tag("with")] | Annotated[ScrollBy, T
 
 
 class Clip(Body):
+    """A part of the screenshot, pixels."""
+
     x: float = Field(ge=0)
     y: float = Field(ge=0)
     width: float = Field(gt=0)
@@ -263,11 +317,15 @@ class Clip(Body):
 
 
 class ScrollCapture(Body):
+    """A screenshot of all that scrolling reveals, up to `max_height` pixels."""
+
     max_height: float = Field(4000, gt=0)
     scroll_back: bool = False
 
 
 class Screenshot(Body):
+    """`POST /boxes/{id}/actions/screenshot`."""
+
     clip: Clip | None = None
     output_format: OutputFormat = "base64"
     presigned_expires_in: Duration = 1800.0
@@ -276,17 +334,23 @@ class Screenshot(Body):
 
 
 class GroundClick(Body):
+    """Find where to click."""
+
     type: Literal["click"]
     target: str
 
 
 class GroundDrag(Body):
+    """Find where a drag starts and ends."""
+
     type: Literal["drag"]
     target: str
     destination: str
 
 
 class GroundScroll(Body):
+    """Find where to scroll."""
+
     type: Literal["scroll"]
     location: str
     direction: Direction

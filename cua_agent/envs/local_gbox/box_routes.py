@@ -39,6 +39,7 @@ _MAX_PAGE_SIZE = 100
 
 
 def reply_of(box: Box) -> BoxReply:
+    """What the API tells of a box."""
     config = BoxConfig(
         cpu=2,
         envs=box.envs,
@@ -67,6 +68,7 @@ def _time(seconds: float) -> datetime:
 
 @router.post("/boxes/android", status_code=201, response_model_exclude_none=True)
 async def create_android(fleet: TheFleet, request: Request, body: bodies.CreateAndroid | None = None) -> BoxReply:
+    """Start a phone."""
     body = body or bodies.CreateAndroid()
     return await _create(fleet, request, "android", body, body.config.device_type)
 
@@ -115,6 +117,7 @@ class Query:
     page_size: int
 
     def matches(self, box: Box) -> bool:
+        """Whether a box is among those asked for."""
         return (
             (not self.statuses or box.status in self.statuses)
             and (not self.types or box.type in self.types)
@@ -164,6 +167,7 @@ async def list_boxes(fleet: TheFleet, query: Annotated[Query, Depends(the_query)
 
 @router.get("/boxes/{box_id}", response_model_exclude_none=True)
 async def get_box(box_id: str, fleet: TheFleet) -> BoxReply:
+    """One box, also one that has ended."""
     return reply_of(fleet.get(box_id))
 
 
@@ -183,23 +187,27 @@ async def display(box_id: str, fleet: TheFleet) -> Display:
 
 @router.get("/boxes/{box_id}/actions/settings")
 async def get_settings(box_id: str, fleet: TheFleet) -> SettingsReply:
+    """The scale of screenshots."""
     return SettingsReply(scale=fleet.running(box_id).phone.view_scale)
 
 
 @router.put("/boxes/{box_id}/actions/settings")
 async def put_settings(box_id: str, fleet: TheFleet, body: bodies.Settings) -> SettingsReply:
+    """Scale the screenshots that follow."""
     fleet.running(box_id).phone.view_scale = body.scale
     return SettingsReply(scale=body.scale)
 
 
 @router.delete("/boxes/{box_id}/actions/settings")
 async def reset_settings(box_id: str, fleet: TheFleet) -> SettingsReply:
+    """Screenshots in the screen's own size again."""
     fleet.running(box_id).phone.view_scale = 1.0
     return SettingsReply(scale=1.0)
 
 
 @router.post("/boxes/{box_id}/commands")
 async def run_command(box_id: str, fleet: TheFleet, request: Request, body: bodies.Command) -> CommandReply:
+    """Run a shell command on the box."""
     async with turn_on(fleet, box_id) as box:
         result = await shell.run(box.phone, body.command, body.timeout)
         record(fleet, request, box, COMMAND, body)

@@ -18,4 +18,5 @@ class ApiError(Exception):
 
 
 def error_body(status: int, message: str) -> dict[str, Any]:
+    """The JSON of an error, as the API gives it."""
     return {"statusCode": status, "error": HTTPStatus(status).phrase, "message": message}

@@ -65,6 +65,8 @@ class Fault:
 
 @runtime_checkable
 class FaultSource(Protocol):
+    """Decides which requests fail."""
+
     def decide(self, stream: str, operation: Operation, number: int) -> Fault | None:
         """The fault of a stream's `number`-th request (from 1) of this operation; a stream is a box, or "" for
         requests that concern none."""

@@ -31,12 +31,14 @@ _Value = TypeVar("_Value")
 
 
 def encode_png(image: Image.Image) -> bytes:
+    """The PNG of an image, quickly compressed."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
 
 
 def data_uri(png: bytes) -> str:
+    """A PNG as a `data:` URI."""
     return DATA_URI + base64.b64encode(png).decode()
 
 
@@ -89,6 +91,8 @@ def scrolled_capture(phone: Phone, max_height: float, scroll_back: bool) -> Imag
 
 @dataclass(frozen=True)
 class Stored:
+    """A picture behind a storage key, until it expires (seconds since the epoch)."""
+
     png: bytes
     expires_at: float
 
@@ -112,6 +116,7 @@ class Gallery:
         return entry.png if entry and now < entry.expires_at else None
 
     def remember(self, screenshot: Image.Image, targets: Targets) -> None:
+        """Keep the named elements of a screenshot for the grounding service."""
         _put(self._known, _pixels_digest(screenshot), targets, _MAX_KNOWN)
 
     def targets_on(self, screenshot: Image.Image) -> Targets | None:

@@ -64,6 +64,7 @@ class Ledger:
     _last: dict[str, ActionEntry] = field(default_factory=dict)  # of each box
 
     def opened(self, box: str, kind: str, labels: dict[str, str], now: float) -> None:
+        """A box was created."""
         self.boxes[box] = BoxEntry(box, kind, labels, now)
 
     def ended(self, box: str, ending: Ending, now: float) -> None:
@@ -73,6 +74,7 @@ class Ledger:
             entry.ended, entry.ended_at = ending, now
 
     def executed(self, box: str, action: str, body: Mapping[str, Any], retry: int) -> ActionEntry:
+        """An action took effect; `retry` counts the client's earlier tries. Returns its entry."""
         entry = ActionEntry(len(self.actions), box, action, digest(action, body), retry)
         self.actions.append(entry)
         self._last[box] = entry

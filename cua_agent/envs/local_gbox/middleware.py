@@ -61,6 +61,7 @@ class Answer:
             self.body += message.get("body", b"")
 
     def response(self) -> Response:
+        """What was recorded, as a response to send again."""
         response = Response(self.body, self.status)
         kept = [(key, value) for key, value in self.headers if key.lower() != b"content-length"]
         if self.body or self.status not in (204, 304):
@@ -86,6 +87,7 @@ class Exchange:
         return entry
 
     async def reply(self, response: Response) -> None:
+        """Send `response` in place of the application's."""
         await response(self.scope, self.receive, self.send)
 
     async def until_hung_up(self) -> None:
@@ -94,6 +96,7 @@ class Exchange:
             pass
 
     async def is_hung_up(self) -> bool:
+        """Whether the client has gone."""
         return await Request(self.scope, self.receive).is_disconnected()
 
 

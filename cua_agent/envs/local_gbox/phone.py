@@ -51,6 +51,7 @@ class Phone:
         return round(width * self.view_scale), round(height * self.view_scale)
 
     def screenshot(self) -> Image.Image:
+        """The screen at the scale of the settings."""
         image = draw(self.state, self.pixel_scale)
         return image if image.size == self.view_size else image.resize(self.view_size, Image.Resampling.LANCZOS)
 

@@ -19,10 +19,14 @@ class Reply(BaseModel):
 
 
 class BoxOs(Reply):
+    """The operating system of a box."""
+
     version: str
 
 
 class BoxConfig(Reply):
+    """What a box consists of."""
+
     cpu: float
     envs: dict[str, str]
     labels: dict[str, str]
@@ -34,6 +38,8 @@ class BoxConfig(Reply):
 
 
 class BoxReply(Reply):
+    """A box."""
+
     id: str
     type: BoxType
     status: Status
@@ -45,6 +51,8 @@ class BoxReply(Reply):
 
 
 class BoxList(Reply):
+    """A page of boxes."""
+
     data: list[BoxReply]
     page: int
     page_size: int
@@ -52,37 +60,51 @@ class BoxList(Reply):
 
 
 class Resolution(Reply):
+    """Size of a screen, pixels."""
+
     width: float
     height: float
 
 
 class Display(Reply):
+    """A screen."""
+
     orientation: Literal["portrait"] = "portrait"
     resolution: Resolution
 
 
 class CommandReply(Reply):
+    """What a shell command did."""
+
     stdout: str
     stderr: str
     exit_code: int
 
 
 class SettingsReply(Reply):
+    """The scale of screenshots."""
+
     scale: float
 
 
 class Picture(Reply):
+    """A picture, as data or behind a storage key."""
+
     uri: str
     presigned_url: str | None = None
 
 
 class Pictures(Reply):
+    """The screen around an action."""
+
     before: Picture | None = None
     after: Picture | None = None
     trace: Picture | None = None
 
 
 class ActionReply(Reply):
+    """An executed action."""
+
     action_id: str
     message: str
     screenshot: Pictures | None = None
@@ -96,16 +118,22 @@ class SpotReply(Reply):
 
 
 class DragReply(Reply):
+    """Where a drag starts and ends."""
+
     start: SpotReply
     end: SpotReply
 
 
 class Grounded(Reply):
+    """Where an action would happen."""
+
     type: Literal["click", "drag", "scroll"]
     coordinates: SpotReply | DragReply
     direction: str | None = None
 
 
 class GroundReply(Reply):
+    """What the grounding service found."""
+
     id: str
     response: Grounded

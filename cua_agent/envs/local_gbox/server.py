@@ -118,6 +118,7 @@ class LocalGBox:
 
     @property
     def base_url(self) -> str:
+        """What `env.gbox.base_url` takes."""
         return f"{self.origin}{API}/"
 
     def ledger(self) -> dict[str, Any]:
@@ -135,11 +136,13 @@ def listen(options: LocalGBoxOptions) -> socket.socket:
 
 
 def origin_of(listener: socket.socket) -> str:
+    """The `http://host:port` of a listening socket."""
     host, port = listener.getsockname()[:2]
     return f"http://{host}:{port}"
 
 
 def make_server(app: FastAPI) -> Server:
+    """The HTTP server of an application, not started yet."""
     config = uvicorn.Config(
         app,
         http=DroppableProtocol,

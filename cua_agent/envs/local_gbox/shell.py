@@ -27,6 +27,8 @@ _NOT_FOUND_PREFIX = "/system/bin/sh: "
 
 @dataclass(frozen=True)
 class CommandResult:
+    """What a shell command printed, and how it ended."""
+
     stdout: str = ""
     stderr: str = ""
     exit_code: int = 0

@@ -29,9 +29,11 @@ class Episode:
         return json.loads(await self.environment.probe(f"JSON.stringify({expression})"))
 
     async def text(self, selector: str) -> str:
+        """The text of the first element that matches a selector."""
         return str(await self.read(f"document.querySelector({json.dumps(selector)}).textContent.trim()"))
 
     async def texts(self, selector: str) -> list[str]:
+        """The texts of all elements that match a selector."""
         nodes = f"[...document.querySelectorAll({json.dumps(selector)})]"
         return [str(text) for text in await self.read(f"{nodes}.map(node => node.innerText.trim())")]
 
@@ -43,11 +45,13 @@ class Episode:
         return point_of(*pixel)
 
     async def centre(self, selector: str) -> Point:
+        """The middle of the first element that matches a selector."""
         box = f"document.querySelector({json.dumps(selector)}).getBoundingClientRect()"
         x, y = await self.read(f"(r => [r.left + r.width / 2, r.top + r.height / 2])({box})")
         return point_of(int(x), int(y))
 
     async def shows(self, name: str) -> bool:
+        """Whether an element of that name is on the page."""
         return await self.environment.locate(name) is not None
 
 
@@ -56,6 +60,7 @@ Expert = Callable[[Episode], AsyncIterator[Action]]
 
 
 def tap(name: str) -> Tap:
+    """A tap on the element of that name."""
     return Tap(Target(name))
 
 

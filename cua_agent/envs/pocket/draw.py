@@ -61,24 +61,29 @@ class Canvas:
         self._draw = ImageDraw.Draw(self.image)
 
     def box(self, box: Box, fill: Colour, radius: int = 0, outline: Colour | None = None) -> None:
+        """A filled rectangle; logical pixels."""
         x0, y0, x1, y1 = (v * self.scale for v in box)
         if x1 <= x0:
             return
         self._draw.rounded_rectangle((x0, y0, x1 - 1, y1 - 1), radius * self.scale, fill, outline)
 
     def disc(self, x: int, y: int, radius: int, fill: Colour) -> None:
+        """A filled circle."""
         s = self.scale
         self._draw.ellipse(((x - radius) * s, (y - radius) * s, (x + radius) * s, (y + radius) * s), fill)
 
     def ring(self, x: int, y: int, radius: int, colour: Colour) -> None:
+        """The outline of a circle."""
         s = self.scale
         box = ((x - radius) * s, (y - radius) * s, (x + radius) * s, (y + radius) * s)
         self._draw.ellipse(box, outline=colour, width=2 * s)
 
     def polygon(self, points: list[tuple[float, float]], fill: Colour) -> None:
+        """A filled polygon."""
         self._draw.polygon([(x * self.scale, y * self.scale) for x, y in points], fill)
 
     def text(self, x: int, y: int, text: str, size: int, fill: Colour = INK, anchor: str = "lm") -> None:
+        """A line of text in the phone's font."""
         mask, dx, dy = _text_mask(text, size * self.scale, anchor)
         self.image.paste(fill, (x * self.scale + dx, y * self.scale + dy), mask)
 

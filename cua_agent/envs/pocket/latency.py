@@ -26,6 +26,7 @@ class Latency:
         self._rng = random.Random(self.seed)
 
     def sample(self) -> float:
+        """The next delay, seconds."""
         if self.kind == "none" or self.mean_s <= 0:
             return 0.0
         if self.kind == "constant":

@@ -41,10 +41,12 @@ class Element:
 
     @property
     def centre(self) -> tuple[int, int]:
+        """The pixel in the middle."""
         x0, y0, x1, y1 = self.box
         return (x0 + x1) // 2, (y0 + y1) // 2
 
     def contains(self, x: int, y: int) -> bool:
+        """Whether a pixel is on the element."""
         x0, y0, x1, y1 = self.box
         return x0 <= x < x1 and y0 <= y < y1
 
@@ -69,10 +71,12 @@ def open_screen(screen: str, state: PhoneState) -> None:
 
 
 def go_home(state: PhoneState) -> None:
+    """Show the home screen."""
     open_screen("home", state)
 
 
 def go_back(state: PhoneState) -> None:
+    """Close what is on top: a dialog, the keyboard, a page, the screen."""
     if state.dialog:
         state.dialog = None
     elif state.focus:

@@ -86,6 +86,7 @@ class PhoneState:
         self.show_due_dialog()
 
     def show_due_dialog(self) -> None:
+        """Open the dialog whose time has come."""
         if self.pending_dialog and self.actions >= self.pending_dialog[0]:
             self.dialog, self.pending_dialog = self.pending_dialog[1], None
 

@@ -39,6 +39,7 @@ class AdapterRegistry:
 
     @property
     def current(self) -> Publication | None:
+        """What new requests are served with; None before the first announcement."""
         return self._current
 
     def next_name(self, version: int) -> str:

@@ -17,17 +17,34 @@ class VllmSettings(Protocol):
     """Where the servers are and how long to wait for them; `canary_tolerance` None means: by the policy's dtype."""
 
     @property
-    def servers(self) -> Sequence[str]: ...
+    def servers(self) -> Sequence[str]:
+        """Their base URLs."""
+        ...
+
     @property
-    def weights_dir(self) -> str | None: ...
+    def weights_dir(self) -> str | None:
+        """A directory that trainer and servers share; None: a temporary one."""
+        ...
+
     @property
-    def max_in_flight(self) -> int: ...
+    def max_in_flight(self) -> int:
+        """Requests at the same time."""
+        ...
+
     @property
-    def request_timeout_s(self) -> float: ...
+    def request_timeout_s(self) -> float:
+        """Bound on one request, seconds."""
+        ...
+
     @property
-    def server_timeout_s(self) -> float: ...
+    def server_timeout_s(self) -> float:
+        """How long servers that do not answer are waited for, seconds."""
+        ...
+
     @property
-    def canary_tolerance(self) -> float | None: ...
+    def canary_tolerance(self) -> float | None:
+        """Mean log-prob gap that the canary allows."""
+        ...
 
 
 def serving_plan(

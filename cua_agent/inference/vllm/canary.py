@@ -103,6 +103,7 @@ def own_logprobs(policy: PolicyModel, canary: Canary) -> tuple[float, ...]:
 
 
 def tolerance_for(policy: PolicyModel) -> float:
+    """The mean log-prob gap that the policy's dtype explains."""
     return TOLERANCES.get(next(policy.model.parameters()).dtype, TOLERANCES[torch.bfloat16])
 
 

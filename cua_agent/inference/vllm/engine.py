@@ -106,6 +106,7 @@ class VllmEngine:
 
     @property
     def counters(self) -> dict[str, int]:
+        """What happened to requests so far, by kind."""
         return asdict(self._counters)
 
     async def generate(self, request: GenerateRequest) -> GenerateResponse:

@@ -32,6 +32,7 @@ class Router:
         return home
 
     def failed(self, server: int) -> None:
+        """The server did not answer: pass it over for a while."""
         self._down_until[server] = self._clock() + self._cooldown_s
 
     def release(self, conversation_id: str) -> None:

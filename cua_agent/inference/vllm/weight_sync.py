@@ -41,9 +41,11 @@ class Replica:
 
     @property
     def url(self) -> str:
+        """The server's base URL."""
         return self._client.url
 
     def serves(self, publication: Publication) -> bool:
+        """Whether the server has these weights or newer ones."""
         return publication.serial <= self._serial
 
     def model_name(self, publication: Publication) -> str:

@@ -98,6 +98,7 @@ def sampling_params(
 
 
 def generate(model: str, prompt: Prompt, sampling: Mapping[str, Any]) -> Call:
+    """Sample one turn of token ids and images."""
     body: dict[str, Any] = {
         "model": model,
         "token_ids": prompt.token_ids,
@@ -194,6 +195,7 @@ def pause() -> Call:
 
 
 def resume() -> Call:
+    """Go on after `pause`."""
     return Call("POST", "/resume")
 
 

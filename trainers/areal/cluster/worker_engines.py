@@ -129,10 +129,12 @@ class WorkerEngine(PolicyRolloutEngine):
         addr: str | list[str] | None = None,
         train_data_parallel_size: int | None = 1,
     ) -> None:
+        """Start AReaL's executor, and the environments on its loop. Raises `WorldUnavailable`."""
         super().initialize(engine_id, addr, train_data_parallel_size)
         self.run(self._environments.pool())
 
     def update_weights_from_disk(self, meta: WeightUpdateMeta) -> None:
+        """Serve what the training workers left on disk."""
         self.update_weights(int(meta.version), load_file(Path(meta.path) / WEIGHTS))
 
     async def play_group(self, index: int) -> TensorDict:
@@ -164,6 +166,7 @@ class WorkerEngine(PolicyRolloutEngine):
         return pack([without_pixels(played) for played in self._player.play(mine, lambda *_: None)] if mine else [])
 
     def destroy(self) -> None:
+        """End environments and sampling; safe to call twice."""
         if self.initialized:
             self.pause()
             self._environments.close()

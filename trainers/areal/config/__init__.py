@@ -1,0 +1,1 @@
+"""Our keys in AReaL's terms."""

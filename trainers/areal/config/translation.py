@@ -148,10 +148,12 @@ def trainer_config(config: TrainConfig, run_directory: Path, processes: int = 1)
 
 
 def experiment_name(config: TrainConfig) -> str:
+    """What AReaL calls the experiment."""
     return config.experiment
 
 
 def trial_name(config: TrainConfig) -> str:
+    """What AReaL calls the run."""
     return f"seed{config.seed}"
 
 

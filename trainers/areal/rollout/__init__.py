@@ -1,0 +1,1 @@
+"""Episodes on AReaL's executor, ahead of training and within the staleness bound."""

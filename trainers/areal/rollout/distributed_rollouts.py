@@ -98,4 +98,5 @@ def without_pixels(played: Played) -> Played:
 
 
 def row_without_pixels(row: Trajectory) -> Trajectory:
+    """A row that can be sent to another process at little cost."""
     return replace(row, images=[], turns=tuple(replace(turn, screenshot=None) for turn in row.turns))

@@ -29,10 +29,12 @@ class GroupResults:
         self._finished: list[FinishedGroup] = []
 
     def start(self, index: int, version: int) -> None:
+        """A group starts with a policy version."""
         with self._changed:
             self._started[index] = version
 
     def finish(self, finished: FinishedGroup) -> None:
+        """A group ended; whoever waits in `take` wakes up."""
         with self._changed:
             self._finished.append(finished)
             self._changed.notify_all()
@@ -50,5 +52,6 @@ class GroupResults:
             return taken
 
     def forget(self, index: int) -> None:
+        """Nobody asks for the group any more."""
         with self._changed:
             self._started.pop(index, None)

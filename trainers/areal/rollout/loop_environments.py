@@ -27,6 +27,7 @@ class LoopEnvironments:
 
     @property
     def size(self) -> int:
+        """Environments that may be lent at the same time."""
         return self._size
 
     def stats(self) -> PoolStats:

@@ -69,6 +69,7 @@ class Phase2Learner:
         return shifted(tensors)
 
     def trained_weights(self) -> dict[str, Tensor]:
+        """The trained parameters by name, whole."""
         return self._actor.trained_weights()
 
     def save(self, path: Path, state: TrainerState) -> None:

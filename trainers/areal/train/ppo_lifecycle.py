@@ -25,6 +25,7 @@ class Stopwatch:
         self.collecting = self.collected = self.publishing = self.published = time.perf_counter()
 
     def mark(self, name: str) -> None:
+        """A part of the step, by the name of its attribute, began or ended."""
         setattr(self, name, time.perf_counter())
 
 
