@@ -12,26 +12,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, TypeVar
 
-from cua_agent.actions import (
-    COORDINATE_MAX,
-    Action,
-    Button,
-    Direction,
-    DoubleTap,
-    Drag,
-    Location,
-    LongPress,
-    Point,
-    PressButton,
-    PressKey,
-    ReportTaskComplete,
-    Scroll,
-    Swipe,
-    Tap,
-    Target,
-    TypeText,
-    Wait,
-)
+from cua_agent import actions
+from cua_agent.actions import COORDINATE_MAX, Action, Button, Direction, Location, Point, Target
 
 CALL_START, CALL_END = "<tool_call>", "</tool_call>"
 PERFORM_ACTION, SLEEP, REPORT_TASK_COMPLETE = "perform_action", "sleep", "report_task_complete"
@@ -82,9 +64,9 @@ def describe(action: Action) -> str:
 def tool_call(action: Action) -> dict[str, Any]:
     """The call as a mapping with the keys `name` and `arguments`."""
     match action:
-        case Wait(seconds):
+        case actions.Wait(seconds):
             return {"name": SLEEP, "arguments": {"seconds": _number(seconds)}}
-        case ReportTaskComplete(message):
+        case actions.ReportTaskComplete(message):
             return {"name": REPORT_TASK_COMPLETE, "arguments": {"message": message} if message else {}}
         case _:
             return {"name": PERFORM_ACTION, "arguments": _action_arguments(action)}
@@ -92,25 +74,25 @@ def tool_call(action: Action) -> dict[str, Any]:
 
 def _action_arguments(action: Action) -> dict[str, Any]:
     match action:
-        case Tap(at):
+        case actions.Tap(at):
             return {"action": "tap", **_location(at)}
-        case DoubleTap(at):
+        case actions.DoubleTap(at):
             return {"action": "double_tap", **_location(at)}
-        case LongPress(at, seconds):
-            duration = {} if seconds == LongPress.seconds else {"seconds": _number(seconds)}
+        case actions.LongPress(at, seconds):
+            duration = {} if seconds == actions.LongPress.seconds else {"seconds": _number(seconds)}
             return {"action": "long_press", **_location(at), **duration}
-        case TypeText(text, at, press_enter):
+        case actions.TypeText(text, at, press_enter):
             enter = {"enter": True} if press_enter else {}
             return {"action": "type", "text": text, **_location(at), **enter}
-        case Scroll(direction, at):
+        case actions.Scroll(direction, at):
             return {"action": "scroll", "direction": direction.value, **_location(at)}
-        case Swipe(start, end):
+        case actions.Swipe(start, end):
             return {"action": "swipe", **_location(start), **_location(end, "2")}
-        case Drag(start, end):
+        case actions.Drag(start, end):
             return {"action": "drag", **_location(start), **_location(end, "2")}
-        case PressKey(key):
+        case actions.PressKey(key):
             return {"action": "key", "key": key}
-        case PressButton(button):
+        case actions.PressButton(button):
             return {"action": "button", "button": button.value}
         case _:
             raise TypeError(f"{type(action).__name__} is not an action on the screen")
@@ -252,21 +234,21 @@ def _find_call(text: str) -> tuple[str, _Arguments]:
 
 
 _ACTIONS: dict[str, Callable[[_Arguments], Action]] = {
-    "tap": lambda a: Tap(a.location()),
-    "double_tap": lambda a: DoubleTap(a.location()),
-    "long_press": lambda a: LongPress(a.location(), a.seconds("seconds", default=LongPress.seconds)),
-    "type": lambda a: TypeText(a.text("text", MAX_TEXT, empty=True), a.optional_location(), a.flag("enter")),
-    "swipe": lambda a: Swipe(a.location(), a.location("2")),
-    "scroll": lambda a: Scroll(a.choice("direction", Direction), a.optional_location()),
-    "drag": lambda a: Drag(a.location(), a.location("2")),
-    "key": lambda a: PressKey(a.text("key", MAX_NAME)),
-    "button": lambda a: PressButton(a.choice("button", Button)),
+    "tap": lambda a: actions.Tap(a.location()),
+    "double_tap": lambda a: actions.DoubleTap(a.location()),
+    "long_press": lambda a: actions.LongPress(a.location(), a.seconds("seconds", default=actions.LongPress.seconds)),
+    "type": lambda a: actions.TypeText(a.text("text", MAX_TEXT, empty=True), a.optional_location(), a.flag("enter")),
+    "swipe": lambda a: actions.Swipe(a.location(), a.location("2")),
+    "scroll": lambda a: actions.Scroll(a.choice("direction", Direction), a.optional_location()),
+    "drag": lambda a: actions.Drag(a.location(), a.location("2")),
+    "key": lambda a: actions.PressKey(a.text("key", MAX_NAME)),
+    "button": lambda a: actions.PressButton(a.choice("button", Button)),
 }
 
 _TOOLS: dict[str, Callable[[_Arguments], Action]] = {
     PERFORM_ACTION: _Arguments.action,
-    SLEEP: lambda a: Wait(a.seconds("seconds")),
-    REPORT_TASK_COMPLETE: lambda a: ReportTaskComplete(a.text("message", MAX_TEXT, default="", empty=True)),
+    SLEEP: lambda a: actions.Wait(a.seconds("seconds")),
+    REPORT_TASK_COMPLETE: lambda a: actions.ReportTaskComplete(a.text("message", MAX_TEXT, default="", empty=True)),
 }
 
 ACTION_NAMES = tuple(_ACTIONS)

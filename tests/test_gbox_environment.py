@@ -9,22 +9,8 @@ from typing import Any, TypeVar
 
 import pytest
 
-from cua_agent.actions import (
-    Button,
-    Direction,
-    DoubleTap,
-    Drag,
-    LongPress,
-    Point,
-    PressButton,
-    PressKey,
-    ReportTaskComplete,
-    Scroll,
-    Swipe,
-    Tap,
-    TypeText,
-    Wait,
-)
+from cua_agent import actions
+from cua_agent.actions import Button, Direction, Point
 from cua_agent.envs.base import EnvironmentFailure, WorldUnavailable
 from cua_agent.envs.gbox.environment import GBoxEnvironment
 from cua_agent.envs.gbox.start import android_start
@@ -105,21 +91,21 @@ def test_a_goal_that_was_not_reached_scores_0(gbox: LocalGBox) -> None:
 @pytest.mark.parametrize(
     "action",
     [
-        Tap(CENTRE),
-        DoubleTap(CENTRE),
-        LongPress(CENTRE, 0.1),
-        TypeText("hello", CENTRE, press_enter=True),
-        TypeText("hello"),
-        Swipe(CENTRE, Point(500, 100)),
-        Scroll(Direction.DOWN),
-        Scroll(Direction.UP, CENTRE),
-        Drag(CENTRE, Point(900, 500)),
-        PressKey("enter"),
-        PressButton(Button.BACK),
-        PressButton(Button.HOME),
-        PressButton(Button.VOLUME_UP),
-        Wait(0.01),
-        ReportTaskComplete(),
+        actions.Tap(CENTRE),
+        actions.DoubleTap(CENTRE),
+        actions.LongPress(CENTRE, 0.1),
+        actions.TypeText("hello", CENTRE, press_enter=True),
+        actions.TypeText("hello"),
+        actions.Swipe(CENTRE, Point(500, 100)),
+        actions.Scroll(Direction.DOWN),
+        actions.Scroll(Direction.UP, CENTRE),
+        actions.Drag(CENTRE, Point(900, 500)),
+        actions.PressKey("enter"),
+        actions.PressButton(Button.BACK),
+        actions.PressButton(Button.HOME),
+        actions.PressButton(Button.VOLUME_UP),
+        actions.Wait(0.01),
+        actions.ReportTaskComplete(),
     ],
     ids=lambda action: type(action).__name__,
 )
@@ -148,7 +134,7 @@ def test_an_action_brings_its_screenshot_along(gbox: LocalGBox) -> None:
         await box.reset(WIFI_ON, SEED)
         COUNTING.taken()
         for _ in range(3):
-            await box.step(Tap(CENTRE))
+            await box.step(actions.Tap(CENTRE))
         return COUNTING.taken()
 
     assert on_box(gbox, use) == Counter({Operation.ACTION: 3})
@@ -162,7 +148,7 @@ def test_every_turn_shows_the_screen_of_that_turn(gbox: LocalGBox) -> None:
         for name in ("Home", "Settings"):
             at = await box.locate(name)
             assert at is not None
-            seen.add((await box.step(Tap(at))).observation.screenshot.tobytes())
+            seen.add((await box.step(actions.Tap(at))).observation.screenshot.tobytes())
         return seen
 
     assert len(on_box(gbox, use)) == 3
@@ -176,7 +162,7 @@ def test_places_are_right_at_every_size_of_the_screenshot(gbox: LocalGBox, scale
         first = await box.reset(WIFI_ON, 2)
         at = await box.locate("Home")
         assert at is not None
-        await box.step(Tap(at))
+        await box.step(actions.Tap(at))
         return first.screenshot.size, at, await box.probe("dumpsys window | grep mCurrentFocus")
 
     size, at, focus = on_box(gbox, use, scale=scale)
@@ -200,7 +186,7 @@ def test_a_key_that_does_not_exist_costs_the_turn_and_no_call(gbox: LocalGBox) -
     async def use(box: GBoxEnvironment) -> tuple[Any, bytes]:
         first = await box.reset(WIFI_ON, SEED)
         COUNTING.taken()
-        return await box.step(PressKey("Enterr")), first.screenshot.tobytes()
+        return await box.step(actions.PressKey("Enterr")), first.screenshot.tobytes()
 
     result, before = on_box(gbox, use)
     assert result.error == result.observation.text == "unknown key 'enterr'"
@@ -211,7 +197,7 @@ def test_a_key_that_does_not_exist_costs_the_turn_and_no_call(gbox: LocalGBox) -
 def test_what_the_service_refuses_costs_the_turn_and_the_box_stays(gbox: LocalGBox) -> None:
     async def use(box: GBoxEnvironment) -> tuple[Any, bool]:
         await box.reset(WIFI_ON, SEED)
-        return await box.step(Tap(CENTRE)), await box.is_fit()
+        return await box.step(actions.Tap(CENTRE)), await box.is_fit()
 
     result, fit = on_box(gbox, use, screenshot_delay_s=31.0)  # more than the service allows
     assert result.error == result.observation.text
@@ -272,7 +258,7 @@ def test_boxes_act_side_by_side() -> None:
                     async with pool.lend() as box:
                         await box.reset(TASKS["notification/w0"], SEED)
                         for _ in range(4):
-                            await box.step(Tap(CENTRE))
+                            await box.step(actions.Tap(CENTRE))
 
                 started = time.monotonic()
                 await asyncio.gather(*[episode() for _ in range(count)])
@@ -314,7 +300,7 @@ def test_an_action_without_an_answer_ends_the_episode(kind: FaultKind, after: bo
 
         async def use(box: GBoxEnvironment) -> None:
             await box.reset(WIFI_ON, SEED)
-            await box.step(Tap(CENTRE))
+            await box.step(actions.Tap(CENTRE))
 
         with pytest.raises(EnvironmentFailure, match="tap: "):
             on_box(server, use, call_timeout_s=1.0)
@@ -338,7 +324,7 @@ def test_a_box_on_which_something_was_broken_off_is_not_fit(gbox: LocalGBox) -> 
         fit = await box.is_fit()
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.05):
-                await box.step(Wait(5))
+                await box.step(actions.Wait(5))
         return fit, await box.is_fit()
 
     assert on_box(gbox, use) == (True, False)

@@ -7,20 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from cua_agent.actions import (
-    Button,
-    Direction,
-    DoubleTap,
-    Drag,
-    Point,
-    PressButton,
-    PressKey,
-    Scroll,
-    Swipe,
-    Tap,
-    Target,
-    TypeText,
-)
+from cua_agent import actions
+from cua_agent.actions import Button, Direction, Point, Target
 from cua_agent.envs.miniwob.browser import BrowserMissing, MiniWobBrowser
 from cua_agent.envs.miniwob.gestures import ActionRefused, perform
 from cua_agent.envs.miniwob.page import HEIGHT, WIDTH
@@ -111,40 +99,40 @@ def performed(action, **page_options):
 
 def test_gestures():
     middle = Point(500, 500)  # pixel (79, 104) of 160 x 210
-    assert performed(Tap(middle)) == [("click", 79, 104)]
-    assert performed(DoubleTap(middle)) == [("dblclick", 79, 104)]
-    assert performed(Scroll(Direction.DOWN)) == [("move", 80, 105), ("wheel", 0, 105)]
-    assert performed(Scroll(Direction.LEFT, middle)) == [("move", 79, 104), ("wheel", -80, 0)]
+    assert performed(actions.Tap(middle)) == [("click", 79, 104)]
+    assert performed(actions.DoubleTap(middle)) == [("dblclick", 79, 104)]
+    assert performed(actions.Scroll(Direction.DOWN)) == [("move", 80, 105), ("wheel", 0, 105)]
+    assert performed(actions.Scroll(Direction.LEFT, middle)) == [("move", 79, 104), ("wheel", -80, 0)]
     # A finger that moves up by 104 pixels pulls the content up with it.
-    assert performed(Swipe(middle, Point(500, 0))) == [("move", 79, 104), ("wheel", 0, 104)]
-    assert performed(Drag(middle, Point(0, 0))) == [("move", 79, 104), ("down",), ("move", 0, 0), ("up",)]
+    assert performed(actions.Swipe(middle, Point(500, 0))) == [("move", 79, 104), ("wheel", 0, 104)]
+    assert performed(actions.Drag(middle, Point(0, 0))) == [("move", 79, 104), ("down",), ("move", 0, 0), ("up",)]
 
 
 def test_typing_replaces_what_the_field_holds():
-    assert performed(TypeText("ab", Point(500, 500), press_enter=True)) == [
+    assert performed(actions.TypeText("ab", Point(500, 500), press_enter=True)) == [
         ("click", 79, 104), ("press", "Control+a"), ("type", "ab"), ("press", "Enter"),
     ]  # fmt: skip
-    assert performed(TypeText("")) == [("press", "Control+a"), ("press", "Delete")]
-    assert performed(TypeText("Ru"), focused="select") == [("type", "Ru")]
-    assert performed(TypeText("x" * 100_000))[-1] == ("insert_text", "x" * 100_000)
-    assert performed(TypeText("\ud800"))[-1] == ("type", "?")
+    assert performed(actions.TypeText("")) == [("press", "Control+a"), ("press", "Delete")]
+    assert performed(actions.TypeText("Ru"), focused="select") == [("type", "Ru")]
+    assert performed(actions.TypeText("x" * 100_000))[-1] == ("insert_text", "x" * 100_000)
+    assert performed(actions.TypeText("\ud800"))[-1] == ("type", "?")
     with pytest.raises(ActionRefused, match="no text field is focused"):
-        performed(TypeText("ab"), focused="")
+        performed(actions.TypeText("ab"), focused="")
 
 
 def test_keys():
-    assert performed(PressKey("enter")) == [("press", "Enter")]
-    assert performed(PressKey("Control+A")) == [("press", "Control+A")]
-    assert performed(PressKey("+")) == [("press", "+")]
-    assert performed(PressKey("ctrl+end")) == [("press", "Control+End")]
+    assert performed(actions.PressKey("enter")) == [("press", "Enter")]
+    assert performed(actions.PressKey("Control+A")) == [("press", "Control+A")]
+    assert performed(actions.PressKey("+")) == [("press", "+")]
+    assert performed(actions.PressKey("ctrl+end")) == [("press", "Control+End")]
     for rubbish in ("", "entr", "control+", "é", "a" * 10_000, "\n"):
         with pytest.raises(ActionRefused, match="unknown key") as caught:
-            performed(PressKey(rubbish))
+            performed(actions.PressKey(rubbish))
         assert len(str(caught.value)) < 80
 
 
 def test_what_a_page_does_not_have():
     with pytest.raises(ActionRefused, match="no home button"):
-        performed(PressButton(Button.HOME))
+        performed(actions.PressButton(Button.HOME))
     with pytest.raises(TypeError, match="not grounded"):
-        performed(Tap(Target("OK")))
+        performed(actions.Tap(Target("OK")))

@@ -8,24 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cua_agent.actions import (
-    Action,
-    Button,
-    Direction,
-    DoubleTap,
-    Drag,
-    LongPress,
-    Point,
-    PressButton,
-    PressKey,
-    ReportTaskComplete,
-    Scroll,
-    Swipe,
-    Tap,
-    Target,
-    TypeText,
-    Wait,
-)
+from cua_agent import actions
+from cua_agent.actions import Action, Button, Direction, Point, Target
 from cua_agent.parsing import Malformed, describe, parse_tool_call, render_tool_call
 
 _text = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
@@ -33,18 +17,18 @@ _name = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=6
 _coordinate = st.integers(0, 1000)
 _location = st.one_of(st.builds(Point, _coordinate, _coordinate), st.builds(Target, _name))
 _seconds = st.floats(0, 30)
-actions = st.one_of(
-    st.builds(Tap, _location),
-    st.builds(DoubleTap, _location),
-    st.builds(LongPress, _location, _seconds),
-    st.builds(TypeText, _text, st.none() | _location, st.booleans()),
-    st.builds(Swipe, _location, _location),
-    st.builds(Scroll, st.sampled_from(Direction), st.none() | _location),
-    st.builds(Drag, _location, _location),
-    st.builds(PressKey, _name),
-    st.builds(PressButton, st.sampled_from(Button)),
-    st.builds(Wait, _seconds),
-    st.builds(ReportTaskComplete, _text),
+any_action = st.one_of(
+    st.builds(actions.Tap, _location),
+    st.builds(actions.DoubleTap, _location),
+    st.builds(actions.LongPress, _location, _seconds),
+    st.builds(actions.TypeText, _text, st.none() | _location, st.booleans()),
+    st.builds(actions.Swipe, _location, _location),
+    st.builds(actions.Scroll, st.sampled_from(Direction), st.none() | _location),
+    st.builds(actions.Drag, _location, _location),
+    st.builds(actions.PressKey, _name),
+    st.builds(actions.PressButton, st.sampled_from(Button)),
+    st.builds(actions.Wait, _seconds),
+    st.builds(actions.ReportTaskComplete, _text),
 )
 
 
@@ -63,12 +47,12 @@ def error(text: str) -> str:
     return parsed.error
 
 
-@given(actions)
+@given(any_action)
 def test_rendered_actions_parse_to_themselves(action: Action) -> None:
     assert parse_tool_call(render_tool_call(action)) == action
 
 
-@given(actions)
+@given(any_action)
 def test_rendered_actions_hold_one_call_and_no_special_token(action: Action) -> None:
     text = render_tool_call(action)
     assert text.startswith("<tool_call>\n") and text.endswith("\n</tool_call>")
@@ -76,30 +60,30 @@ def test_rendered_actions_hold_one_call_and_no_special_token(action: Action) -> 
 
 
 def test_the_canonical_text() -> None:
-    assert render_tool_call(Tap(Target("Wi-Fi"))) == (
+    assert render_tool_call(actions.Tap(Target("Wi-Fi"))) == (
         '<tool_call>\n{"name": "perform_action", "arguments": {"action": "tap", "target": "Wi-Fi"}}\n</tool_call>'
     )
-    assert render_tool_call(Tap(Point(500, 20))) == perform(action="tap", coordinate=[500, 20])
-    assert render_tool_call(Wait(1.0)) == call('{"name": "sleep", "arguments": {"seconds": 1}}')
-    assert render_tool_call(ReportTaskComplete()) == call('{"name": "report_task_complete", "arguments": {}}')
-    assert describe(Scroll(Direction.DOWN, Target("list"))) == "scroll direction=down target=list"
-    assert describe(Wait(2.5)) == "sleep seconds=2.5"
+    assert render_tool_call(actions.Tap(Point(500, 20))) == perform(action="tap", coordinate=[500, 20])
+    assert render_tool_call(actions.Wait(1.0)) == call('{"name": "sleep", "arguments": {"seconds": 1}}')
+    assert render_tool_call(actions.ReportTaskComplete()) == call('{"name": "report_task_complete", "arguments": {}}')
+    assert describe(actions.Scroll(Direction.DOWN, Target("list"))) == "scroll direction=down target=list"
+    assert describe(actions.Wait(2.5)) == "sleep seconds=2.5"
 
 
 @pytest.mark.parametrize(
     ("text", "action"),
     [
-        ("I see the switch.\n" + perform(action="tap", target="Wi-Fi"), Tap(Target("Wi-Fi"))),
-        (perform(action="tap", target="OK") + "<|im_end|>", Tap(Target("OK"))),
-        (perform(action="tap", coordinate=[10.6, 0.0]), Tap(Point(11, 0))),
-        (perform(action="tap", coordinate=[1000, 0], target=None), Tap(Point(1000, 0))),
-        (perform(action="type", text="hi", coordinate=[1, 2], enter=True), TypeText("hi", Point(1, 2), True)),
-        (perform(action="type", text=""), TypeText("")),
-        (perform(action="swipe", coordinate=[1, 2], target2="Trash"), Swipe(Point(1, 2), Target("Trash"))),
-        (perform(action="drag", target="a", target2="b"), Drag(Target("a"), Target("b"))),
-        (perform(action="long_press", target="a"), LongPress(Target("a"), 1.0)),
-        (perform(action="key", key="control+a"), PressKey("control+a")),
-        (call({"name": "report_task_complete", "arguments": {"message": "done"}}), ReportTaskComplete("done")),
+        ("I see the switch.\n" + perform(action="tap", target="Wi-Fi"), actions.Tap(Target("Wi-Fi"))),
+        (perform(action="tap", target="OK") + "<|im_end|>", actions.Tap(Target("OK"))),
+        (perform(action="tap", coordinate=[10.6, 0.0]), actions.Tap(Point(11, 0))),
+        (perform(action="tap", coordinate=[1000, 0], target=None), actions.Tap(Point(1000, 0))),
+        (perform(action="type", text="hi", coordinate=[1, 2], enter=True), actions.TypeText("hi", Point(1, 2), True)),
+        (perform(action="type", text=""), actions.TypeText("")),
+        (perform(action="swipe", coordinate=[1, 2], target2="Trash"), actions.Swipe(Point(1, 2), Target("Trash"))),
+        (perform(action="drag", target="a", target2="b"), actions.Drag(Target("a"), Target("b"))),
+        (perform(action="long_press", target="a"), actions.LongPress(Target("a"), 1.0)),
+        (perform(action="key", key="control+a"), actions.PressKey("control+a")),
+        (call({"name": "report_task_complete", "arguments": {"message": "done"}}), actions.ReportTaskComplete("done")),
     ],
 )
 def test_calls_that_models_write(text: str, action: Action) -> None:

@@ -5,24 +5,8 @@ import asyncio
 import pytest
 from pocket_rig import environment_in, perform, phone
 
-from cua_agent.actions import (
-    Action,
-    Button,
-    Direction,
-    DoubleTap,
-    Drag,
-    LongPress,
-    Point,
-    PressButton,
-    PressKey,
-    ReportTaskComplete,
-    Scroll,
-    Swipe,
-    Tap,
-    Target,
-    TypeText,
-    Wait,
-)
+from cua_agent import actions
+from cua_agent.actions import Action, Button, Direction, Point, Target
 from cua_agent.envs.pocket.environment import PocketEnvironment
 from cua_agent.envs.pocket.gestures import apply_action
 from cua_agent.envs.pocket.screens import HEIGHT, SLIDER, WIDTH
@@ -31,10 +15,10 @@ from cua_agent.envs.pocket.state import DIALOGS, TOGGLES, PhoneState
 ROWS = (*TOGGLES, "Display", "Battery", "About phone")
 
 
-def after(state: PhoneState, *actions: Action) -> PhoneState:
+def after(state: PhoneState, *gestures: Action) -> PhoneState:
     """The state after actions that all have an effect."""
     environment = environment_in(state)
-    for action in actions:
+    for action in gestures:
         result = asyncio.run(perform(environment, action))
         assert result is not None and result.error is None, (action, result)
     return environment.state
@@ -56,8 +40,8 @@ def at(x: int, y: int) -> Point:
     return Point((2 * x + 1) * 1001 // (2 * WIDTH), (2 * y + 1) * 1001 // (2 * HEIGHT))
 
 
-def tap(name: str) -> Tap:
-    return Tap(Target(name))
+def tap(name: str) -> actions.Tap:
+    return actions.Tap(Target(name))
 
 
 def test_taps_open_every_screen_and_back_leads_to_its_parent() -> None:
@@ -93,10 +77,12 @@ def test_a_contact_opens_and_back_leads_to_the_list() -> None:
 
 def test_home_from_anywhere() -> None:
     assert after(phone("Screen timeout"), tap("Home")).screen == "home"
-    assert after(phone("Screen timeout"), PressButton(Button.HOME)).screen == "home"
+    assert after(phone("Screen timeout"), actions.PressButton(Button.HOME)).screen == "home"
 
 
-@pytest.mark.parametrize("way", [PressButton(Button.BACK), PressKey("back"), PressKey("escape")])
+@pytest.mark.parametrize(
+    "way", [actions.PressButton(Button.BACK), actions.PressKey("back"), actions.PressKey("escape")]
+)
 def test_ways_back(way: Action) -> None:
     assert after(phone("Display"), way).screen == "Settings"
     state = phone("Browser", focus="Address bar", query="river")
@@ -110,7 +96,7 @@ def test_a_switch_flips_alone_and_flips_back(name: str) -> None:
     state = phone("Settings", settings_rows=(*TOGGLES, "Display", "Battery", "About phone"))
     before = dict(state.toggles)
     assert after(state, tap(name)).toggles == before | {name: not before[name]}
-    assert after(state, DoubleTap(Target(name))).toggles == before | {name: not before[name]}  # two taps
+    assert after(state, actions.DoubleTap(Target(name))).toggles == before | {name: not before[name]}  # two taps
     assert after(state, tap(name)).toggles == before
 
 
@@ -129,11 +115,13 @@ def test_brightness_moves_in_steps_and_stops_at_both_ends() -> None:
     assert [after(state, tap("-")).brightness for _ in range(5)] == [75, 50, 25, 0, 0]
 
 
-@pytest.mark.parametrize("gesture", [Drag, Swipe])
+@pytest.mark.parametrize("gesture", [actions.Drag, actions.Swipe])
 @pytest.mark.parametrize(
     ("x", "brightness"), [(0, 0), (40, 0), (45, 0), (47, 25), (64, 50), (75, 75), (88, 100), (127, 100)]
 )
-def test_the_slider_goes_where_the_finger_goes(gesture: type[Drag | Swipe], x: int, brightness: int) -> None:
+def test_the_slider_goes_where_the_finger_goes(
+    gesture: type[actions.Drag | actions.Swipe], x: int, brightness: int
+) -> None:
     assert after(phone("Display"), gesture(at(50, 54), at(x, 54))).brightness == brightness
     assert after(phone("Display"), gesture(at(87, 50), at(x, 100))).brightness == brightness
 
@@ -141,20 +129,22 @@ def test_the_slider_goes_where_the_finger_goes(gesture: type[Drag | Swipe], x: i
 @pytest.mark.parametrize(("x", "brightness"), [(41, 0), (52, 25), (64, 50), (86, 100)])
 def test_a_tap_on_the_slider_sets_it(x: int, brightness: int) -> None:
     assert SLIDER[0] <= x < SLIDER[2]
-    assert after(phone("Display"), Tap(at(x, 54))).brightness == brightness
+    assert after(phone("Display"), actions.Tap(at(x, 54))).brightness == brightness
 
 
 def test_lists_scroll_by_two_rows_and_stop_at_both_ends() -> None:
     state = phone("Settings", settings_rows=ROWS)
-    position = [after(state, Scroll(way)).first_row["Settings"] for way in (Direction.DOWN, Direction.DOWN)]
+    position = [after(state, actions.Scroll(way)).first_row["Settings"] for way in (Direction.DOWN, Direction.DOWN)]
     assert position == [2, 2]
     assert after(state, tap("About phone"), tap("Back")).first_row["Settings"] == 0  # opened anew at its top
-    position = [after(state, Scroll(way)).first_row["Settings"] for way in (Direction.DOWN, Direction.UP, Direction.UP)]
+    position = [
+        after(state, actions.Scroll(way)).first_row["Settings"] for way in (Direction.DOWN, Direction.UP, Direction.UP)
+    ]
     assert position == [2, 0, 0]
 
 
-@pytest.mark.parametrize("gesture", [Drag, Swipe])
-def test_a_finger_drags_the_list_along(gesture: type[Drag | Swipe]) -> None:
+@pytest.mark.parametrize("gesture", [actions.Drag, actions.Swipe])
+def test_a_finger_drags_the_list_along(gesture: type[actions.Drag | actions.Swipe]) -> None:
     state = phone("Contacts")
     assert after(state, gesture(at(64, 170), at(64, 60))).first_row["Contacts"] == 2
     assert after(state, gesture(at(64, 60), at(64, 170))).first_row["Contacts"] == 0
@@ -162,36 +152,38 @@ def test_a_finger_drags_the_list_along(gesture: type[Drag | Swipe]) -> None:
 
 def test_typing_replaces_a_fields_text_and_enter_submits_it() -> None:
     state = phone("Browser")
-    assert after(state, TypeText("rive", Target("Address bar"))).draft == {"Address bar": "rive"}
-    assert after(state, TypeText("river")).draft == {"Address bar": "river"}
-    assert after(state, PressKey("backspace")).draft == {"Address bar": "rive"}
-    assert (after(state, PressKey("enter")).query, state.focus, state.draft) == ("rive", None, {})
-    assert after(state, TypeText(" snow ", Target("Address bar"), press_enter=True)).query == "snow"
+    assert after(state, actions.TypeText("rive", Target("Address bar"))).draft == {"Address bar": "rive"}
+    assert after(state, actions.TypeText("river")).draft == {"Address bar": "river"}
+    assert after(state, actions.PressKey("backspace")).draft == {"Address bar": "rive"}
+    assert (after(state, actions.PressKey("enter")).query, state.focus, state.draft) == ("rive", None, {})
+    assert after(state, actions.TypeText(" snow ", Target("Address bar"), press_enter=True)).query == "snow"
 
 
 def test_the_search_field_filters_contacts_also_after_scrolling() -> None:
     state = phone("Contacts", contacts=("Anna", "Ben", "Clara", "David", "Emma", "Felix"))
-    after(state, Scroll(Direction.DOWN), TypeText("a", Target("Search")))
+    after(state, actions.Scroll(Direction.DOWN), actions.TypeText("a", Target("Search")))
     assert state.matching_contacts() == ("Anna",)
     assert after(state, tap("Anna")).contact == "Anna"
 
 
 def test_long_texts_are_cut() -> None:
-    assert after(phone("Browser"), TypeText("x" * 2000, Target("Address bar"))).draft == {"Address bar": "x" * 200}
+    assert after(phone("Browser"), actions.TypeText("x" * 2000, Target("Address bar"))).draft == {
+        "Address bar": "x" * 200
+    }
 
 
 @pytest.mark.parametrize("title", DIALOGS)
 def test_a_dialog_blocks_everything_but_its_button_and_back(title: str) -> None:
     for action in (
-        Tap(at(64, 208)),
-        Tap(at(10, 40)),
-        TypeText("x"),
-        Scroll(Direction.DOWN),
-        Swipe(at(64, 170), at(64, 60)),
-        PressButton(Button.HOME),
+        actions.Tap(at(64, 208)),
+        actions.Tap(at(10, 40)),
+        actions.TypeText("x"),
+        actions.Scroll(Direction.DOWN),
+        actions.Swipe(at(64, 170), at(64, 60)),
+        actions.PressButton(Button.HOME),
     ):
         assert refused(phone("Settings", dialog=title, settings_rows=ROWS), action)
-    for action in (tap(DIALOGS[title]), PressButton(Button.BACK), PressKey("escape")):
+    for action in (tap(DIALOGS[title]), actions.PressButton(Button.BACK), actions.PressKey("escape")):
         state = after(phone("Settings", dialog=title), action)
         assert (state.dialog, state.screen) == (None, "Settings")
 
@@ -199,25 +191,25 @@ def test_a_dialog_blocks_everything_but_its_button_and_back(title: str) -> None:
 @pytest.mark.parametrize(
     ("state", "action", "reason"),
     [
-        (phone("home"), Tap(at(64, 5)), "nothing there"),
-        (phone("home"), DoubleTap(at(64, 5)), "nothing there"),
-        (phone("home"), TypeText("x"), "no text field has the focus"),
-        (phone("home"), TypeText("x", at(64, 5)), "nothing there"),
-        (phone("home"), Scroll(Direction.DOWN), "nothing to scroll"),
-        (phone("Settings"), Scroll(Direction.LEFT), "nothing to scroll"),
-        (phone("Settings"), Swipe(at(64, 60), at(64, 65)), "nothing moved"),
-        (phone("home"), Swipe(at(64, 170), at(64, 60)), "nothing moved"),
-        (phone("home"), PressKey("enter"), "key 'enter' does nothing here"),
-        (phone("home"), PressKey("backspace"), "key 'backspace' does nothing here"),
-        (phone("home"), PressKey("x" * 200), f"key '{'x' * 20}' does nothing here"),
-        (phone("home"), PressButton(Button.POWER), "button power does nothing here"),
+        (phone("home"), actions.Tap(at(64, 5)), "nothing there"),
+        (phone("home"), actions.DoubleTap(at(64, 5)), "nothing there"),
+        (phone("home"), actions.TypeText("x"), "no text field has the focus"),
+        (phone("home"), actions.TypeText("x", at(64, 5)), "nothing there"),
+        (phone("home"), actions.Scroll(Direction.DOWN), "nothing to scroll"),
+        (phone("Settings"), actions.Scroll(Direction.LEFT), "nothing to scroll"),
+        (phone("Settings"), actions.Swipe(at(64, 60), at(64, 65)), "nothing moved"),
+        (phone("home"), actions.Swipe(at(64, 170), at(64, 60)), "nothing moved"),
+        (phone("home"), actions.PressKey("enter"), "key 'enter' does nothing here"),
+        (phone("home"), actions.PressKey("backspace"), "key 'backspace' does nothing here"),
+        (phone("home"), actions.PressKey("x" * 200), f"key '{'x' * 20}' does nothing here"),
+        (phone("home"), actions.PressButton(Button.POWER), "button power does nothing here"),
     ],
 )
 def test_an_action_without_effect_says_why(state: PhoneState, action: Action, reason: str) -> None:
     assert refused(state, action) == reason
 
 
-@pytest.mark.parametrize("action", [LongPress(at(64, 60)), Wait(1), ReportTaskComplete()])
+@pytest.mark.parametrize("action", [actions.LongPress(at(64, 60)), actions.Wait(1), actions.ReportTaskComplete()])
 def test_actions_that_change_nothing(action: Action) -> None:
     state, untouched = phone("Settings"), phone("Settings")
     assert apply_action(state, action) is None

@@ -4,22 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cua_agent.actions import (
-    Action,
-    Button,
-    Direction,
-    DoubleTap,
-    Drag,
-    LongPress,
-    Point,
-    PressButton,
-    PressKey,
-    Scroll,
-    Swipe,
-    Tap,
-    TypeText,
-    Wait,
-)
+from cua_agent import actions
+from cua_agent.actions import Action, Button, Direction, Point
 from cua_agent.envs.pocket.draw import draw
 from cua_agent.envs.pocket.gestures import apply_action
 from cua_agent.envs.pocket.screens import elements, list_rows, visible_row_count
@@ -89,31 +75,31 @@ def test_a_pending_dialog_pops_up_when_its_moment_has_come(moment: int) -> None:
     title = state.pending_dialog[1]
     for _ in range(moment):
         assert state.dialog is None
-        apply_action(state, Wait(0))
+        apply_action(state, actions.Wait(0))
     assert (state.dialog, state.pending_dialog) == (title, None)
     assert [element.name for element in elements(state)] == [DIALOGS[title]]
 
 
 POINTS = st.builds(Point, st.integers(0, 1000), st.integers(0, 1000))
 ACTIONS: st.SearchStrategy[Action] = st.one_of(
-    st.builds(Tap, POINTS),
-    st.builds(DoubleTap, POINTS),
-    st.builds(LongPress, POINTS),
-    st.builds(TypeText, st.text(max_size=300), st.none() | POINTS, st.booleans()),
-    st.builds(Swipe, POINTS, POINTS),
-    st.builds(Drag, POINTS, POINTS),
-    st.builds(Scroll, st.sampled_from(Direction)),
-    st.builds(PressKey, st.sampled_from(["enter", "backspace", "back", "escape", "control+a"])),
-    st.builds(PressButton, st.sampled_from(Button)),
-    st.builds(Wait, st.floats(0, 30)),
+    st.builds(actions.Tap, POINTS),
+    st.builds(actions.DoubleTap, POINTS),
+    st.builds(actions.LongPress, POINTS),
+    st.builds(actions.TypeText, st.text(max_size=300), st.none() | POINTS, st.booleans()),
+    st.builds(actions.Swipe, POINTS, POINTS),
+    st.builds(actions.Drag, POINTS, POINTS),
+    st.builds(actions.Scroll, st.sampled_from(Direction)),
+    st.builds(actions.PressKey, st.sampled_from(["enter", "backspace", "back", "escape", "control+a"])),
+    st.builds(actions.PressButton, st.sampled_from(Button)),
+    st.builds(actions.Wait, st.floats(0, 30)),
 )
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
-@given(seed=st.integers(0, 10**9), actions=st.lists(ACTIONS, max_size=25))
-def test_no_sequence_of_gestures_breaks_the_phone(seed: int, actions: list[Action]) -> None:
+@given(seed=st.integers(0, 10**9), gestures=st.lists(ACTIONS, max_size=25))
+def test_no_sequence_of_gestures_breaks_the_phone(seed: int, gestures: list[Action]) -> None:
     state = make_state(seed, "shuffled")
-    for action in actions:
+    for action in gestures:
         error = apply_action(state, action)
         assert error is None or 0 < len(error) < 80
         assert state.screen in PARENTS
@@ -122,5 +108,5 @@ def test_no_sequence_of_gestures_breaks_the_phone(seed: int, actions: list[Actio
         first = state.first_row.get(state.screen, 0)
         assert 0 <= first <= max(0, len(list_rows(state)) - visible_row_count(state))
         assert all(len(text) <= 200 for text in state.draft.values())
-    assert state.actions == len(actions)
+    assert state.actions == len(gestures)
     assert draw(state).size == (128, 224)

@@ -9,21 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cua_agent import prompts
-from cua_agent.actions import (
-    Action,
-    Button,
-    Direction,
-    Point,
-    PressButton,
-    PressKey,
-    ReportTaskComplete,
-    Scroll,
-    Tap,
-    Target,
-    TypeText,
-    Wait,
-)
+from cua_agent import actions, prompts
+from cua_agent.actions import Action, Button, Direction, Point, Target
 from cua_agent.envs.pocket.draw import draw
 from cua_agent.envs.pocket.state import (
     ALARM_TIMES,
@@ -99,18 +86,18 @@ NAMED = (
 
 
 def test_the_calls_that_tasks_need_cost_few_tokens(tiny: PolicyModel) -> None:
-    actions: list[Action] = [
-        *(Tap(Target(name)) for name in NAMED),
-        *(TypeText(word, Target("Address bar"), press_enter=True) for word in WORDS),
-        *(Scroll(direction) for direction in Direction),
-        *(PressButton(button) for button in (Button.HOME, Button.BACK)),
-        Tap(Point(512, 1000)),
-        TypeText("river"),
-        PressKey("enter"),
-        Wait(2),
-        ReportTaskComplete(),
+    calls: list[Action] = [
+        *(actions.Tap(Target(name)) for name in NAMED),
+        *(actions.TypeText(word, Target("Address bar"), press_enter=True) for word in WORDS),
+        *(actions.Scroll(direction) for direction in Direction),
+        *(actions.PressButton(button) for button in (Button.HOME, Button.BACK)),
+        actions.Tap(Point(512, 1000)),
+        actions.TypeText("river"),
+        actions.PressKey("enter"),
+        actions.Wait(2),
+        actions.ReportTaskComplete(),
     ]
-    lengths = {action: len(tiny.encode(render_tool_call(action) + END_OF_TURN)) for action in actions}
+    lengths = {action: len(tiny.encode(render_tool_call(action) + END_OF_TURN)) for action in calls}
     assert {action: n for action, n in lengths.items() if n > MOST_TOKENS} == {}
 
 
@@ -156,7 +143,7 @@ def test_special_tokens_and_tags_are_single_tokens(tiny: PolicyModel) -> None:
 def test_the_shipped_chat_template_is_what_the_agent_writes(
     tiny: PolicyModel, style: prompts.PromptStyle, grounding: prompts.Grounding
 ) -> None:
-    first = render_tool_call(Tap(Target("Settings")))
+    first = render_tool_call(actions.Tap(Target("Settings")))
     ours = (
         prompts.first_prompt(prompts.system_prompt(style, grounding), "Turn Wi-Fi on.", 1)
         + first

@@ -8,22 +8,8 @@ from typing import Any, Literal, get_args
 
 from gbox_sdk.types.v1.boxes.action_press_key_params import KeysType
 
-from cua_agent.actions import (
-    Action,
-    Button,
-    Direction,
-    DoubleTap,
-    Drag,
-    Location,
-    LongPress,
-    Point,
-    PressButton,
-    PressKey,
-    Scroll,
-    Swipe,
-    Tap,
-    TypeText,
-)
+from cua_agent import actions
+from cua_agent.actions import Action, Button, Direction, Location, Point
 from cua_agent.envs.gbox.settings import BoxType
 
 Method = Literal["tap", "click", "long_press", "type", "swipe", "drag", "scroll", "press_key", "press_button"]
@@ -72,24 +58,24 @@ def gestures_of(action: Action, size: tuple[int, int], box: BoxType) -> list[Ges
     nothing (waiting, reporting). Raises `NoGesture`.
     """
     match action:
-        case Tap(at):
+        case actions.Tap(at):
             return [_tap(at, size, box)]
-        case DoubleTap(at):
+        case actions.DoubleTap(at):
             return [Gesture("click", {**_xy(at, size), "double": True})]
-        case LongPress(at, seconds):
+        case actions.LongPress(at, seconds):
             return [Gesture("long_press", {**_xy(at, size), "duration": milliseconds(seconds)})]
-        case TypeText(text, at, press_enter):
+        case actions.TypeText(text, at, press_enter):
             typed = Gesture("type", {"text": text, "mode": "replace", "press_enter": press_enter})
             return [typed] if at is None else [_tap(at, size, box), typed]
-        case Swipe(start, end):
+        case actions.Swipe(start, end):
             return [Gesture("swipe", _movement(start, end, size, _SWIPE_MS))]
-        case Drag(start, end):
+        case actions.Drag(start, end):
             return [Gesture("drag", _movement(start, end, size, _DRAG_MS))]
-        case Scroll(direction, at):
+        case actions.Scroll(direction, at):
             return [Gesture("scroll", {**_xy(at or _MIDDLE, size), **_half_a_screen(direction, size)})]
-        case PressKey(key):
+        case actions.PressKey(key):
             return [_key(key, box)]
-        case PressButton(button):
+        case actions.PressButton(button):
             return [_button(button, box)]
         case _:
             return []

@@ -4,21 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from cua_agent.actions import (
-    Action,
-    Button,
-    Direction,
-    DoubleTap,
-    Drag,
-    LongPress,
-    Point,
-    PressButton,
-    PressKey,
-    Scroll,
-    Swipe,
-    Tap,
-    TypeText,
-)
+from cua_agent import actions
+from cua_agent.actions import Action, Button, Direction, Point
 from cua_agent.envs.local_gbox import bodies
 from cua_agent.envs.local_gbox.phone import Phone
 
@@ -46,37 +33,38 @@ def actions_of(body: bodies.ActionBody, phone: Phone) -> list[Action]:
     match body:
         case bodies.ClickAt() | bodies.ClickTarget():
             at = _place(body, phone)
-            return [] if body.button != "left" else [DoubleTap(at) if body.double else Tap(at)]
+            return [] if body.button != "left" else [actions.DoubleTap(at) if body.double else actions.Tap(at)]
         case bodies.LongPressAt() | bodies.LongPressTarget():
-            return [LongPress(_place(body, phone), body.duration)]
+            return [actions.LongPress(_place(body, phone), body.duration)]
         case bodies.TapAt() | bodies.TapTarget():
-            return [Tap(_place(body, phone))]
+            return [actions.Tap(_place(body, phone))]
         case bodies.Move():
             phone.point(body.x, body.y)
             return []
         case bodies.Type():
-            return [TypeText(_typed(body, phone), press_enter=body.press_enter)]
+            return [actions.TypeText(_typed(body, phone), press_enter=body.press_enter)]
         case bodies.SwipeTowards():
             return [_swipe_towards(body, phone)]
         case bodies.SwipeBetween():
-            return [Swipe(_spot(body.start, phone), _spot(body.end, phone))]
+            return [actions.Swipe(_spot(body.start, phone), _spot(body.end, phone))]
         case bodies.DragBetween():
-            return [Drag(_spot(body.start, phone), _spot(body.end, phone))]
+            return [actions.Drag(_spot(body.start, phone), _spot(body.end, phone))]
         case bodies.DragAlong():
             path = [_spot(spot, phone) for spot in body.path]
-            return [Drag(path[0], path[-1])]
+            return [actions.Drag(path[0], path[-1])]
         case bodies.ScrollBy() | bodies.ScrollTowards():
             return _scroll(body, phone)
         case bodies.PressKey():
-            return [PressKey("+".join(body.keys))] if body.combination else [PressKey(key) for key in body.keys]
+            names = ["+".join(body.keys)] if body.combination else body.keys
+            return [actions.PressKey(name) for name in names]
         case bodies.PressButton():
-            return [PressButton(_BUTTONS[button]) for button in body.buttons if button in _BUTTONS]
+            return [actions.PressButton(_BUTTONS[button]) for button in body.buttons if button in _BUTTONS]
     raise TypeError(f"no gesture for {type(body).__name__}")
 
 
-def places_of(actions: Iterable[Action]) -> list[Point]:
+def places_of(performed: Iterable[Action]) -> list[Point]:
     """Every point that the actions touch, in order; for drawing their trace."""
-    places = [getattr(action, name, None) for action in actions for name in ("at", "start", "end")]
+    places = [getattr(action, name, None) for action in performed for name in ("at", "start", "end")]
     return [place for place in places if isinstance(place, Point)]
 
 
@@ -99,14 +87,14 @@ def _typed(body: bodies.Type, phone: Phone) -> str:
     return kept + body.text
 
 
-def _swipe_towards(body: bodies.SwipeTowards, phone: Phone) -> Swipe:
+def _swipe_towards(body: bodies.SwipeTowards, phone: Phone) -> actions.Swipe:
     width, height = phone.view_size
     start = phone.locate(body.location) if body.location else phone.point(width // 2, height // 2)
     x, y = start.to_pixels(width, height)
     dx, dy = _TOWARDS[body.direction]
     across, along = _reach(body.distance, width), _reach(body.distance, height)
     end = phone.point(_within(x + dx * across, width), _within(y + dy * along, height))
-    return Swipe(start, end)
+    return actions.Swipe(start, end)
 
 
 def _reach(distance: bodies.Distance | None, size: int) -> float:
@@ -123,10 +111,10 @@ def _within(pixel: float, size: int) -> float:
 def _scroll(body: bodies.ScrollBy | bodies.ScrollTowards, phone: Phone) -> list[Action]:
     """The phone scrolls by its own step, whatever the distance."""
     if isinstance(body, bodies.ScrollTowards):
-        return [Scroll(_REVEALS[body.direction], phone.locate(body.location) if body.location else None)]
+        return [actions.Scroll(_REVEALS[body.direction], phone.locate(body.location) if body.location else None)]
     at = phone.point(body.x, body.y)
     if body.scroll_x == body.scroll_y == 0:
         return []
     if abs(body.scroll_y) >= abs(body.scroll_x):
-        return [Scroll(Direction.DOWN if body.scroll_y > 0 else Direction.UP, at)]
-    return [Scroll(Direction.RIGHT if body.scroll_x > 0 else Direction.LEFT, at)]
+        return [actions.Scroll(Direction.DOWN if body.scroll_y > 0 else Direction.UP, at)]
+    return [actions.Scroll(Direction.RIGHT if body.scroll_x > 0 else Direction.LEFT, at)]

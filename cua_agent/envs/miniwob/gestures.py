@@ -5,23 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from cua_agent.actions import (
-    Action,
-    Direction,
-    DoubleTap,
-    Drag,
-    Location,
-    LongPress,
-    Point,
-    PressButton,
-    PressKey,
-    ReportTaskComplete,
-    Scroll,
-    Swipe,
-    Tap,
-    TypeText,
-    Wait,
-)
+from cua_agent import actions
+from cua_agent.actions import Action, Direction, Location, Point
 from cua_agent.envs.miniwob.page import HEIGHT, WIDTH
 
 MAX_WAIT_S = 3.0
@@ -47,34 +32,34 @@ class ActionRefused(Exception):  # noqa: N818 (a normal event of an episode)
 async def perform(page: Any, action: Action) -> None:
     """Carry out `action` on a Playwright page. Raises `ActionRefused` when it cannot have an effect."""
     match action:
-        case Tap(at):
+        case actions.Tap(at):
             await page.mouse.click(*_pixel(at))
-        case DoubleTap(at):
+        case actions.DoubleTap(at):
             await page.mouse.dblclick(*_pixel(at))
-        case LongPress(at, seconds):
+        case actions.LongPress(at, seconds):
             await page.mouse.click(*_pixel(at), delay=1000 * _bounded(seconds))
-        case TypeText():
+        case actions.TypeText():
             await _type(page, action)
-        case Swipe(start, end):
+        case actions.Swipe(start, end):
             (x, y), (to_x, to_y) = _pixel(start), _pixel(end)
             await _wheel(page, (x, y), (x - to_x, y - to_y))  # the content follows the finger
-        case Scroll(direction, at):
+        case actions.Scroll(direction, at):
             across, down = _WHEEL[direction]
             position = (WIDTH // 2, HEIGHT // 2) if at is None else _pixel(at)
             await _wheel(page, position, (across * WIDTH // 2, down * HEIGHT // 2))
-        case Drag(start, end):
+        case actions.Drag(start, end):
             await _drag(page, _pixel(start), _pixel(end))
-        case PressKey(key):
+        case actions.PressKey(key):
             await page.keyboard.press(_key(key))
-        case PressButton(button):
+        case actions.PressButton(button):
             raise ActionRefused(f"a web page has no {button.value} button")
-        case Wait(seconds):
+        case actions.Wait(seconds):
             await asyncio.sleep(_bounded(seconds))
-        case ReportTaskComplete():
+        case actions.ReportTaskComplete():
             pass
 
 
-async def _type(page: Any, action: TypeText) -> None:
+async def _type(page: Any, action: actions.TypeText) -> None:
     if action.at is not None:
         await page.mouse.click(*_pixel(action.at))
     focused = await page.evaluate("cua.focused()")

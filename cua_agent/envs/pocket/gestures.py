@@ -2,22 +2,8 @@
 
 from __future__ import annotations
 
-from cua_agent.actions import (
-    Action,
-    Button,
-    Direction,
-    DoubleTap,
-    Drag,
-    Location,
-    LongPress,
-    Point,
-    PressButton,
-    PressKey,
-    Scroll,
-    Swipe,
-    Tap,
-    TypeText,
-)
+from cua_agent import actions
+from cua_agent.actions import Action, Button, Direction, Location, Point
 from cua_agent.envs.pocket.screens import (
     HEIGHT,
     SCROLL_ROWS,
@@ -44,21 +30,21 @@ def apply_action(state: PhoneState, action: Action) -> str | None:
 
 def _dispatch(state: PhoneState, action: Action) -> str | None:
     match action:
-        case Tap(at):
+        case actions.Tap(at):
             return _tap(state, at)
-        case DoubleTap(at):
+        case actions.DoubleTap(at):
             return _tap(state, at) or _tap(state, at)
-        case LongPress(_):
+        case actions.LongPress(_):
             return None
-        case TypeText(text, at, press_enter):
+        case actions.TypeText(text, at, press_enter):
             return (_tap(state, at) if at else None) or _type(state, text, press_enter)
-        case Scroll(direction, _):
+        case actions.Scroll(direction, _):
             return _scroll(state, direction)
-        case Swipe(start, end) | Drag(start, end):
+        case actions.Swipe(start, end) | actions.Drag(start, end):
             return _move(state, _pixels(start), _pixels(end))
-        case PressKey(key):
+        case actions.PressKey(key):
             return _key(state, key)
-        case PressButton(button):
+        case actions.PressButton(button):
             return _button(state, button)
         case _:
             return None
