@@ -17,6 +17,8 @@ class ArealConfig:
         default="grpo", description="phase 3: AReaL's grpo_loss_fn, or module:function with its arguments"
     )
     packed_tokens: int = Field(
-        default=1024, ge=64, description="phases 2 and 3: token budget of one packed forward pass"
+        default=1024,
+        ge=64,
+        description="phases 2 and 3: token budget of one packed forward pass; a longer row goes alone",
     )
     worker_memory_gb: int = Field(default=4, ge=1, description="scheduler: main memory asked for each worker process")

@@ -82,4 +82,6 @@ class OptimConfig:
     warmup_steps: int = Field(default=2, ge=0, description="steps of linear warm-up")
     max_grad_norm: float = Field(default=0.3, gt=0, description="gradient clipping")
     updates_per_batch: int = Field(default=1, ge=1, description="optimiser steps on each batch")
-    micro_batch_tokens: int = Field(default=4096, ge=64, description="token budget of one forward pass")
+    micro_batch_tokens: int = Field(
+        default=4096, ge=64, description="token budget of one forward pass; a longer row goes alone"
+    )

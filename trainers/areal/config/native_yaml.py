@@ -74,6 +74,7 @@ def _actor(config: TrainConfig, base: PPOActorConfig) -> PPOActorConfig:
         base,
         kl_ctl=config.loss.kl_coefficient,
         kl_estimator=_kl_estimator(config.loss),
+        mb_spec=replace(base.mb_spec, max_tokens_per_mb=max(config.areal.packed_tokens, config.model.max_length)),
         optimizer=replace(base.optimizer, warmup_steps_proportion=_warmup(optim, config.max_steps)),
     )
     if not lora.enabled:

@@ -61,7 +61,6 @@ def actor_config(config: TrainConfig, processes: int = 1) -> PPOActorConfig:
         backend=f"fsdp:d{processes}",
         attn_impl=config.loader.attn_implementation,
         dtype=config.model.dtype,
-        optimizer_dtype=config.model.dtype,
         grad_reduce_dtype="float32",
         temperature=config.rollout.temperature,
         disable_dropout=False,

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from areal.api import FinetuneSpec
-from areal.api.cli_args import PPOActorConfig
+from areal.api.cli_args import MicroBatchSpec, PPOActorConfig
 from areal.engine.fsdp_engine import FSDPPPOActor, FSDPTrainContext
 from areal.infra.platforms import current_platform
-from areal.utils.data import MicroBatchItem
+from areal.utils.data import MicroBatchItem, MicroBatchList
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim.lr_scheduler import LambdaLR
@@ -55,6 +55,16 @@ class FSDPPolicyActor(FSDPPPOActor):  # type: ignore[misc]
         super()._create_optimizer(ft_spec)
         warmup = self._warmup_steps
         self.lr_scheduler = LambdaLR(self.optimizer, lambda update: warmup_factor(update, warmup))
+
+    def _prepare_mb_list(self, input_: dict[str, Any]) -> MicroBatchList:
+        """AReaL's micro-batches; a row longer than their budget goes alone, as on every backend."""
+        spec = self.config.mb_spec
+        longest = int(input_["attention_mask"].sum(-1).max())
+        self.config.mb_spec = MicroBatchSpec.new(spec, max_tokens_per_mb=max(spec.max_tokens_per_mb, longest))
+        try:
+            return super()._prepare_mb_list(input_)
+        finally:
+            self.config.mb_spec = spec
 
     def _prepare_mb_inputs(self, mb_item: MicroBatchItem) -> tuple[dict[str, Any], FSDPTrainContext]:
         inputs, context = super()._prepare_mb_inputs(mb_item)
