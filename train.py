@@ -169,7 +169,7 @@ def _build_trainer(
     from cua_agent.envs.base import WorldUnavailable
     from cua_agent.inference.vllm.errors import ServerMismatch
     from cua_agent.models.errors import ModelError
-    from trainers.run.checkpoint import CheckpointError, find_checkpoint
+    from trainers.run.checkpoint_files import CheckpointError, find_checkpoint
 
     torch.set_num_threads(config.threads)
     try:

@@ -15,15 +15,13 @@ from trainers.grpo.batching import micro_batches
 from trainers.grpo.forward import score_tokens
 from trainers.grpo.gradients import accumulate_gradients
 from trainers.protocol import TrainerState
-from trainers.run import checkpoint
-from trainers.run.checkpoint import (
+from trainers.run import checkpoint, checkpoint_files
+from trainers.run.checkpoint import Optimisation, load_checkpoint, save_checkpoint, save_weights
+from trainers.run.checkpoint_files import (
     CheckpointError,
-    Optimisation,
     latest_checkpoint,
-    load_checkpoint,
     prune_checkpoints,
-    save_checkpoint,
-    save_weights,
+    read_state,
     verify_checkpoint,
 )
 
@@ -163,15 +161,19 @@ def test_another_kind_of_policy_is_refused(base, saved):
 def test_an_interrupted_write_leaves_the_former_checkpoint(base, tmp_path, monkeypatch):
     run = Run(base, 4)
     save_checkpoint(tmp_path / "c", **run.parts, state=TrainerState(step=1))
-    for function in ("_rng_state", "_seal", "_move_into_place"):
+    for module, function in (
+        (checkpoint, "_rng_state"),
+        (checkpoint_files, "_seal"),
+        (checkpoint_files, "_move_into_place"),
+    ):
         with monkeypatch.context() as patch:
-            patch.setattr(checkpoint, function, lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+            patch.setattr(module, function, lambda *_: (_ for _ in ()).throw(OSError("disk full")))
             with pytest.raises(OSError, match="disk full"):
                 save_checkpoint(tmp_path / "c", **run.parts, state=TrainerState(step=2))
-        assert checkpoint.read_state(tmp_path / "c").step == 1
+        assert read_state(tmp_path / "c").step == 1
         assert [p.name for p in tmp_path.iterdir()] == ["c"]
     save_checkpoint(tmp_path / "c", **run.parts, state=TrainerState(step=2))
-    assert checkpoint.read_state(tmp_path / "c").step == 2
+    assert read_state(tmp_path / "c").step == 2
     assert [p.name for p in tmp_path.iterdir()] == ["c"]
 
 
@@ -194,11 +196,63 @@ def test_latest_finds_one_that_had_just_stepped_aside(base, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["last"]
 
 
-def test_pruning_keeps_the_newest_and_the_best(base, tmp_path):
+def test_pruning_keeps_the_newest_periodic_ones_besides_best_and_last(base, tmp_path):
     run = Run(base, 4)
-    for step in (1, 2, 3, 10):
-        save_checkpoint(tmp_path / f"step_{step}", **run.parts, state=TrainerState(step=step))
-    prune_checkpoints(tmp_path, keep=2, best_step=1)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["step_1", "step_10", "step_3"]
-    prune_checkpoints(tmp_path, keep=1, best_step=10)
-    assert [p.name for p in tmp_path.iterdir()] == ["step_10"]
+    for name, step in (("best", 1), ("step_1", 1), ("step_2", 2), ("step_3", 3), ("step_10", 10), ("last", 10)):
+        save_checkpoint(tmp_path / name, **run.parts, state=TrainerState(step=step))
+    prune_checkpoints(tmp_path, keep=2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["best", "last", "step_10", "step_3"]
+    prune_checkpoints(tmp_path, keep=1)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["best", "last", "step_10"]
+
+
+def test_new_settings_of_the_optimiser_take_effect_and_the_moments_are_kept(base, tmp_path):
+    run = Run(base, 4).train(2)
+    save_checkpoint(tmp_path / "c", **run.parts, state=STATE)
+    other = Run(base, 4)
+    trained = dict(other.policy.trainable_parameters())
+    optimizer = torch.optim.AdamW(trained.values(), lr=1e-6, betas=(0.8, 0.9), eps=1e-5, weight_decay=0.3)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / 4))
+    load_checkpoint(tmp_path / "c", policy=other.policy, optimisation=Optimisation(optimizer, scheduler, trained))
+    (group,) = optimizer.param_groups
+    assert (group["betas"], group["eps"], group["weight_decay"]) == ((0.8, 0.9), 1e-5, 0.3)
+    assert group["lr"] == scheduler.get_last_lr()[0] == pytest.approx(1e-6 * 3 / 4)
+    scheduler.step()
+    assert group["lr"] == pytest.approx(1e-6)
+    saved = dict(run.policy.trainable_parameters())
+    for name, parameter in trained.items():
+        for key in ("exp_avg", "exp_avg_sq", "step"):
+            torch.testing.assert_close(
+                optimizer.state[parameter][key], run.optimizer.state[saved[name]][key], rtol=0, atol=0
+            )
+
+
+def reseal(path, **changes):
+    """Change the state of a checkpoint so that its checksums are right."""
+    state = json.loads((path / "trainer_state.json").read_text())
+    (path / "trainer_state.json").write_text(json.dumps({**state, **changes}))
+    checkpoint_files._seal(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"step": "x"}, "step=x: "),
+        ({"staleness_max": 0.5}, "staleness_max=0.5: "),
+        ({"colour": 1}, "unknown keys: colour"),
+    ],
+)
+def test_a_state_that_is_none_is_refused(saved, tmp_path, changes, words):
+    shutil.copytree(saved, tmp_path / "c")
+    (tmp_path / "c" / "manifest.json").unlink()
+    reseal(tmp_path / "c", **changes)
+    verify_checkpoint(tmp_path / "c")
+    with pytest.raises(CheckpointError, match=words) as error:
+        read_state(tmp_path / "c")
+    assert "\n" not in str(error.value)
+
+
+def test_a_state_without_a_younger_field_takes_its_default(saved, tmp_path):
+    values = json.loads((saved / "trainer_state.json").read_text())
+    (tmp_path / "trainer_state.json").write_text(json.dumps({k: v for k, v in values.items() if k != "wall_s"}))
+    assert read_state(tmp_path) == STATE

@@ -26,7 +26,7 @@ from trainers.config import (
 )
 from trainers.grpo.learner import PolicyLearner
 from trainers.protocol import Batch, EpisodeSpec
-from trainers.run.checkpoint import CheckpointError, find_checkpoint, verify_checkpoint
+from trainers.run.checkpoint_files import CheckpointError, find_checkpoint, verify_checkpoint
 
 
 @pytest.fixture(scope="module")

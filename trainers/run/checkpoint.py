@@ -14,13 +14,11 @@ that could be mistaken for a checkpoint. Nothing is unpickled: tensors load with
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
+import pickle
 import random
-import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,18 +29,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR
 
 from cua_agent.models.lora import ADAPTER_WEIGHTS
 from cua_agent.models.policy import PolicyModel
 from trainers.protocol import TrainerState
-
-MANIFEST = "manifest.json"
-FORMAT = 1
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be used; the message is one line naming it and the reason."""
+from trainers.run.checkpoint_files import STATE, CheckpointError, read_state, verify_checkpoint, write_checkpoint
 
 
 @dataclass(frozen=True)
@@ -54,7 +46,7 @@ class Optimisation:
     """
 
     optimizer: Optimizer
-    scheduler: LRScheduler
+    scheduler: LambdaLR
     parameters: Mapping[str, nn.Parameter]
     gather: Callable[[Tensor], Tensor] = lambda tensor: tensor
     scatter: Callable[[Tensor, nn.Parameter], Tensor] = lambda tensor, _: tensor
@@ -66,27 +58,22 @@ def save_checkpoint(path: Path, *, policy: PolicyModel, optimisation: Optimisati
     optimizer_state = _named_optimizer_state(optimisation)
     if not optimisation.writes:
         return
-    path = Path(path).absolute()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.new")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        save_weights(temporary, policy)
+
+    def fill(directory: Path) -> None:
+        save_weights(directory, policy)
         torch.save(
             {"optimizer": optimizer_state, "scheduler": optimisation.scheduler.state_dict()},
-            temporary / "optimizer.pt",
+            directory / "optimizer.pt",
         )
-        torch.save(_rng_state(), temporary / "rng.pt")
-        (temporary / "trainer_state.json").write_text(json.dumps(asdict(state), indent=1))
-        _seal(temporary)
-        _move_into_place(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        torch.save(_rng_state(), directory / "rng.pt")
+        (directory / STATE).write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
+
+    write_checkpoint(path, fill)
 
 
 def load_checkpoint(path: Path, *, policy: PolicyModel, optimisation: Optimisation) -> TrainerState:
-    """Restore weights, optimiser, scheduler and random generators in place; returns the rest.
+    """Restore weights, the optimiser's moments, the place in the schedule and random generators in place; returns the
+    rest. Learning rate, momenta, weight decay and warm-up stay those that `optimisation` was made with.
 
     Raises `CheckpointError`, before anything is changed, when the checkpoint is torn, tampered with, or of another
     kind of policy.
@@ -95,13 +82,31 @@ def load_checkpoint(path: Path, *, policy: PolicyModel, optimisation: Optimisati
     verify_checkpoint(path)
     state = read_state(path)
     _check_kind(path, policy)
-    saved = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
+    saved, rng = _tensors(path / "optimizer.pt"), _tensors(path / "rng.pt")
     optimizer_state = _positional_optimizer_state(path, saved["optimizer"], optimisation)
     load_weights(path, policy)
     optimisation.optimizer.load_state_dict(optimizer_state)
-    optimisation.scheduler.load_state_dict(saved["scheduler"])
-    _set_rng_state(torch.load(path / "rng.pt", map_location="cpu", weights_only=True))
+    _go_on_with(optimisation.scheduler, saved["scheduler"]["last_epoch"])
+    _set_rng_state(rng)
     return state
+
+
+def _tensors(file: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise CheckpointError(f"checkpoint {file.parent}: {file.name} holds more than tensors, or is torn") from error
+    return content
+
+
+def _go_on_with(scheduler: LambdaLR, updates: int) -> None:
+    """Put the schedule behind its first `updates`; its rates and their shape stay its own."""
+    scheduler.last_epoch, scheduler._step_count = updates, updates + 1
+    scheduler._last_lr = [
+        rate * factor(updates) for rate, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+    ]
+    for group, rate in zip(scheduler.optimizer.param_groups, scheduler._last_lr, strict=True):
+        group["lr"] = rate
 
 
 def _adapter_weights(model: Any) -> dict[str, torch.Tensor]:
@@ -151,83 +156,6 @@ def _check_kind(path: Path, policy: PolicyModel) -> None:
             )
 
 
-def read_state(path: Path) -> TrainerState:
-    """The checkpoint's `TrainerState`. Raises `CheckpointError`."""
-    try:
-        values = json.loads((path / "trainer_state.json").read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"checkpoint {path}: trainer_state.json cannot be read: {error}") from error
-    known = {field.name for field in fields(TrainerState)}
-    if set(values) != known:
-        raise CheckpointError(f"checkpoint {path}: trainer_state.json has other keys: {sorted(set(values) ^ known)}")
-    return TrainerState(**values)
-
-
-def verify_checkpoint(path: Path) -> None:
-    """Compare every file with the manifest. Raises `CheckpointError`."""
-    try:
-        manifest = json.loads((path / MANIFEST).read_text())
-        files = {str(name): str(digest) for name, digest in manifest["files"].items()}
-        version = manifest["format"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path} is not a complete checkpoint: no readable {MANIFEST} ({error})") from error
-    if version != FORMAT:
-        raise CheckpointError(f"checkpoint {path} has format {version}, this program reads {FORMAT}")
-    for name, digest in files.items():
-        if not (path / name).is_file():
-            raise CheckpointError(f"checkpoint {path} is incomplete: {name} is missing")
-        if _sha256(path / name) != digest:
-            raise CheckpointError(f"checkpoint {path} is damaged: {name} differs from its checksum")
-
-
-def latest_checkpoint(directory: Path) -> Path | None:
-    """The intact checkpoint of the highest step in `directory`; broken ones are passed over."""
-    for _, path in reversed(_by_step(directory)):
-        try:
-            verify_checkpoint(path)
-        except CheckpointError:
-            continue
-        return path
-    return None
-
-
-def find_checkpoint(resume: str) -> Path:
-    """The checkpoint that `resume` means: the directory itself, or the newest intact one of a run directory.
-
-    Raises `CheckpointError` when there is none.
-    """
-    directory = Path(resume).expanduser()
-    if (directory / MANIFEST).is_file():
-        return directory
-    newest = latest_checkpoint(directory / "checkpoints")
-    if newest is None:
-        raise CheckpointError(f"resume={resume!r} is neither a checkpoint nor a run directory with an intact one")
-    return newest
-
-
-def prune_checkpoints(directory: Path, *, keep: int, best_step: int | None) -> None:
-    """Delete all but the newest `keep` checkpoints and the one of `best_step`, which is never deleted."""
-    checkpoints = _by_step(directory)
-    for step, path in checkpoints[: max(len(checkpoints) - keep, 0)]:
-        if step != best_step:
-            shutil.rmtree(path)
-
-
-def _by_step(directory: Path) -> list[tuple[int, Path]]:
-    """Sealed checkpoints, oldest first. Found by content: one whose replacement was interrupted has a hidden name."""
-    found = []
-    for path in directory.glob("*/" + MANIFEST):
-        try:
-            found.append((read_state(path.parent).step, path.parent))
-        except CheckpointError:
-            continue
-    return sorted(found, key=lambda item: (item[0], not item[1].name.startswith("."), item[1].name))
-
-
-_IMPLEMENTATION = ("fused", "foreach", "capturable", "differentiable")
-"""How an optimiser computes, not what: each backend keeps its own choice."""
-
-
 def _named_optimizer_state(optimisation: Optimisation) -> dict[str, Any]:
     """The optimiser's state by parameter name: independent of the order in which a backend lists parameters, and of
     frozen ones among them."""
@@ -251,7 +179,10 @@ def _gathered(value: Any, optimisation: Optimisation) -> Any:
 
 
 def _positional_optimizer_state(path: Path, named: dict[str, Any], optimisation: Optimisation) -> dict[str, Any]:
-    """What `optimizer.load_state_dict` wants. Raises `CheckpointError` when the trained parameters differ."""
+    """What `optimizer.load_state_dict` wants: the saved moments, in groups with the settings of the present optimiser.
+
+    Raises `CheckpointError` when the trained parameters differ.
+    """
     names = {id(parameter): name for name, parameter in optimisation.parameters.items()}
     groups_of_rank = optimisation.optimizer.param_groups
     own = [{names[id(p)] for p in group["params"] if id(p) in names} for group in groups_of_rank]
@@ -266,9 +197,8 @@ def _positional_optimizer_state(path: Path, named: dict[str, Any], optimisation:
         for name, values in named["state"].items()
     }
     groups, first = [], 0
-    for saved, present in zip(named["param_groups"], groups_of_rank, strict=True):
-        kept = {key: present[key] for key in _IMPLEMENTATION if key in present}
-        groups.append({**saved, **kept, "params": list(range(first, first + len(present["params"])))})
+    for present in groups_of_rank:
+        groups.append({**present, "params": list(range(first, first + len(present["params"])))})
         first += len(present["params"])
     return {"state": state, "param_groups": groups}
 
@@ -293,38 +223,3 @@ def _set_rng_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _seal(directory: Path) -> None:
-    """Flush every file to disk, then write the manifest that makes the directory a checkpoint."""
-    paths = sorted(path for path in directory.rglob("*") if path.is_file())
-    files = {path.relative_to(directory).as_posix(): _sha256(path) for path in paths}
-    for name in files:
-        _flush(directory / name)
-    (directory / MANIFEST).write_text(json.dumps({"format": FORMAT, "files": files}, indent=1))
-    _flush(directory / MANIFEST)
-    _flush(directory)
-
-
-def _move_into_place(temporary: Path, path: Path) -> None:
-    """Rename; a former `path` steps aside first, so that at every moment one complete checkpoint exists."""
-    former = path.with_name(f".{path.name}.former")
-    if path.exists():
-        shutil.rmtree(former, ignore_errors=True)
-        path.rename(former)
-    temporary.rename(path)
-    _flush(path.parent)
-    shutil.rmtree(former, ignore_errors=True)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

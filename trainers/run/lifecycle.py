@@ -11,7 +11,7 @@ from cua_agent.trajectory import Trajectory
 from trainers.config import TrainConfig
 from trainers.protocol import Batch, Collected, EpisodePlayer, EvalRecord, TrainResult
 from trainers.rollouts.evaluation import evaluate
-from trainers.run.checkpoint import find_checkpoint
+from trainers.run.checkpoint_files import find_checkpoint
 from trainers.run.metrics import ProgressReporter
 from trainers.run.recorder import RunRecorder
 

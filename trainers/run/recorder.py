@@ -12,7 +12,7 @@ from trainers.config import TrainConfig
 from trainers.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from trainers.protocol import Batch, Collected, EvalRecord, StepRecord, TrainerState, TrainResult, Usage
 from trainers.rollouts.trajectory_store import TrajectoryStore
-from trainers.run.checkpoint import prune_checkpoints
+from trainers.run.checkpoint_files import prune_checkpoints
 from trainers.run.metrics import MetricsWriter, ProgressReporter, open_trackers
 from trainers.run.step_metrics import Staleness, Timing, advance, step_metrics
 from trainers.run.stopping import observe, out_of_budget, stop_after_evaluation
@@ -126,7 +126,7 @@ class RunRecorder:
         config, step = self._config.checkpoint, self._state.step
         if config.every_steps and step % config.every_steps == 0:
             self.checkpoint(f"step_{step:06d}")
-            prune_checkpoints(self._directory / "checkpoints", keep=config.keep, best_step=self._state.best_step)
+            prune_checkpoints(self._directory / "checkpoints", keep=config.keep)
 
     def last_checkpoint(self) -> Path:
         """The run ends, or is broken off."""
