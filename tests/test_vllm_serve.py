@@ -64,6 +64,14 @@ def test_a_hub_model_on_gpus() -> None:
     assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING" not in command.environment
 
 
+def test_the_built_in_model_on_a_gpu_has_the_dtype_of_lora_kernels() -> None:
+    assert flags(server_command(ServeOptions(device="cuda", python=PYTHON)))["--dtype"] == "bfloat16"
+    with pytest.raises(ServeError, match=r"^dtype=float32 with lora=true on a GPU: .*lora=false$"):
+        server_command(ServeOptions(device="cuda", python=PYTHON, dtype="float32"))
+    full = server_command(ServeOptions(device="cuda", python=PYTHON, dtype="float32", lora=False))
+    assert flags(full)["--dtype"] == "float32"
+
+
 def test_the_printed_command_can_be_typed() -> None:
     command = ServerCommand(["py", "-m", "x", "--json", '{"a": 1}'], {"A": "b c"}, "http://h:1")
     assert str(command) == """A='b c' py -m x --json '{"a": 1}'"""

@@ -213,7 +213,6 @@ def test_a_server_that_fits_passes() -> None:
     ("info", "flag"),
     [
         (server_info(logprobs_mode="raw_logprobs"), "--logprobs-mode processed_logprobs"),
-        (server_info(dtype="torch.bfloat16"), "--dtype float32"),
         (server_info(max_model_len=100), "--max-model-len 512"),
         (server_info(images=1), "--limit-mm-per-prompt"),
         (server_info(lora=None), "--enable-lora"),
@@ -226,6 +225,14 @@ def test_a_server_that_does_not_fit_is_told_the_flag(info: dict[str, Any], flag:
     with pytest.raises(ServerMismatch, match="http://s must be started with") as refusal:
         check_server("http://s", info, plan())
     assert flag in str(refusal.value)
+
+
+def test_a_server_of_another_dtype_is_refused_in_one_line() -> None:
+    with pytest.raises(ServerMismatch) as refusal:
+        check_server("http://s", server_info(dtype="torch.bfloat16"), plan())
+    message = str(refusal.value)
+    assert "\n" not in message
+    assert "serves bfloat16, the trainer's model.dtype is float32: set model.dtype=bfloat16, or start" in message
 
 
 def test_limits_of_adapters() -> None:

@@ -70,6 +70,8 @@ def load_policy(
     if load_in_4bit and loader != "unsloth":
         raise ValueError("loader.load_in_4bit=true needs loader=unsloth")
     check_device(device)
+    if device.startswith("cuda:"):
+        torch.cuda.set_device(device)  # for kernels and libraries that take the present one
     source = find_model(path)
     manner = _Manner(dtype, device, device_map, attn_implementation, load_in_4bit, gradient_checkpointing, max_length)
     if loader == "unsloth":

@@ -25,9 +25,9 @@ _HARMLESS = (
 )
 
 
-def prepare_process(run_directory: Path, *, controller: bool = False) -> None:
+def prepare_process(run_directory: Path, device: str = "cpu", *, controller: bool = False) -> None:
     """Make this process one rank of AReaL's SPMD mode (the only one, unless a launcher said otherwise), or the
-    controller of its single-controller mode.
+    controller of its single-controller mode. It trains on `device` (cpu, cuda or cuda:N).
 
     Raises `ConfigError` when areal is not installed.
     """
@@ -44,11 +44,22 @@ def prepare_process(run_directory: Path, *, controller: bool = False) -> None:
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+    if os.environ["WORLD_SIZE"] == "1":  # AReaL takes the GPU of the local rank
+        os.environ["LOCAL_RANK"] = device.partition(":")[2] or "0"
     if "TORCHELASTIC_RUN_ID" not in os.environ:  # no launcher: a port of its own, also for a child of such a process
         os.environ["MASTER_PORT"] = str(_free_port())
     quiet()
+    use_platform(device)
     _resolve_names_in(run_directory / "areal" / "names")
     no_async_saver()
+
+
+def use_platform(device: str) -> None:
+    """AReaL takes any GPU that it finds: keep it on the CPU when that is where the model is."""
+    if device == "cpu":
+        from areal.infra import platforms
+
+        platforms.current_platform._platform, platforms.current_platform._initialized = platforms.CpuPlatform(), True
 
 
 def _free_port() -> int:

@@ -59,7 +59,7 @@ def first_rows(numbers: Tensor) -> Tensor:
     seen: dict[int, int] = {}
     for index, number in enumerate(numbers.tolist()):
         seen.setdefault(number, index)
-    return torch.tensor(list(seen.values()), dtype=torch.int64)
+    return torch.tensor(list(seen.values()), dtype=torch.int64, device=numbers.device)
 
 
 def _padded(tensors: list[Tensor], fill: float) -> Tensor:

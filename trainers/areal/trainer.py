@@ -43,7 +43,7 @@ class AReaLGRPOTrainer:
     ) -> None:
         self._trainer: Trainer
         self._tensors: Tensors
-        prepare_process(run_directory, controller=config.scheduler != "none")
+        prepare_process(run_directory, config.loader.device, controller=config.scheduler != "none")
         if config.scheduler != "none":
             from trainers.areal.cluster.cluster_trainer import ClusterTrainer
 

@@ -56,6 +56,11 @@ def _loader_problems(config: TrainConfig) -> Iterator[str]:
             "loader.name=unsloth with loader.device=cpu: Unsloth reads no images on a CPU; set loader.device=cuda, "
             "loader=peft, or model=smollm2 (which is shown the screen in words)"
         )
+    if loader.device == "mps" and _sharded(config):
+        yield (
+            f"loader.device=mps with backend=areal phase={config.phase}: FSDP trains on CPUs and CUDA devices; set "
+            "loader.device=cpu, phase=1 or backend=legacy"
+        )
     if loader.attn_implementation == "flash_attention_2" and config.inference.name == "local":
         yield (
             "loader.attn_implementation=flash_attention_2 with inference.name=local: its cache needs a mask per row; "

@@ -21,26 +21,32 @@ _PATIENCE = timedelta(hours=2)
 """How long a process waits for the others: as long as AReaL's do."""
 
 
+def init_default_group() -> None:
+    """The default group of torch.distributed: gloo, and NCCL for tensors on GPUs. AReaL reduces both kinds."""
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, timeout=_PATIENCE)
+
+
 class _Interrupted(Exception):  # noqa: N818 (nothing is wrong)
     """Ctrl-C, as what asyncio treats like any exception of a task."""
 
 
 class TorchProcessGroup:
-    """Implements `ProcessGroup` over torch.distributed, which it sets up: gloo, and NCCL for tensors on GPUs.
+    """Implements `ProcessGroup` over torch.distributed, which it sets up. With `device` "cuda" every process has the
+    GPU of its local rank.
 
     A process that stops alone would leave the others waiting. So Ctrl-C (which a launcher passes on to all) is only
     noted, and `interruptible` work ends with it: then all processes stop together.
     """
 
-    def __init__(self, rank: int, size: int) -> None:
+    def __init__(self, rank: int, size: int, device: str = "cpu") -> None:
         self._rank, self._size = rank, size
         self._shared_error: BaseException | None = None
         self._interrupted = False
         signal.signal(signal.SIGINT, self._note)
-        if torch.cuda.is_available():
+        if device == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, timeout=_PATIENCE)
+        init_default_group()
         self._group: Any = dist.new_group(backend="gloo", timeout=_PATIENCE)
 
     @property

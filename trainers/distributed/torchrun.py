@@ -23,7 +23,7 @@ def process_group_of_environment(config: TrainConfig) -> Iterator[ProcessGroup]:
     check_processes(config, size)
     from trainers.distributed.torch_process_group import TorchProcessGroup
 
-    process_group = TorchProcessGroup(int(os.environ["RANK"]), size)
+    process_group = TorchProcessGroup(int(os.environ["RANK"]), size, config.loader.device)
     try:
         yield process_group
     finally:
@@ -38,6 +38,11 @@ def check_processes(config: TrainConfig, size: int) -> None:
         phase = "" if config.active_phase is None else f" phase={config.phase}"
         raise ConfigError(
             f"backend={config.backend}{phase} with {size} processes: allowed: backend=areal phase=2 or phase=3"
+        )
+    if ":" in config.loader.device:
+        raise ConfigError(
+            f"loader.device={config.loader.device} with {size} processes: allowed: cuda (each process takes the GPU of "
+            "its local rank) or cpu"
         )
     for key in ("groups_per_step", "concurrency"):
         value = getattr(config.rollout, key)

@@ -33,7 +33,14 @@ class ServingPlan:
 
 
 def check_server(url: str, info: Mapping[str, Any], plan: ServingPlan) -> None:
-    """Compare `/server_info` with `plan`. Raises `ServerMismatch` naming every flag that is missing."""
+    """Compare `/server_info` with `plan`. Raises `ServerMismatch` naming the other dtype, or every flag that is
+    missing."""
+    dtype = info["vllm_config"]["model_config"]["dtype"].removeprefix("torch.")
+    if dtype != plan.dtype:
+        raise ServerMismatch(
+            f"{url} serves {dtype}, the trainer's model.dtype is {plan.dtype}: set model.dtype={dtype}, or start the "
+            f"server with --dtype {plan.dtype} ({SERVE_COMMAND} dtype={plan.dtype})"
+        )
     flags = list(_missing_flags(info["vllm_config"], info["vllm_env"], plan))
     if flags:
         raise ServerMismatch(f"{url} must be started with {', '.join(flags)}; {SERVE_COMMAND} sets them")
@@ -43,8 +50,6 @@ def _missing_flags(config: Mapping[str, Any], env: Mapping[str, Any], plan: Serv
     model, lora = config["model_config"], config["lora_config"]
     if model["logprobs_mode"] != "processed_logprobs":
         yield "--logprobs-mode processed_logprobs"
-    if model["dtype"].removeprefix("torch.") != plan.dtype:
-        yield f"--dtype {plan.dtype}"
     if model["max_model_len"] < plan.max_length:
         yield f"--max-model-len {plan.max_length}"
     if _image_limit(model) < plan.images:

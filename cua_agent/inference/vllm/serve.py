@@ -48,7 +48,7 @@ class ServeOptions:
     port: int = Field(8000, ge=1, lt=65536, description="port to listen on")
     device: Literal["cpu", "cuda"] | None = Field(None, description="default: cuda where there is an NVIDIA GPU")
     dtype: Literal["float32", "bfloat16"] | None = Field(
-        None, description="the trainer's model.dtype; default: float32 for tiny, else bfloat16"
+        None, description="the trainer's model.dtype; default: float32 for tiny on a CPU, else bfloat16"
     )
     lora: bool = Field(True, description="serve adapters; false: full weights are trained")
     lora_rank: int = Field(16, ge=1, description="the trainer's lora.r, or more")
@@ -108,7 +108,12 @@ def server_command(options: ServeOptions, extra: Sequence[str] = ()) -> ServerCo
     """The command that serves what `options` say. Raises `ServeError` when there is no model or no vLLM."""
     device = options.device or ("cuda" if shutil.which("nvidia-smi") else "cpu")
     tiny = options.model == "tiny"
-    dtype = options.dtype or ("float32" if tiny else "bfloat16")
+    dtype = options.dtype or ("float32" if tiny and device == "cpu" else "bfloat16")
+    if device == "cuda" and options.lora and dtype == "float32":
+        raise ServeError(
+            "dtype=float32 with lora=true on a GPU: vLLM's LoRA kernels take bfloat16 there; set dtype=bfloat16 here "
+            "and model.dtype=bfloat16 in the trainer, or serve full weights with lora=false"
+        )
     max_length = options.max_length or (2048 if tiny else 16384)
     flags = [
         *("--model", base_model(options.model)),

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from trainers.areal.cluster.group_reports import Report, light_finished, pack, unpack
 from trainers.areal.cluster.worker_specs import WorkerActorConfig, WorkerEngineConfig, run_config
 from trainers.areal.config.translation import rollout_config
-from trainers.areal.process import no_async_saver, quiet
+from trainers.areal.process import no_async_saver, quiet, use_platform
 from trainers.areal.rollout.distributed_rollouts import without_pixels
 from trainers.areal.rollout.evaluation_player import EvaluationPlayer
 from trainers.areal.rollout.group_results import GroupResults
@@ -189,6 +189,7 @@ def _prepare(run: str) -> TrainConfig:
     quiet()
     no_async_saver()
     config = run_config(run)
+    use_platform(config.loader.device)
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)  # LoRA dropout
     return config

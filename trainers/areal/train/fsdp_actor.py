@@ -8,7 +8,8 @@ from functools import partial
 from typing import Any
 
 import torch
-from areal.api import FinetuneSpec
+import torch.distributed as dist
+from areal.api import FinetuneSpec, ParallelStrategy
 from areal.api.cli_args import MicroBatchSpec, PPOActorConfig
 from areal.engine.fsdp_engine import FSDPPPOActor, FSDPTrainContext
 from areal.infra.platforms import current_platform
@@ -20,6 +21,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from cua_agent.models.mrope import mrope_positions
 from cua_agent.models.policy import PolicyModel
 from trainers.config import OptimConfig
+from trainers.distributed.torch_process_group import init_default_group
 from trainers.grpo.learner import warmup_factor
 
 IMPOSSIBLE = -1e9
@@ -40,6 +42,12 @@ class FSDPPolicyActor(FSDPPPOActor):  # type: ignore[misc]
         super().__init__(config=config)
         self.policy = policy
         self._warmup_steps = optim.warmup_steps * optim.updates_per_batch
+
+    def create_process_group(self, parallel_strategy: ParallelStrategy | None = None) -> None:
+        if not dist.is_initialized():  # AReaL's would be NCCL alone, and its statistics are on the CPU
+            init_default_group()
+            self.own_global_group = True
+        super().create_process_group(parallel_strategy)
 
     def _create_device_model(self) -> None:
         current_platform.set_device(int(os.environ["LOCAL_RANK"]))

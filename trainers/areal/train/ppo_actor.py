@@ -96,7 +96,7 @@ class RaggedNorm:
             norm = Normalization(reward_norm(self._config, len(first)))
             numbers = torch.unique(episodes, sorted=True, return_inverse=True)[1]
             order = numbers[first]
-            normalised = torch.empty(len(first)).index_copy_(0, order, norm(part[first].double()))
+            normalised = torch.empty(len(first), device=part.device).index_copy_(0, order, norm(part[first].double()))
             parts.append(normalised[numbers])
         return torch.cat(parts)
 
