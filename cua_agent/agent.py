@@ -16,9 +16,9 @@ from cua_agent.acting import act
 from cua_agent.actions import Action, Point
 from cua_agent.conversation import Codec, Context, Conversation, EpisodeInfo, Screen
 from cua_agent.envs.base import Environment, EnvironmentFailure, Observation
-from cua_agent.inference.base import GenerateRequest, InferenceEngine, InferenceFailure
+from cua_agent.inference.base import GenerateRequest, GenerateResponse, InferenceEngine, InferenceFailure
 from cua_agent.parsing import describe
-from cua_agent.prompts import END_OF_TURN, Grounding, PromptStyle, system_prompt
+from cua_agent.prompts import Grounding, PromptStyle, system_prompt
 from cua_agent.rewards import RewardValues, SuccessOnly, outcome_of, reward_of
 from cua_agent.tasks import CUATask
 from cua_agent.trajectory import Outcome, Trajectory, Turn
@@ -190,7 +190,8 @@ class StandaloneGBoxCUAAgent:
     async def _take_turn(self, seed: int, episode_id: str, progress: _Progress, seen: Observation) -> Observation:
         """Sample one turn, act on it, record it; returns what is seen afterwards."""
         started = time.monotonic()
-        text = await self._generate(seed, episode_id, progress.conversation)
+        response = await self._generate(seed, episode_id, progress.conversation)
+        text = self._text_of(response)
         generated = time.monotonic()
         effect = await act(self._environment, text, seen, self._config.grounding)
         progress.claimed, progress.world_done = effect.claimed, effect.world_done
@@ -203,12 +204,13 @@ class StandaloneGBoxCUAAgent:
                 generate_s=generated - started,
                 env_s=time.monotonic() - generated,
                 point=_point_of(effect.executed),
+                truncated=response.stop_reason == "length",
                 screenshot=seen.screenshot if self._config.keep_screenshots else None,
             )
         )
         return effect.observation
 
-    async def _generate(self, seed: int, episode_id: str, conversation: Conversation) -> str:
+    async def _generate(self, seed: int, episode_id: str, conversation: Conversation) -> GenerateResponse:
         input_ids, images = conversation.prompt()
         request = GenerateRequest(
             conversation_id=_conversation_id(episode_id, conversation.row),
@@ -221,7 +223,12 @@ class StandaloneGBoxCUAAgent:
         )
         response = await self._engine.generate(request)
         conversation.add_response(response)
-        return self._policy.decode(response.output_ids).removesuffix(END_OF_TURN)
+        return response
+
+    def _text_of(self, response: GenerateResponse) -> str:
+        """What the model wrote, without the token that ended its turn."""
+        ids = response.output_ids
+        return self._policy.decode(ids[:-1] if ids and ids[-1] in self._policy.special.stop_ids else ids)
 
 
 def screen_of(observation: Observation, seen: Seen) -> Screen:

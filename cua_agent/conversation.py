@@ -39,7 +39,12 @@ class SpecialIds(Protocol):
 
     @property
     def end_of_turn_id(self) -> int:
-        """What ends the model's turn."""
+        """What ends a turn in the chat format."""
+        ...
+
+    @property
+    def stop_ids(self) -> Sequence[int]:
+        """Whatever ends the model's turn; the end of turn is one of them."""
         ...
 
 

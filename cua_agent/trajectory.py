@@ -29,7 +29,7 @@ class Turn:
 
     `action` is the parsed action as text (None when the call was malformed), `result` the observation's text,
     `screenshot` what the model looked at when it acted (None once dropped to save memory), `point` the normalised
-    position acted on (None when the action has none).
+    position acted on (None when the action has none). `truncated`: the token limit cut the turn off.
     """
 
     text: str
@@ -38,6 +38,7 @@ class Turn:
     generate_s: float
     env_s: float
     point: tuple[int, int] | None = None
+    truncated: bool = False
     screenshot: Image.Image | None = field(default=None, repr=False, compare=False)
 
 

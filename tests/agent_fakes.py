@@ -16,7 +16,7 @@ from cua_agent.envs.base import Observation, StepResult
 from cua_agent.inference.base import GenerateRequest, GenerateResponse
 from cua_agent.tasks import CUATask, Probe
 
-_SPECIAL = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
+_SPECIAL = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|endoftext|>")
 _PIECES = re.compile("(" + "|".join(map(re.escape, _SPECIAL)) + ")")
 IMAGE_TOKENS = 3
 
@@ -24,7 +24,9 @@ IMAGE_TOKENS = 3
 class ByteCodec:
     """Bytes are tokens 0..255, special tokens follow."""
 
-    special = SimpleNamespace(image_token_id=256 + _SPECIAL.index("<|image_pad|>"), end_of_turn_id=257)
+    special = SimpleNamespace(
+        image_token_id=256 + _SPECIAL.index("<|image_pad|>"), end_of_turn_id=257, stop_ids=(257, 261)
+    )
 
     def encode(self, text: str) -> list[int]:
         ids: list[int] = []

@@ -149,6 +149,20 @@ def test_a_turn_cut_off_by_its_token_limit_is_closed_in_the_next_prompt() -> Non
     assert CODEC.special.end_of_turn_id not in row.input_ids[row.loss_mask == 1]
 
 
+@pytest.mark.parametrize(("ended", "cut"), [(True, [False, False]), (False, [True, True])])
+def test_a_turn_says_whether_the_token_limit_cut_it_off(ended: bool, cut: list[bool]) -> None:
+    episode, _ = play([], ScriptedEnvironment(WIFI), engine=ScriptedEngine([TAP, DONE], ended=ended))
+    assert [turn.truncated for turn in episode.turns] == cut
+    assert [turn.truncated for row in episode.trajectories for turn in row.turns] == cut
+
+
+def test_the_end_of_text_ends_a_turn_and_is_no_part_of_what_was_said() -> None:
+    engine = ScriptedEngine([TAP + "<|endoftext|>", DONE + "<|endoftext|>"], ended=False)
+    episode, _ = play([], ScriptedEnvironment(WIFI), engine=engine)
+    assert [turn.text for turn in episode.turns] == [TAP, DONE]
+    assert f"{TAP}<|endoftext|><|im_end|>\n<|im_start|>user" in last_prompt(engine)
+
+
 def raising(error: Exception) -> ScriptedEnvironment:
     def fail(_: Action) -> StepResult:
         raise error

@@ -1,5 +1,5 @@
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
@@ -271,6 +271,20 @@ def test_the_conversation_may_not_outgrow_the_model() -> None:
     assert cut.stop_reason == "length" and len(cut.output_ids) <= 70 - len(long.ids)
     assert none == GenerateResponse([], [], [], "length")
     assert len(whole.output_ids) >= 1
+
+
+def test_every_token_that_the_model_stops_with_ends_a_turn() -> None:
+    model = policy()
+
+    def answer(served: PolicyModel) -> GenerateResponse:
+        episode = Episode("e", [])
+        episode.observe(served, "hi", None)
+        return asyncio.run(LocalEngine(served).generate(episode.request(20)))
+
+    whole = answer(model)
+    first = whole.output_ids[0]
+    special = replace(model.special, stop_ids=(model.special.end_of_turn_id, first))
+    assert answer(replace(model, special=special)) == GenerateResponse([first], whole.logprobs[:1], [0], "stop")
 
 
 def test_engine_serves_one_event_loop_after_another_and_sleeps_when_idle() -> None:

@@ -4,17 +4,22 @@ import types
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from cua_agent.tasks import get_training_tasks
+from cua_agent.trajectory import Outcome, Trajectory, Turn
 from trainers.config import ConfigError, LoggingConfig
-from trainers.protocol import EvalRecord, TrainResult
+from trainers.protocol import Batch, Collected, EvalRecord, Group, GroupSpec, TrainerState, TrainResult, Usage
 from trainers.run.metrics import MetricsWriter, StepMetrics, open_trackers
+from trainers.run.step_metrics import Staleness, Timing, advance, step_metrics
 
 DESIGN_KEYS = (
     "step policy_version loss policy_loss kl entropy grad_norm lr reward_mean reward_std success_rate groups_kept "
     "groups_filtered episodes episodes_infra_error staleness_mean staleness_max logprob_gap rollout_s train_s sync_s "
-    "step_s env_utilisation env_wait_s box_minutes tokens tokens_per_s"
+    "step_s env_utilisation env_wait_s box_minutes tokens tokens_per_s truncated"
 )
+SPEC = GroupSpec(get_training_tasks()[0], 0, "g")
 
 RESULT = TrainResult(3, "max_steps", 0.5, 0.9, 0.9, 10.0, 4.0, 5.0, 0.7, 1.5, 0)
 
@@ -35,6 +40,21 @@ def test_a_row_has_every_key_of_the_contract() -> None:
     row = StepMetrics(step=1, policy_version=1, outcomes={"success": 3}).row()
     assert set(DESIGN_KEYS.split()) <= set(row)
     assert row["outcome/success"] == 3
+
+
+def test_truncated_is_the_share_of_the_turns_that_were_cut_off() -> None:
+    def row(*truncated: bool) -> Trajectory:
+        turns = tuple(Turn("", None, "", 0.0, 0.0, truncated=cut) for cut in truncated)
+        none = [np.zeros(0, dtype) for dtype in (np.int64, np.int32, np.float32, np.int32)]
+        return Trajectory(*none, [], 0.0, Outcome.FAILURE, "t", "g", "e", 0, turns)
+
+    collected = Collected([Group(SPEC, [[row(True, False), row(False)]])], [Group(SPEC, [[row(True)]])])
+    timing, stale = Timing(1.0, 1.0, 1.0, 3.0), Staleness()
+    state = advance(TrainerState(turns=4, turns_truncated=1), timing, stale, collected.episodes)
+    assert (state.turns, state.turns_truncated) == (8, 3)
+    metrics = step_metrics(state, collected, Batch([], []), [], stale, timing, Usage())
+    assert metrics.truncated == 0.5  # 2 of 4: of both rows of an episode, and of groups without signal
+    assert step_metrics(state, Collected(), Batch([], []), [], stale, timing, Usage()).row()["truncated"] is None
 
 
 def test_not_a_number_becomes_null() -> None:

@@ -1,6 +1,7 @@
 import time
 from pathlib import Path
 from tempfile import mkdtemp
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cua_agent.models.errors import ModelNotFound, UnsupportedModel
-from cua_agent.models.loaders import load_policy
+from cua_agent.models.loaders import load_policy, special_tokens
 from cua_agent.models.policy import PolicyModel
 
 FAMILIES = ["qwen3_vl", "qwen2_5_vl"]
@@ -36,6 +37,14 @@ def test_banned_tokens(policy: PolicyModel) -> None:
     assert set(range(len(policy.tokenizer), rows)) <= set(policy.special.banned)
     assert rows - len(policy.tokenizer) == tiny_random.UNUSED_ROWS
     assert policy.special.end_of_turn_id not in policy.special.banned
+
+
+def test_a_turn_ends_where_the_model_was_trained_to_stop(policy: PolicyModel) -> None:
+    end_of_text = policy.tokenizer.get_vocab()["<|endoftext|>"]
+    assert policy.special.stop_ids == (policy.special.end_of_turn_id, end_of_text)
+    named = SimpleNamespace(eos_token_id=[0, end_of_text, *policy.special.banned])
+    found = special_tokens(policy.tokenizer, policy.base_model.config, named).stop_ids
+    assert found == (policy.special.end_of_turn_id, *sorted({0, end_of_text} - set(policy.special.banned)))
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)

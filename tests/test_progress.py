@@ -1,4 +1,5 @@
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -35,6 +36,11 @@ def test_a_step_that_trained_on_nothing_shows_dashes_and_losses_are_named() -> N
     assert "reward -" in line
     assert "nan" not in line
     assert line.endswith("lost episodes 2  updates skipped 1")
+
+
+def test_turns_that_were_cut_off_are_seen() -> None:
+    assert step_line(replace(STEP, truncated=0.125), 40).endswith("train 2.0 s  turns cut off 12.5 %")
+    assert "cut off" not in step_line(replace(STEP, truncated=0.0), 40)
 
 
 def test_plain_lines_where_there_is_no_terminal() -> None:

@@ -43,16 +43,16 @@ def test_collapsing_is_undone_by_expanding(parts: list[Any]) -> None:
     assert expanded == full
 
 
-def test_sampling_bans_tokens_and_stops_at_the_end_of_turn_only() -> None:
+def test_sampling_bans_tokens_and_stops_where_a_turn_ends_only() -> None:
     request = GenerateRequest("c", [1], [], 5, temperature=0.7, seed=3)
-    sampling = wire.sampling_params(request, 4, end_of_turn_id=8, banned=[7, PAD])
+    sampling = wire.sampling_params(request, 4, stop_ids=(8, 9), banned=[7, PAD])
     assert sampling["temperature"] == 0.7
     assert (sampling["seed"], sampling["max_tokens"], sampling["logprobs"]) == (3, 4, 0)
-    assert sampling["stop_token_ids"] == [8]
+    assert sampling["stop_token_ids"] == [8, 9]
     assert sampling["ignore_eos"]
     assert sampling["logit_bias"] == {"7": -1e9, "9": -1e9}
     greedy = GenerateRequest("c", [1], [], 5, temperature=0.7, greedy=True)
-    assert wire.sampling_params(greedy, 4, 8, [])["temperature"] == 0.0
+    assert wire.sampling_params(greedy, 4, (8,), [])["temperature"] == 0.0
 
 
 def test_a_banned_token_has_no_probability_at_any_temperature_that_is_allowed() -> None:

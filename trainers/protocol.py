@@ -58,7 +58,8 @@ class EvalRecord:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How a run ended; the content of `summary.json`."""
+    """How a run ended; the content of `summary.json`. `truncated` is the share of all turns that the token limit cut
+    off (None: none was played)."""
 
     steps: int
     stop_reason: str
@@ -71,14 +72,15 @@ class TrainResult:
     env_utilisation: float
     box_minutes: float
     staleness_max: int
+    truncated: float | None = None
 
 
 @dataclass(frozen=True)
 class TrainerState:
     """Progress of a run: everything a trainer needs to go on, besides weights, optimiser and generators.
 
-    `data_position` counts the training groups drawn so far; `staleness_*` are over trained episodes; the `_s` fields
-    are seconds already spent.
+    `data_position` counts the training groups drawn so far; `staleness_*` are over trained episodes, `turns*` over
+    all played ones; the `_s` fields are seconds already spent.
     """
 
     step: int = 0
@@ -91,6 +93,8 @@ class TrainerState:
     staleness_sum: int = 0
     staleness_count: int = 0
     staleness_max: int = 0
+    turns: int = 0
+    turns_truncated: int = 0
     wall_s: float = 0.0
     rollout_s: float = 0.0
     train_s: float = 0.0

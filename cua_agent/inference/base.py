@@ -35,7 +35,7 @@ class GenerateRequest:
 
 @dataclass(frozen=True)
 class GenerateResponse:
-    """Sampled tokens (the end-of-turn token included when `stop_reason` is "stop").
+    """Sampled tokens (the token that ended the turn included when `stop_reason` is "stop"; "length": the turn was cut).
 
     `logprobs[i]` is the log-probability of `output_ids[i]` under the sampling distribution (temperature applied,
     banned tokens excluded; greedy: at temperature 1), `versions[i]` the policy version that served it.

@@ -192,7 +192,7 @@ class LocalEngine:
             turn.output_ids.append(token)
             turn.logprobs.append(logprob)
             turn.versions.append(self._version)
-            stopped = token == self._policy.special.end_of_turn_id
+            stopped = token in self._policy.special.stop_ids
             if stopped or len(turn.output_ids) == turn.limit:
                 turn.finish("stop" if stopped else "length")
                 row.turn = None

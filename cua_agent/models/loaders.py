@@ -17,6 +17,8 @@ from cua_agent.models.unsloth import load_model_with_unsloth
 
 Loader = Literal["peft", "unsloth"]
 END_OF_TURN = "<|im_end|>"
+END_OF_TEXT = "<|endoftext|>"
+"""Ends a document in pre-training; a chat model may end its turn with it."""
 NEVER_SAMPLED = (
     "<|im_start|>",
     "<|vision_start|>",
@@ -93,8 +95,9 @@ def check_device(device: str) -> None:
         raise DeviceMissing(f"loader.device={device}: not on this machine; allowed: {', '.join(['cpu', *there])}")
 
 
-def special_tokens(tokenizer: Any, config: Any) -> SpecialTokens:
-    """The ids that the agent and the sampler need; raises `UnsupportedModel` when the tokenizer has no end of turn."""
+def special_tokens(tokenizer: Any, config: Any, generation_config: Any = None) -> SpecialTokens:
+    """The ids that the agent and the sampler need; a turn stops with the end of turn, with `<|endoftext|>` and with
+    what `generation_config` names. Raises `UnsupportedModel` when the tokenizer has no end of turn."""
     vocabulary: dict[str, int] = tokenizer.get_vocab()
     if END_OF_TURN not in vocabulary:
         raise UnsupportedModel(f"the tokenizer has no {END_OF_TURN} token: not a chat model of the Qwen family")
@@ -103,11 +106,16 @@ def special_tokens(tokenizer: Any, config: Any) -> SpecialTokens:
     placeholders = {image, getattr(config, "video_token_id", NO_TOKEN)} - {NO_TOKEN}
     never = {vocabulary[token] for token in NEVER_SAMPLED if token in vocabulary}
     end_of_turn = vocabulary[END_OF_TURN]
+    banned = unused | placeholders | never
+    eos = getattr(generation_config, "eos_token_id", None)
+    named = {vocabulary.get(END_OF_TEXT), *(eos if isinstance(eos, list) else [eos])}
+    stops = (named & set(vocabulary.values())) - banned - {end_of_turn}
     return SpecialTokens(
         image_token_id=image,
         end_of_turn_id=end_of_turn,
+        stop_ids=(end_of_turn, *sorted(stops)),
         pad_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end_of_turn,
-        banned=tuple(sorted(unused | placeholders | never)),
+        banned=tuple(sorted(banned)),
     )
 
 
@@ -169,4 +177,5 @@ def _policy(model: nn.Module, source: ModelSource) -> PolicyModel:
     tokenizer = AutoTokenizer.from_pretrained(source.location)
     processor = Qwen2VLImageProcessor.from_pretrained(source.location) if source.reads_images else None
     config: Any = model.config
-    return PolicyModel(model, tokenizer, processor, special_tokens(tokenizer, config))
+    special = special_tokens(tokenizer, config, getattr(model, "generation_config", None))
+    return PolicyModel(model, tokenizer, processor, special)

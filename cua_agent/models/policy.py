@@ -28,12 +28,14 @@ NO_TOKEN = -1
 class SpecialTokens:
     """Token ids with a meaning of their own; a model without eyes has no image token (`NO_TOKEN`).
 
+    A turn ends with any of `stop_ids`: the end of turn, and what else the model was trained to stop with.
     `banned` ids are never sampled and get probability 0 in training as well: image and video placeholders, vision
     start and end, `<|im_start|>`, and rows of the embedding that belong to no token.
     """
 
     image_token_id: int
     end_of_turn_id: int
+    stop_ids: tuple[int, ...]
     pad_id: int
     banned: tuple[int, ...] = field(repr=False)
 

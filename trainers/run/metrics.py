@@ -27,7 +27,8 @@ class StepMetrics:
     lent to an episode during the rollouts, divided by (pool size x `rollout_s`). Since the step before: seconds that
     episodes waited for an environment (`env_wait_s`, summed) and minutes that environments existed, which a provider
     bills (`box_minutes`). Loss figures are NaN (null in the file) in a step that trained on nothing; `updates_skipped`
-    counts updates whose loss or gradient was not finite.
+    counts updates whose loss or gradient was not finite. `truncated` is the share of the turns that
+    `rollout.max_new_tokens` cut off.
     """
 
     step: int
@@ -43,6 +44,7 @@ class StepMetrics:
     reward_std: float = NAN
     success_rate: float = NAN
     turns_mean: float = NAN
+    truncated: float = NAN
     groups_kept: int = 0
     groups_filtered: int = 0
     episodes: int = 0

@@ -104,6 +104,8 @@ def step_line(metrics: StepMetrics, max_steps: int) -> str:
         f"rollout {metrics.rollout_s:.1f} s",
         f"train {metrics.train_s:.1f} s",
     ]
+    if metrics.truncated > 0:
+        parts.append(f"turns cut off {_percent(metrics.truncated)}")
     if metrics.episodes_infra_error:
         parts.append(f"lost episodes {metrics.episodes_infra_error}")
     if metrics.updates_skipped:

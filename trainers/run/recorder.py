@@ -83,7 +83,7 @@ class RunRecorder:
     ) -> None:
         """A training step ended."""
         timing = self._process_group.broadcast(timing)
-        self._state = advance(self._state, timing, stale)
+        self._state = advance(self._state, timing, stale, collected.episodes)
         self._usage += usage
         metrics = step_metrics(self._state, collected, batch, updates, stale, timing, usage)
         self._writer.step(metrics)
@@ -156,6 +156,7 @@ class RunRecorder:
             env_utilisation=self._usage.utilisation,
             box_minutes=self._usage.box_minutes,
             staleness_max=state.staleness_max,
+            truncated=state.turns_truncated / state.turns if state.turns else None,
         )
         self._writer.summary(
             result,

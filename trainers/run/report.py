@@ -22,6 +22,7 @@ def closing_words(result: TrainResult, directory: Path, config: TrainConfig, ove
         f"Done after {result.steps} steps in {result.wall_s / 60:.1f} min ({result.stop_reason}).",
         f"Success on unseen seeds: {_percent(result.eval_success_start)} at the start, "
         f"{_percent(result.eval_success_end)} at the end, best {_percent(result.eval_success_best)}.",
+        *_cut_off_words(result),
         "",
         f"Results are in {shown}:",
         "  summary.json                 the figures of the run",
@@ -36,6 +37,13 @@ def closing_words(result: TrainResult, directory: Path, config: TrainConfig, ove
         f"  tensorboard --logdir {shown}/tensorboard",
     ]
     return "\n".join(lines)
+
+
+def _cut_off_words(result: TrainResult) -> list[str]:
+    """A line about turns that ran into the token limit, if there were any."""
+    if not result.truncated:
+        return []
+    return [f"{_percent(result.truncated)} of the turns were cut off at rollout.max_new_tokens: give it room."]
 
 
 def _percent(value: float | None) -> str:

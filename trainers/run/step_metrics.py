@@ -13,7 +13,7 @@ import numpy as np
 from cua_agent.trajectory import Trajectory
 from trainers.protocol import Batch, Collected, Episode, StepRecord, TrainerState, Usage
 from trainers.rollouts.evaluation import turn_count
-from trainers.run.metrics import StepMetrics
+from trainers.run.metrics import NAN, StepMetrics
 
 _KEYS = {f.name for f in fields(StepMetrics)}
 
@@ -48,14 +48,23 @@ def staleness(rows: Sequence[Trajectory], version: int) -> Staleness:
     return Staleness(float(np.concatenate(behind).mean()), max(largest), sum(largest), len(largest))
 
 
-def advance(state: TrainerState, timing: Timing, stale: Staleness) -> TrainerState:
-    """`state` one training step later; the policy's version is kept where it changes."""
+def cut_turns(episodes: Sequence[Episode]) -> tuple[int, int]:
+    """How many turns of `episodes` the token limit cut off, and of how many."""
+    turns = [turn for episode in episodes for row in episode for turn in row.turns]
+    return sum(turn.truncated for turn in turns), len(turns)
+
+
+def advance(state: TrainerState, timing: Timing, stale: Staleness, episodes: Sequence[Episode]) -> TrainerState:
+    """`state` one training step later, which played `episodes`; the policy's version is kept where it changes."""
+    truncated, turns = cut_turns(episodes)
     return replace(
         state,
         step=state.step + 1,
         staleness_sum=state.staleness_sum + stale.rows_sum,
         staleness_count=state.staleness_count + stale.rows,
         staleness_max=max(state.staleness_max, stale.max),
+        turns=state.turns + turns,
+        turns_truncated=state.turns_truncated + truncated,
         rollout_s=state.rollout_s + timing.rollout_s,
         train_s=state.train_s + timing.train_s,
     )
@@ -106,11 +115,13 @@ def _episode_figures(episodes: Sequence[Episode]) -> dict[str, Any]:
     if not episodes:
         return {}
     rewards = [episode[0].reward for episode in episodes]
+    truncated, turns = cut_turns(episodes)
     return {
         "episodes": len(episodes),
         "reward_mean": statistics.fmean(rewards),
         "reward_std": statistics.pstdev(rewards),
         "success_rate": statistics.fmean(float(episode[0].success) for episode in episodes),
         "turns_mean": statistics.fmean(turn_count(episode) for episode in episodes),
+        "truncated": truncated / turns if turns else NAN,
         "outcomes": dict(Counter(episode[0].outcome.value for episode in episodes)),
     }

@@ -121,7 +121,7 @@ class VllmEngine:
         special, grid = self._policy.special, self._policy.image_tokens
         counts = [grid(image.shape[0], image.shape[1]) for image in request.images]
         ids = wire.collapse(request.input_ids, special.image_token_id, counts)
-        sampling = wire.sampling_params(request, limit, special.end_of_turn_id, special.banned)
+        sampling = wire.sampling_params(request, limit, special.stop_ids, special.banned)
         urls = await self._images.urls(request.conversation_id, request.images)
         async with self._slots:
             response = await self._persist(request, wire.Prompt(ids, urls), sampling)

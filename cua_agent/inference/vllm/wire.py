@@ -82,15 +82,15 @@ def _find(ids: Sequence[int], wanted: int, start: int) -> int | None:
 
 
 def sampling_params(
-    request: GenerateRequest, max_tokens: int, end_of_turn_id: int, banned: Sequence[int]
+    request: GenerateRequest, max_tokens: int, stop_ids: Sequence[int], banned: Sequence[int]
 ) -> dict[str, Any]:
-    """How to sample: only the end of turn stops, banned tokens never come, one log-probability per token."""
+    """How to sample: only `stop_ids` end a turn, banned tokens never come, one log-probability per token."""
     return {
         "temperature": 0.0 if request.greedy else request.temperature,
         "seed": request.seed,
         "max_tokens": max_tokens,
         "ignore_eos": True,
-        "stop_token_ids": [end_of_turn_id],
+        "stop_token_ids": list(stop_ids),
         "logit_bias": {str(token): BANNED_BIAS for token in banned},
         "logprobs": 0,
         "detokenize": False,
