@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+import tiny_random
 
 import train
 from trainers.config import ConfigError, TrainConfig
@@ -102,6 +103,18 @@ def test_a_model_of_another_architecture_is_one_line_and_status_2(tmp_path: Path
     assert train.main([f"model={tmp_path}", f"output_dir={tmp_path / 'outputs'}"]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"error: model.path='{tmp_path}' is a 'gpt2' model; allowed: qwen2_vl, ")
+    assert error.count("\n") == 1
+    assert not list((tmp_path / "outputs").iterdir())
+
+
+def test_what_could_not_be_saved_is_refused_before_training(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(train, "_prepare_process", lambda _: None)
+    base = tiny_random.build(tmp_path / "base")
+    (base / "generation_config.json").write_text('{"do_sample": false, "temperature": 0.6}')
+    arguments = [f"model={base}", f"output_dir={tmp_path / 'outputs'}", "backend=legacy"]
+    assert train.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: model.path='{base}': its generation_config.json cannot be saved")
     assert error.count("\n") == 1
     assert not list((tmp_path / "outputs").iterdir())
 

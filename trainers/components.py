@@ -18,7 +18,7 @@ from cua_agent.inference.local import LocalEngine
 from cua_agent.models.loaders import load_policy
 from cua_agent.models.lora import LoraSpec
 from cua_agent.models.policy import PolicyModel
-from cua_agent.models.sources import find_model
+from cua_agent.models.sources import check_trainable, find_model
 from cua_agent.tasks import CUATask, EvalSplit, get_eval_tasks
 from cua_agent.trajectory import Trajectory
 from trainers.config import ConfigError, TrainConfig
@@ -61,7 +61,14 @@ def build_components(config: TrainConfig) -> Components:
 def build_policy(config: TrainConfig) -> PolicyModel:
     """The policy to train, with a fresh adapter when `lora.enabled`."""
     lora, loader, model = config.lora, config.loader, config.model
-    reads_images = find_model(model.path).reads_images
+    source = find_model(model.path)
+    reads_images = source.reads_images
+    check_trainable(model.path, source, adapter=lora.enabled or source.adapter is not None)
+    if source.quantisation is not None and config.backend == "areal" and config.phase > 1:
+        raise ConfigError(
+            f"model.path={model.path}: {source.quantisation} weights with backend=areal phase={config.phase}: FSDP "
+            "cannot shard quantised weights; set phase=1 or backend=legacy"
+        )
     if model.observation == "screenshot" and not reads_images:
         raise ConfigError(f"model.path={model.path}: it reads no images; allowed with it: model.observation=text")
     if config.inference.name == "vllm" and not reads_images:

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its type where there is none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 class ModelError(ValueError):
     """The model cannot be loaded as asked for."""
 
@@ -11,6 +16,7 @@ class ModelNotFound(ModelError):  # noqa: N818 (a state of the world, not a faul
     """`model.path` leads to no model; the message names key, value and what is allowed."""
 
     def __init__(self, path: str, why: str) -> None:
+        self.why = why
         super().__init__(
             f"model.path={path!r}: {why}; allowed: 'tiny', 'smollm2', a local directory with config.json, or a hub id "
             "such as 'Qwen/Qwen3-VL-2B-Instruct'"

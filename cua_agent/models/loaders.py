@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
-from cua_agent.models.errors import DeviceMissing, UnsupportedModel
+from cua_agent.models.errors import DeviceMissing, UnsupportedModel, first_line
 from cua_agent.models.fast_vision import use_fast_vision
 from cua_agent.models.lora import LoraSpec, attach_lora, load_adapter, load_adapter_weights, saved_spec
 from cua_agent.models.policy import NO_TOKEN, PolicyModel, SpecialTokens
@@ -125,12 +126,15 @@ def _load_with_peft(source: ModelSource, manner: _Manner, lora: LoraSpec | None,
 
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     kind = AutoModelForImageTextToText if source.reads_images else AutoModelForCausalLM
-    model = kind.from_pretrained(
-        source.location,
-        dtype=getattr(torch, manner.dtype),
-        attn_implementation=manner.attn_implementation,
-        device_map=manner.device_map,
-    )
+    try:
+        model = kind.from_pretrained(
+            source.location,
+            dtype=getattr(torch, manner.dtype),
+            attn_implementation=manner.attn_implementation,
+            device_map=manner.device_map,
+        )
+    except (OSError, ValueError, ImportError, SafetensorError) as error:  # no weights, a package that they need
+        raise UnsupportedModel(f"model.path={source.name!r} cannot be loaded: {first_line(error)}") from error
     if manner.device_map is None:
         model = model.to(manner.device)
     if model.config.model_type == "qwen3_vl" and manner.attn_implementation == "sdpa":
@@ -141,7 +145,7 @@ def _load_with_peft(source: ModelSource, manner: _Manner, lora: LoraSpec | None,
         model.gradient_checkpointing_enable({"use_reentrant": False})
     model.name_or_path = source.name  # what an adapter names as its base: "tiny" rather than where it lies here
     if source.adapter:
-        return load_adapter(model, source.adapter)
+        return load_adapter(model, source.adapter, source.name)
     adapted: nn.Module = attach_lora(model, lora) if lora else model
     return adapted
 

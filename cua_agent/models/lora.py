@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
+
+from cua_agent.models.errors import UnsupportedModel, first_line
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 LANGUAGE_MODEL_LINEARS = r".*\.layers\..*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
@@ -37,7 +42,7 @@ def attach_lora(model: nn.Module, spec: LoraSpec) -> nn.Module:
     config = LoraConfig(
         r=spec.r, lora_alpha=spec.alpha, lora_dropout=spec.dropout, target_modules=spec.target_modules, bias="none"
     )
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), tied_embeddings_expected():
         torch.manual_seed(spec.seed)
         try:
             adapted: nn.Module = get_peft_model(model, config)
@@ -46,12 +51,28 @@ def attach_lora(model: nn.Module, spec: LoraSpec) -> nn.Module:
     return adapted
 
 
+@contextmanager
+def tied_embeddings_expected() -> Iterator[None]:
+    """Without peft's page of advice about an adapter on tied embeddings, which `export` unties."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Model (with|has) `tie_word_embeddings=True`")
+        yield
+
+
 def adapter_base(directory: Path) -> str | None:
-    """The base model that the adapter saved in `directory` belongs to; None when there is no adapter."""
+    """The base model that the adapter saved in `directory` belongs to; None when there is no adapter.
+
+    Raises `UnsupportedModel` when its `adapter_config.json` does not say.
+    """
     config = directory / "adapter_config.json"
     if not config.is_file():
         return None
-    base: str = json.loads(config.read_text())["base_model_name_or_path"]
+    try:
+        base = json.loads(config.read_text())["base_model_name_or_path"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UnsupportedModel(f"{config} cannot be read: {type(error).__name__}: {first_line(error)}") from None
+    if not isinstance(base, str) or not base:
+        raise UnsupportedModel(f"{config}: base_model_name_or_path={base!r}; allowed: the adapter's base model")
     return base
 
 
@@ -76,9 +97,13 @@ def load_adapter_weights(model: nn.Module, directory: Path) -> None:
     set_peft_model_state_dict(model, load_file(directory / ADAPTER_WEIGHTS))
 
 
-def load_adapter(model: nn.Module, directory: Path) -> nn.Module:
-    """Wrap `model` in a `PeftModel` with the trainable adapter saved in `directory`; everything else is frozen."""
+def load_adapter(model: nn.Module, directory: Path, base: str) -> nn.Module:
+    """Wrap `model` in a `PeftModel` with the trainable adapter saved in `directory`; everything else is frozen. Saved
+    again, the adapter names `base` as its base model."""
     from peft import PeftModel
 
-    adapted: nn.Module = PeftModel.from_pretrained(model, str(directory), is_trainable=True)
-    return adapted
+    with tied_embeddings_expected():
+        adapted = PeftModel.from_pretrained(model, str(directory), is_trainable=True)
+    adapted.active_peft_config.base_model_name_or_path = base
+    whole: nn.Module = adapted
+    return whole

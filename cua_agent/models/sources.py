@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from cua_agent.models.errors import ModelNotFound, UnsupportedModel
+from cua_agent.models.errors import ModelNotFound, UnsupportedModel, first_line
 from cua_agent.models.lora import adapter_base
 from cua_agent.models.smollm2 import SMOLLM2, smollm2_directory
 
@@ -14,6 +15,8 @@ TINY = "tiny"
 TINY_WEIGHTS = Path(__file__).parent / "tiny_weights"
 WITH_EYES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
 WITHOUT_EYES = ("llama", "qwen2", "qwen3")
+ADAPTERS_ON = ("bitsandbytes", "gptq", "awq")
+"""Quantisations whose frozen weights peft puts trainable adapters on."""
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_TIMEOUT_S = 10.0
 
@@ -22,14 +25,16 @@ _HUB_TIMEOUT_S = 10.0
 class ModelSource:
     """A model that `model.path` leads to.
 
-    `name` is what an adapter calls its base: the path as the user wrote it; `location` the directory or hub id to load
-    from; `adapter` the directory of an adapter to go on with.
+    `name` is what an adapter calls its base, and leads there from any directory: the name of a built-in model, a hub
+    id, or an absolute path; `location` the directory or hub id to load from; `adapter` the directory of an adapter to
+    go on with; `quantisation` the method by which the weights are quantised already.
     """
 
     name: str
     location: str
     reads_images: bool
     adapter: Path | None = None
+    quantisation: str | None = None
 
 
 def find_model(path: str) -> ModelSource:
@@ -39,9 +44,31 @@ def find_model(path: str) -> ModelSource:
     """
     directory = Path(path).expanduser()
     base = adapter_base(directory)
-    name = base or path
-    location = _locate(name)
-    return ModelSource(name, location, _reads_images(name, location), directory if base else None)
+    location = _locate_base(path, base) if base else _locate(path)
+    config = _read_config(base or path, location)
+    return ModelSource(
+        name=(base or path) if (base or path) in (TINY, SMOLLM2) else location,
+        location=location,
+        reads_images=config.model_type in WITH_EYES,
+        adapter=directory if base else None,
+        quantisation=_quantisation(config),
+    )
+
+
+def check_trainable(path: str, source: ModelSource, *, adapter: bool) -> None:
+    """Raise `UnsupportedModel` when the weights of `source` are quantised such that an `adapter`, or the weights
+    themselves, cannot be trained."""
+    method = source.quantisation
+    if method is None or (adapter and method in ADAPTERS_ON):
+        return
+    unquantised = "model.path=<the checkpoint before it was quantised>"
+    if method in ADAPTERS_ON:
+        why, allowed = "which cannot be trained", f"lora.enabled=true, or {unquantised}"
+    else:
+        why, allowed = "on which no adapter can be trained", f"{unquantised}, or one of {', '.join(ADAPTERS_ON)}"
+    raise UnsupportedModel(
+        f"model.path={path!r}: its config.json has a quantization_config: {method} weights, {why}; allowed: {allowed}"
+    )
 
 
 def model_source(path: str) -> str:
@@ -49,7 +76,15 @@ def model_source(path: str) -> str:
 
     Raises `ModelNotFound`.
     """
-    return _locate(adapter_base(Path(path).expanduser()) or path)
+    base = adapter_base(Path(path).expanduser())
+    return _locate_base(path, base) if base else _locate(path)
+
+
+def _locate_base(adapter: str, base: str) -> str:
+    try:
+        return _locate(base)
+    except ModelNotFound as error:
+        raise ModelNotFound(adapter, f"its adapter_config.json names the base model {base!r}: {error.why}") from None
 
 
 def _locate(path: str) -> str:
@@ -64,7 +99,7 @@ def _locate(path: str) -> str:
     if directory.is_dir():
         if not (directory / "config.json").is_file():
             raise ModelNotFound(path, "the directory has no config.json")
-        return str(directory)
+        return str(directory.absolute())
     if not _HUB_ID.fullmatch(path) or path.startswith("."):
         raise ModelNotFound(path, "no such directory")
     _check_hub(path)
@@ -78,25 +113,33 @@ def _check_hub(repository: str) -> None:
 
     if isinstance(try_to_load_from_cache(repository, "config.json"), str):
         return
+    if Path(repository).parent.is_dir():
+        raise ModelNotFound(repository, f"no such directory in {Path(repository).parent.absolute()}")
     try:
         HfApi().model_info(repository, timeout=_HUB_TIMEOUT_S)
     except (httpx.HTTPError, OSError, ValueError) as error:
-        why = f"no such directory, and the hub answered: {_first_line(error)}"
+        why = f"no such directory, and the hub answered: {first_line(error)}"
         raise ModelNotFound(repository, why) from None
 
 
-def _reads_images(path: str, location: str) -> bool:
+def _read_config(path: str, location: str) -> Any:
+    """The model's configuration. Raises `UnsupportedModel` for an architecture that no policy can be made of."""
     from transformers import AutoConfig
 
     try:
-        model_type = AutoConfig.from_pretrained(location).model_type
+        config = AutoConfig.from_pretrained(location)
     except (OSError, ValueError) as error:
-        raise UnsupportedModel(f"model.path={path!r}: config.json: {_first_line(error)}") from None
-    if model_type not in (*WITH_EYES, *WITHOUT_EYES):
+        raise UnsupportedModel(f"model.path={path!r}: config.json: {first_line(error)}") from None
+    if config.model_type not in (*WITH_EYES, *WITHOUT_EYES):
         allowed = f"{', '.join(WITH_EYES)}; without eyes: {', '.join(WITHOUT_EYES)}"
-        raise UnsupportedModel(f"model.path={path!r} is a {model_type!r} model; allowed: {allowed}")
-    return model_type in WITH_EYES
+        raise UnsupportedModel(f"model.path={path!r} is a {config.model_type!r} model; allowed: {allowed}")
+    return config
 
 
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+def _quantisation(config: Any) -> str | None:
+    """The method named by a checkpoint's `quantization_config`, wherever in its `config.json` that stands."""
+    for part in (config, config.get_text_config()):
+        about = getattr(part, "quantization_config", None)
+        if about is not None:
+            return str(about.get("quant_method", "quantised") if isinstance(about, dict) else about.quant_method)
+    return None

@@ -12,6 +12,7 @@ from trainers.components import Components, build_components
 from trainers.config import TrainConfig
 from trainers.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from trainers.protocol import Batch, EvalRecord, LossRecord, StepRecord, Trainer, TrainResult
+from trainers.run.checkpoint import try_saving
 from trainers.run.metrics import ProgressReporter
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class AReaLGRPOTrainer:
             self._trainer, self._tensors = ClusterTrainer(config, run_directory, progress), _no_tensors
             return
         components = components or build_components(config)
+        try_saving(run_directory, components.policy)
         self._trainer, self._tensors = _of_phase(config, run_directory, progress, components, process_group)
 
     def train(self) -> TrainResult:

@@ -15,6 +15,7 @@ from trainers.grpo.learner import PolicyLearner
 from trainers.legacy.rollouts import SynchronousRollouts
 from trainers.loop import TrainingLoop
 from trainers.protocol import Batch, EvalRecord, LossRecord, StepRecord, TrainerState, TrainResult
+from trainers.run.checkpoint import try_saving
 from trainers.run.metrics import ProgressReporter
 
 
@@ -28,6 +29,7 @@ class CUAGRPOTrainer:
         self, config: TrainConfig, run_directory: Path, progress: ProgressReporter, components: Components | None = None
     ) -> None:
         components = components or build_components(config)
+        try_saving(run_directory, components.policy)
         self._learner = PolicyLearner(components.policy, config)
         self._loop = TrainingLoop(
             config,

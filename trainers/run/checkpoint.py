@@ -20,6 +20,7 @@ import random
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from cua_agent.models.lora import ADAPTER_WEIGHTS
 from cua_agent.models.policy import PolicyModel
+from cua_agent.models.saving import save_description
 from trainers.protocol import TrainerState
 from trainers.run.checkpoint_files import STATE, CheckpointError, read_state, verify_checkpoint, write_checkpoint
 
@@ -121,12 +123,17 @@ def save_weights(directory: Path, policy: PolicyModel) -> None:
     if policy.has_adapter:
         adapter = {name: t.detach().cpu().contiguous() for name, t in _adapter_weights(model).items()}
         save_file(adapter, directory / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-        model.active_peft_config.save_pretrained(str(directory))
     else:
         model.save_pretrained(str(directory))
-    policy.tokenizer.save_pretrained(str(directory))
-    if policy.reads_images:
-        policy.image_processor.save_pretrained(str(directory))
+    save_description(directory, policy)
+
+
+def try_saving(directory: Path, policy: PolicyModel) -> None:
+    """Write once into `directory`, and delete again, everything of a checkpoint that can be refused and costs little:
+    all but weights and optimiser. Raises `UnsupportedModel` or `OSError`, before a step is trained in vain."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".trial-", dir=directory) as trial:
+        save_description(Path(trial), policy)
 
 
 def load_weights(path: Path, policy: PolicyModel) -> None:
