@@ -74,7 +74,8 @@ def test_boxes_carry_the_name_of_the_run_directory(tmp_path: Path) -> None:
     assert named_after(config, create_run_directory(config)).env.gbox.run == "r"
     assert named_after(config, create_run_directory(config)).env.gbox.run == "r-2"
     mine = load_config(["env=gbox", "env.gbox.run=mine"])
-    assert named_after(mine, tmp_path) is mine
+    assert named_after(mine, tmp_path).env.gbox.run == "mine"
+    assert named_after(mine, tmp_path).run_name == tmp_path.name
 
 
 @pytest.mark.parametrize(

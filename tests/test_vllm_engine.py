@@ -6,14 +6,12 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
 
 import numpy as np
 import pytest
 import tiny_random
-import torch
 
 from cua_agent.inference.base import GenerateRequest, GenerateResponse, InferenceFailure
 from cua_agent.inference.vllm.build import serving_plan
@@ -24,30 +22,13 @@ from cua_agent.models.loaders import load_policy
 from cua_agent.models.lora import LoraSpec
 from cua_agent.models.policy import PolicyModel
 from tests.vllm_fakes import FakeVllm, served, server_info
+from tests.vllm_rig import QUICK, base, change, checkpoint, generate, request
 from trainers.run.checkpoint import save_weights
-
-QUICK = Patience(in_flight=4, request_s=5.0, server_s=1.0)
-
-
-@cache
-def checkpoint() -> str:
-    return str(tiny_random.build(Path(mkdtemp())))
-
-
-@cache
-def base() -> PolicyModel:
-    return load_policy(checkpoint())
 
 
 @pytest.fixture
 def policy() -> PolicyModel:
     return load_policy(checkpoint(), lora=LoraSpec(r=4))
-
-
-def change(policy: PolicyModel) -> None:
-    with torch.no_grad():
-        for _, parameter in policy.trainable_parameters():
-            parameter.add_(0.05)
 
 
 Build = Callable[..., VllmEngine]
@@ -76,17 +57,6 @@ def fake() -> FakeVllm:
     return FakeVllm(base())
 
 
-def request(conversation: str = "c", seed: int = 5) -> GenerateRequest:
-    return GenerateRequest(conversation, [10, 11, 12], [], max_new_tokens=8, seed=seed)
-
-
-def generate(engine: VllmEngine, *requests: GenerateRequest) -> list[GenerateResponse]:
-    async def run() -> list[GenerateResponse]:
-        return await asyncio.gather(*(engine.generate(each) for each in requests))
-
-    return asyncio.run(run())
-
-
 def test_every_version_is_loaded_before_use_and_unloaded_after(
     policy: PolicyModel, build: Build, fake: FakeVllm
 ) -> None:
@@ -100,13 +70,14 @@ def test_every_version_is_loaded_before_use_and_unloaded_after(
     end = policy.special.end_of_turn_id
     assert first == GenerateResponse([5, end], [-0.5, -0.5], [0, 0], "stop")
     assert second == GenerateResponse([6, end], [-0.5, -0.5], [1, 1], "stop")
+    run = engine.weights_dir.name
     assert fake.log == [
-        "load policy-v0",
-        "sample policy-v0",
-        "load policy-v1",
-        "unload policy-v0",
-        "sample policy-v1",
-        "unload policy-v1",
+        f"load {run}-v0",
+        f"sample {run}-v0",
+        f"load {run}-v1",
+        f"unload {run}-v0",
+        f"sample {run}-v1",
+        f"unload {run}-v1",
     ]
 
 
@@ -121,21 +92,13 @@ def test_an_adapter_stays_until_its_last_request_has_ended(policy: PolicyModel, 
                 await asyncio.sleep(0.01)
             change(policy)
             await asyncio.to_thread(engine.update_weights, 1)
-            assert set(fake.adapters) == {"policy-v0", "policy-v1"}
+            assert set(fake.adapters) == {f"{engine.weights_dir.name}-v0", f"{engine.weights_dir.name}-v1"}
             assert engine.version == 1
             fake.hold.set()
             return (await slow).versions
 
         assert asyncio.run(scenario()) == [0, 0]
-        assert set(fake.adapters) == {"policy-v1"}
-
-
-def test_adapters_of_a_former_run_are_cleared_away(build: Build, fake: FakeVllm) -> None:
-    fake.adapters = {"policy-v0": base(), "policy-v9": base(), "somebody-else": base()}
-    with served(fake.app()) as url:
-        build(url)
-        assert set(fake.adapters) == {"policy-v0", "somebody-else"}
-        assert fake.adapters["policy-v0"] is not base()
+        assert set(fake.adapters) == {f"{engine.weights_dir.name}-v1"}
 
 
 def test_publishing_a_version_again_takes_another_name(policy: PolicyModel, build: Build, fake: FakeVllm) -> None:
@@ -144,7 +107,7 @@ def test_publishing_a_version_again_takes_another_name(policy: PolicyModel, buil
         change(policy)
         engine.update_weights(0)
         (response,) = generate(engine, request())
-        assert set(fake.adapters) == {"policy-v0.1"}
+        assert set(fake.adapters) == {f"{engine.weights_dir.name}-v0.1"}
         assert response.versions == [0, 0]
 
 
@@ -176,7 +139,7 @@ def test_a_restarted_server_gets_its_weights_back_once(policy: PolicyModel, buil
         responses = generate(engine, *(request(f"c{i}", seed=i) for i in range(4)))
     assert [response.output_ids[0] for response in responses] == [0, 1, 2, 3]
     assert {version for response in responses for version in response.versions} == {3}
-    assert fake.log.count("load policy-v3") == 2
+    assert fake.log.count(f"load {engine.weights_dir.name}-v3") == 2
     assert engine.counters["restores"] == 1
 
 
@@ -246,8 +209,8 @@ def test_one_dead_server_of_two_costs_nothing(policy: PolicyModel, build: Build,
         with served(other.app()) as second:
             engine = build(url, second)
             generate(engine, request("a"), request("b"))
-            assert "sample policy-v0" in fake.log
-            assert "sample policy-v0" in other.log
+            assert f"sample {engine.weights_dir.name}-v0" in fake.log
+            assert f"sample {engine.weights_dir.name}-v0" in other.log
         change(policy)
         engine.update_weights(1)
         responses = generate(engine, request("a"), request("b"))
@@ -292,7 +255,7 @@ def test_a_server_that_ignores_the_adapter_stops_training(policy: PolicyModel, b
     with served(deaf.app()) as url:
         engine = build(url)  # a fresh adapter changes nothing, so nobody can tell yet
         change(policy)
-        with pytest.raises(CanaryError, match="policy-v1: the server's log-probabilities"):
+        with pytest.raises(CanaryError, match="-v1: the server's log-probabilities"):
             engine.update_weights(1)
     assert engine.version == 0
 

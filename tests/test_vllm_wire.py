@@ -139,15 +139,15 @@ def test_a_probe_reads_the_choices_in_their_order() -> None:
 
 
 def test_a_name_never_gets_other_weights(tmp_path: Any) -> None:
-    publications = AdapterRegistry()
+    publications = AdapterRegistry("run-abc")
     names = [publications.add(version, tmp_path).name for version in (0, 1, 0, 0, 2)]
-    assert names == ["policy-v0", "policy-v1", "policy-v0.1", "policy-v0.2", "policy-v2"]
-    assert publications.version_of("policy-v0.2") == 0
-    assert publications.version_of("policy-v7") is None
+    assert names == ["run-abc-v0", "run-abc-v1", "run-abc-v0.1", "run-abc-v0.2", "run-abc-v2"]
+    assert publications.version_of("run-abc-v0.2") == 0
+    assert publications.version_of("run-abc-v7") is None
 
 
 def test_weights_stay_while_a_request_needs_them(tmp_path: Any) -> None:
-    publications = AdapterRegistry()
+    publications = AdapterRegistry("run-abc")
     first = publications.add(0, tmp_path)
     publications.announce(first)
     with publications.in_use() as used, publications.in_use():
@@ -163,7 +163,7 @@ def test_weights_stay_while_a_request_needs_them(tmp_path: Any) -> None:
 
 
 def test_nothing_is_served_before_a_publication() -> None:
-    with pytest.raises(RuntimeError, match="update_weights"), AdapterRegistry().in_use():
+    with pytest.raises(RuntimeError, match="update_weights"), AdapterRegistry("run-abc").in_use():
         pass
 
 

@@ -49,7 +49,9 @@ def server_info(
 
 
 class FakeVllm:
-    """Serves adapters of `base`; answers a sampling request with its seed and the end of turn, the canary truthfully.
+    """Serves adapters of `base`, or full weights; answers a sampling request with its seed and the end of turn, the
+    canary truthfully. `roots` are the directories that adapters came from; with
+    `full` it takes no more of them, and says that.
 
     `faults` are statuses that the next sampling requests are answered with (0: the connection is cut, "drift": one
     token of the prompt is changed). `ignores_adapters` answers the canary as the base model would. `hold` keeps
@@ -58,6 +60,9 @@ class FakeVllm:
 
     def __init__(self, base: PolicyModel, ignores_adapters: bool = False) -> None:
         self.adapters: dict[str, PolicyModel] = {}
+        self.roots: dict[str, str] = {}
+        self.tag = "default"
+        self.full = ""
         self.log: list[str] = []
         self.faults: deque[int | str] = deque()
         self.hold = threading.Event()
@@ -71,6 +76,7 @@ class FakeVllm:
     def restart(self) -> None:
         """Forget everything that was loaded."""
         self.adapters.clear()
+        self.tag = "default"
         self.log.append("restart")
 
     def app(self) -> FastAPI:
@@ -81,18 +87,37 @@ class FakeVllm:
         app.post("/v1/load_lora_adapter")(self._load)
         app.post("/v1/unload_lora_adapter")(self._unload)
         app.post("/inference/v1/generate")(self._generate)
+        app.get("/weight_info")(lambda: {"weight_version": self.tag})
+        app.post("/update_weight_version")(self._tag)
+        app.post("/collective_rpc")(self._reload)
+        for path in ("/pause", "/resume", "/reset_prefix_cache", "/reset_encoder_cache", "/reset_mm_cache"):
+            app.post(path)(lambda: Response())
         return app
 
     def _models(self) -> dict[str, Any]:
-        return {"data": [{"id": BASE, "parent": None}, *({"id": name, "parent": BASE} for name in self.adapters)]}
+        adapters = [{"id": name, "parent": BASE, "root": self.roots.get(name, "")} for name in self.adapters]
+        return {"data": [{"id": BASE, "parent": None, "root": "/base"}, *adapters]}
+
+    async def _tag(self, request: Request) -> Response:
+        self.tag = (await request.json())["new_version"]
+        self.log.append(f"tag {self.tag.rpartition('/')[2]}")
+        return Response()
+
+    async def _reload(self, request: Request) -> Response:
+        with _loading:
+            self._base = load_policy((await request.json())["kwargs"]["weights_path"])
+        return Response()
 
     async def _load(self, request: Request) -> Response:
         body = await request.json()
         name = body["lora_name"]
         if name in self.adapters:
             return _error(400, f"The lora adapter '{name}' has already been loaded.")
+        if self.full:
+            return _error(500, self.full)
         with _loading:
             self.adapters[name] = load_policy(body["lora_path"])
+        self.roots[name] = body["lora_path"]
         self.log.append(f"load {name}")
         return Response("Success")
 
@@ -134,7 +159,7 @@ class FakeVllm:
             "token_ids": tokens,
             "logprobs": {"content": [{"token_id": token, "logprob": -0.5} for token in tokens]},
             "finish_reason": "stop",
-            "weight_versions": [{"version": "default", "start": 0, "end": 2}],
+            "weight_versions": [{"version": self.tag, "start": 0, "end": 2}],
         }
         self.log.append(f"sample {body['model']}")
         return JSONResponse({"model": body["model"], "prompt_token_ids": prompt, "choices": [choice]})

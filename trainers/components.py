@@ -58,21 +58,31 @@ def build_components(config: TrainConfig) -> Components:
     )
 
 
-def build_policy(config: TrainConfig) -> PolicyModel:
-    """The policy to train, with a fresh adapter when `lora.enabled`."""
-    lora, loader, model = config.lora, config.loader, config.model
+def check_model(config: TrainConfig) -> None:
+    """Raise `ConfigError`, `ModelError` or `ServerMismatch` when the model cannot be what `config` makes of it; nothing
+    is loaded."""
+    lora, model = config.lora, config.model
     source = find_model(model.path)
-    reads_images = source.reads_images
     check_trainable(model.path, source, adapter=lora.enabled or source.adapter is not None)
     if source.quantisation is not None and config.backend == "areal" and config.phase > 1:
         raise ConfigError(
             f"model.path={model.path}: {source.quantisation} weights with backend=areal phase={config.phase}: FSDP "
             "cannot shard quantised weights; set phase=1 or backend=legacy"
         )
-    if model.observation == "screenshot" and not reads_images:
+    if model.observation == "screenshot" and not source.reads_images:
         raise ConfigError(f"model.path={model.path}: it reads no images; allowed with it: model.observation=text")
-    if config.inference.name == "vllm" and not reads_images:
-        raise ConfigError(f"model.path={model.path}: it reads no images; allowed with it: inference=local")
+    if config.inference.name == "vllm":
+        if not source.reads_images:
+            raise ConfigError(f"model.path={model.path}: it reads no images; allowed with it: inference=local")
+        from cua_agent.inference.vllm.servable import check_servable
+
+        check_servable(source, lora.r if lora.enabled else None, lora.target_modules)
+
+
+def build_policy(config: TrainConfig) -> PolicyModel:
+    """The policy to train, with a fresh adapter when `lora.enabled`. Raises what `check_model` does."""
+    check_model(config)
+    lora, loader, model = config.lora, config.loader, config.model
     return load_policy(
         model.path,
         loader=loader.name,
@@ -103,6 +113,7 @@ def build_engine(config: TrainConfig, policy: PolicyModel) -> InferenceEngine:
             max_length=config.model.max_length,
             max_images=rollout.last_k if rollout.context == "last_k" else rollout.max_turns,
             max_staleness=rollout.max_staleness,
+            run=config.run_name or config.experiment,
         )
     return LocalEngine(policy, max_batch=config.inference.max_batch)
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -57,6 +58,18 @@ def tied_embeddings_expected() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Model (with|has) `tie_word_embeddings=True`")
         yield
+
+
+def matching_modules(location: str, pattern: str) -> list[str]:
+    """The modules of the model at `location` (a directory or hub id) whose whole names match the regular expression
+    `pattern`; no weights are loaded."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+
+    about = AutoConfig.from_pretrained(location)
+    kind: Any = AutoModelForImageTextToText if hasattr(about, "vision_config") else AutoModelForCausalLM
+    with torch.device("meta"):
+        model = kind.from_config(about)
+    return [name for name, _ in model.named_modules() if re.fullmatch(pattern, name)]
 
 
 def adapter_base(directory: Path) -> str | None:

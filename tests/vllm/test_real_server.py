@@ -17,7 +17,7 @@ from cua_agent.inference.base import GenerateRequest, GenerateResponse
 from cua_agent.inference.vllm import wire
 from cua_agent.inference.vllm.build import serving_plan
 from cua_agent.inference.vllm.engine import Patience, VllmEngine
-from cua_agent.inference.vllm.errors import CanaryError, TokenDrift
+from cua_agent.inference.vllm.errors import CanaryError, ServerMismatch, TokenDrift
 from cua_agent.models.loaders import load_policy
 from cua_agent.models.lora import LoraSpec
 from cua_agent.models.policy import PolicyModel
@@ -185,7 +185,44 @@ def test_a_request_in_flight_keeps_its_adapter_through_an_update(
     assert max(episode.error(former) for episode in old) < TOLERANCE
     assert late.versions() == {2}
     assert late.error(policy) < TOLERANCE
-    assert server.adapters() == {"policy-v2"}
+    assert server.adapters() == {f"{engine.weights_dir.name}-v2"}
+
+
+def test_two_runs_at_the_same_time_sample_their_own_weights(server: Any) -> None:
+    """More adapters than the server has slots for: they take turns, and nobody gets another's."""
+    policies = [load_policy("tiny", lora=LoraSpec(r=8)) for _ in range(2)]
+    plan = serving_plan(policies[0], max_length=2048, max_images=12, max_staleness=1)
+    engines = [VllmEngine(policy, [server.url], plan, save_weights, run="same") for policy in policies]
+
+    async def play_and_learn(engine: VllmEngine, policy: PolicyModel, seed: int) -> None:
+        for version in range(3):
+            change(policy, seed + version)
+            await asyncio.to_thread(engine.update_weights, version)
+            episodes = await asyncio.gather(*(episode.play(policy, engine) for episode in mixed(4)))
+            assert {v for episode in episodes for v in episode.versions()} == {version}
+            assert max(episode.error(policy) for episode in episodes) < TOLERANCE
+
+    async def both() -> None:
+        await asyncio.gather(*map(play_and_learn, engines, policies, (10, 20)))
+
+    asyncio.run(both())
+    assert server.adapters() == {f"{engine.weights_dir.name}-v2" for engine in engines}
+    engines[0].discard()
+    assert server.adapters() == {f"{engines[1].weights_dir.name}-v2"}
+    engines[1].discard()
+    assert server.adapters() == set()
+
+
+def test_full_weights_are_refused_beside_another_run(server: Any) -> None:
+    first = next(engine_of(server, load_policy("tiny")))
+    try:
+        for policy in (load_policy("tiny"), load_policy("tiny", lora=LoraSpec(r=8))):
+            with pytest.raises(ServerMismatch, match="holds full weights of another run"):
+                next(engine_of(server, policy))
+    finally:
+        first[0].discard()
+    engine, _ = next(engine_of(server, load_policy("tiny", lora=LoraSpec(r=8))))
+    engine.discard()
 
 
 def test_a_server_that_counts_image_tokens_differently_is_noticed(lora: tuple[VllmEngine, PolicyModel]) -> None:
@@ -281,4 +318,4 @@ def test_a_restart_in_the_middle_costs_nothing(server: Any, lora: tuple[VllmEngi
     assert {version for episode in episodes for version in episode.versions()} == {5}
     assert max(episode.error(policy) for episode in episodes) < TOLERANCE
     assert engine.counters["restores"] == 1
-    assert server.adapters() == {"policy-v5"}
+    assert server.adapters() == {f"{engine.weights_dir.name}-v5"}

@@ -38,11 +38,11 @@ def create_run_directory(config: TrainConfig, now: datetime | None = None) -> Pa
 
 
 def named_after(config: TrainConfig, directory: Path) -> TrainConfig:
-    """`config` with boxes that carry the run directory's name, where no other label is set."""
+    """`config` with the run directory's name: what the run has on servers it shares (boxes, adapters) carries it, boxes
+    where no other label is set."""
     gbox = config.env.gbox
-    if gbox.run is not None:
-        return config
-    return replace(config, env=replace(config.env, gbox=replace(gbox, run=directory.name)))
+    labelled = replace(config.env, gbox=replace(gbox, run=gbox.run or directory.name))
+    return replace(config, run_name=directory.name, env=labelled)
 
 
 def masked_config(config: TrainConfig) -> dict[str, Any]:

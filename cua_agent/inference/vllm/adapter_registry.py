@@ -8,14 +8,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-PREFIX = "policy-v"
-
 
 @dataclass(frozen=True)
 class Publication:
     """One export of the policy's weights.
 
-    `name` is the adapter's name on the servers, or the tag of full weights; `serial` counts publications.
+    `name` is the adapter's name on the servers; `serial` counts publications.
     `expected` is the trainer's own answer to the canary under these weights.
     """
 
@@ -25,11 +23,20 @@ class Publication:
     directory: Path
     expected: tuple[float, ...] = field(default=(), repr=False)
 
+    @property
+    def tag(self) -> str:
+        """What full weights are tagged with on a server: it leads other runs to this one's lock."""
+        return str(self.directory)
+
 
 class AdapterRegistry:
-    """All publications that a request may still need; the newest announced one serves new requests. Thread-safe."""
+    """All publications that a request may still need; the newest announced one serves new requests. Thread-safe.
 
-    def __init__(self) -> None:
+    `owner` begins every name: no other engine may have the same.
+    """
+
+    def __init__(self, owner: str) -> None:
+        self._owner = owner
         self._lock = threading.Lock()
         self._serial = 0
         self._known: dict[str, Publication] = {}
@@ -43,10 +50,10 @@ class AdapterRegistry:
         return self._current
 
     def next_name(self, version: int) -> str:
-        """`policy-v<version>`, with a counter when the version was published before: a name never gets new weights."""
-        name, again = f"{PREFIX}{version}", 1
+        """`<owner>-v<version>`, with a counter when the version was published before: a name never gets new weights."""
+        name, again = f"{self._owner}-v{version}", 1
         while name in self._used_names:
-            name, again = f"{PREFIX}{version}.{again}", again + 1
+            name, again = f"{self._owner}-v{version}.{again}", again + 1
         return name
 
     def add(self, version: int, directory: Path, expected: tuple[float, ...] = ()) -> Publication:
@@ -88,7 +95,7 @@ class AdapterRegistry:
         return None if publication is None else publication.version
 
     def take_unneeded(self) -> list[Publication]:
-        """AdapterRegistry older than the current one that serve no request, oldest first; each is returned once."""
+        """Publications older than the current one that serve no request, oldest first; each is returned once."""
         with self._lock:
             current = self._current
             unneeded = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -63,6 +62,7 @@ def serving_plan(
         dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
         canary=make_canary(policy),
         tolerance=tolerance_for(policy) if tolerance is None else tolerance,
+        adapts_vision=any("visual" in name.split(".") and "lora_" in name for name, _ in policy.trainable_parameters()),
     )
 
 
@@ -74,8 +74,9 @@ def connect(
     max_length: int,
     max_images: int,
     max_staleness: int,
+    run: str,
 ) -> VllmEngine:
-    """An engine whose servers serve `policy` as version 0.
+    """An engine whose servers serve `policy` as version 0, under names that begin with `run`.
 
     `max_length` bounds a conversation in tokens, `max_images` its screenshots. Waits for servers that are still
     starting. Raises `ServerMismatch`, `CanaryError`, or `InferenceFailure` when no server answers.
@@ -93,10 +94,11 @@ def connect(
         save_weights,
         patience=Patience(settings.max_in_flight, settings.request_timeout_s, settings.server_timeout_s),
         weights_dir=None if settings.weights_dir is None else Path(settings.weights_dir).expanduser().absolute(),
+        run=run,
     )
     try:
         engine.update_weights(0)
     except BaseException:
-        shutil.rmtree(engine.weights_dir, ignore_errors=True)
+        engine.discard()
         raise
     return engine

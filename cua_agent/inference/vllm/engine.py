@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
-import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +30,7 @@ from cua_agent.inference.vllm.canary import own_logprobs
 from cua_agent.inference.vllm.client import ControlClient, SamplingClient
 from cua_agent.inference.vllm.errors import Forgotten, Refused, ServerFailure, TokenDrift, Unavailable
 from cua_agent.inference.vllm.images import EncodedImages
+from cua_agent.inference.vllm.ownership import WeightsDirectory
 from cua_agent.inference.vllm.plan import ServingPlan
 from cua_agent.inference.vllm.router import Router
 from cua_agent.inference.vllm.weight_sync import Replica
@@ -40,7 +40,6 @@ from cua_agent.models.policy import PolicyModel
 logger = logging.getLogger(__name__)
 
 _NOT_FOUND = 404
-_SHARED_DIRECTORY = 0o755
 _backoff = wait_exponential_jitter(initial=0.1, max=3.0, jitter=0.5)
 
 
@@ -69,6 +68,7 @@ class VllmEngine:
 
     `update_weights` and `generate` may run in different threads; `generate` belongs to one event loop at a time.
     `save_weights(directory, policy)` exports the adapter or all weights; `weights_dir` must be readable by the servers.
+    Engines may share servers, also with the same `run`: whatever is published is named after this very engine.
     """
 
     def __init__(
@@ -80,6 +80,7 @@ class VllmEngine:
         *,
         patience: Patience | None = None,
         weights_dir: Path | None = None,
+        run: str = "run",
     ) -> None:
         self._policy = policy
         self._plan = plan
@@ -87,17 +88,19 @@ class VllmEngine:
         self._patience = patience or Patience()
         self._replicas = [Replica(ControlClient(url), plan) for url in urls]
         self._router = Router(len(urls))
-        self._publications = AdapterRegistry()
+        self._exports = WeightsDirectory(weights_dir, run)
+        self._publications = AdapterRegistry(self._exports.path.name)
         self._images = EncodedImages(policy.image_processor)
         self._vocabulary: int = policy.base_model.config.get_text_config().vocab_size
-        if weights_dir is not None:
-            weights_dir.mkdir(parents=True, exist_ok=True)
-        self.weights_dir = Path(tempfile.mkdtemp(prefix="policy-", dir=weights_dir))
-        self.weights_dir.chmod(_SHARED_DIRECTORY)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._slots = asyncio.Semaphore(1)
         self._sampling: SamplingClient | None = None
         self._counters = Counters()
+
+    @property
+    def weights_dir(self) -> Path:
+        """Where this engine leaves weights for the servers; its name begins the name of every adapter."""
+        return self._exports.path
 
     @property
     def version(self) -> int:
@@ -157,10 +160,14 @@ class VllmEngine:
         sampling, self._sampling = self._sampling, None
         if sampling is not None and self._loop is asyncio.get_running_loop():
             await sampling.close()
-        await asyncio.to_thread(self._withdraw, self._publications.take_all())
+        await asyncio.to_thread(self.discard)
+
+    def discard(self) -> None:
+        """`close` for an engine that no event loop has used yet."""
+        self._withdraw(self._publications.take_all())
         for replica in self._replicas:
             replica.close()
-        shutil.rmtree(self.weights_dir, ignore_errors=True)
+        self._exports.close()
 
     def _bind(self) -> None:
         """Attach to the running loop; connections of a former loop are gone with it."""
@@ -233,18 +240,18 @@ class VllmEngine:
         self, replica: Replica, publication: Publication, generation: wire.Generation, epoch: int
     ) -> list[int]:
         """The version that sampled each token: the adapter's, or what the server's weights were tagged with."""
-        if self._plan.lora_rank is not None:
-            tags = [(generation.model, len(generation.output_ids))]
+        if self._plan.lora_rank is None:
+            sampled = [(Path(tag).name, count) for tag, count in generation.weights]
+            foreign = [name for name, _ in sampled if self._publications.version_of(name) is None]
         else:
-            tags = generation.weights
-        versions: list[int] = []
-        for tag, count in tags:
-            version = self._publications.version_of(tag)
-            if version is None or (self._plan.lora_rank is not None and tag != publication.name):
-                replica.lost(epoch)
-                raise Forgotten(f"{replica.url} sampled from {tag!r}, which is not what was published to it")
-            versions += [version] * count
-        return versions
+            sampled = [(generation.model, len(generation.output_ids))]
+            foreign = [generation.model] * (generation.model != publication.name)
+            foreign += [tag for tag, _ in generation.weights if tag != replica.base_tag]
+        if foreign:
+            replica.lost(epoch)
+            raise Forgotten(f"{replica.url} sampled from {foreign[0]!r}, which is not what was published to it")
+        versions = ((self._publications.version_of(name), count) for name, count in sampled)
+        return [version for version, count in versions if version is not None for _ in range(count)]
 
     def _publish(self, publication: Publication) -> None:
         """To all servers at once. Those that stay silent catch up when they are next asked, unless all do."""

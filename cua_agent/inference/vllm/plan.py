@@ -21,7 +21,7 @@ _UNLIMITED = 999
 @dataclass(frozen=True)
 class ServingPlan:
     """`lora_rank` is None when full weights are trained. A prompt has up to `max_length` tokens and `images` images;
-    `slots` adapters serve requests at the same time."""
+    `slots` adapters serve requests at the same time, also the vision tower's layers where it `adapts_vision`."""
 
     lora_rank: int | None
     slots: int
@@ -30,6 +30,7 @@ class ServingPlan:
     dtype: str
     canary: Canary = field(repr=False)
     tolerance: float
+    adapts_vision: bool = False
 
 
 def check_server(url: str, info: Mapping[str, Any], plan: ServingPlan) -> None:
@@ -64,6 +65,8 @@ def _missing_flags(config: Mapping[str, Any], env: Mapping[str, Any], plan: Serv
         yield f"--max-lora-rank {rank_limit(plan.lora_rank)}"
     if lora is None or lora["max_loras"] < plan.slots:
         yield f"--max-loras {plan.slots}"
+    if plan.adapts_vision and not (lora or {}).get("enable_tower_connector_lora"):
+        yield "--enable-tower-connector-lora"
 
 
 def _image_limit(model: Mapping[str, Any]) -> int:

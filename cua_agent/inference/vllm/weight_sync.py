@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import logging
 import threading
-from typing import Any
+from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 
 from cua_agent.inference.vllm import wire
-from cua_agent.inference.vllm.adapter_registry import PREFIX, Publication
+from cua_agent.inference.vllm.adapter_registry import Publication
 from cua_agent.inference.vllm.canary import Reading, judge
 from cua_agent.inference.vllm.client import ControlClient
 from cua_agent.inference.vllm.errors import Refused, ServerMismatch, Unavailable
+from cua_agent.inference.vllm.ownership import RELEASE_COMMAND, RELEASED, Holdings, Loaded, is_dead, read_holdings
 from cua_agent.inference.vllm.plan import SERVE_COMMAND, ServingPlan, check_server
 from cua_agent.inference.vllm.worker import EXTENSION
 
 logger = logging.getLogger(__name__)
 
 _BAD_REQUEST, _FORBIDDEN, _NOT_FOUND = 400, 403, 404
+_SHOWN_NAMES = 5
 
 
 class Replica:
@@ -34,10 +37,13 @@ class Replica:
         self._lock = threading.RLock()
         self._readings: list[Reading] = []
         self._base_name = ""
+        self._slots = 0
+        self._own_tag = ""
         self._reload_method = "reload_weights"
         self._met = False
         self._serial = -1  # of the newest publication that this server has
         self.epoch = 0
+        self.base_tag = ""  # what the server's full weights were last known to be tagged with
 
     @property
     def url(self) -> str:
@@ -62,7 +68,7 @@ class Replica:
             if self.serves(publication):
                 return False
             try:
-                self._meet()
+                self._meet(publication)
                 if self._plan.lora_rank is None:
                     self._load_full_weights(publication)
                 else:
@@ -72,7 +78,7 @@ class Replica:
                 self._met = False
                 raise
             except Refused as error:
-                raise ServerMismatch(f"{error}; {_cure(error, publication)}") from error
+                raise ServerMismatch(f"{error}; {self._cure(error, publication)}") from error
             self._serial = publication.serial
             return True
 
@@ -93,11 +99,21 @@ class Replica:
                 logger.debug("%s was not unloaded: %s", publication.name, error)
 
     def close(self) -> None:
-        self._client.close()
+        """Let go of full weights that are ours, so that another run may load its own, and of the connection; safe to
+        call twice."""
+        with self._lock:
+            own, self._own_tag = self._own_tag, ""
+            try:
+                if own and read_holdings(self._client).tag == own:
+                    self._client.call(wire.tag_weights(RELEASED))
+            except (Unavailable, Refused) as error:
+                logger.debug("%s was not told that its weights are free: %s", self.url, error)
+            self._client.close()
 
-    def _meet(self) -> None:
-        """Check a server that is new to us, or was restarted, and clear what former runs left on it."""
-        if self._met:
+    def _meet(self, publication: Publication) -> None:
+        """Check a server that is new to us, was restarted, or got full weights that are not ours."""
+        holdings = read_holdings(self._client)
+        if self._met and holdings.tag == self.base_tag:
             return
         try:
             info = self._client.call(wire.Call("GET", wire.SERVER_INFO, query={"config_format": "json"}))
@@ -109,13 +125,39 @@ class Replica:
         check_server(self.url, info, self._plan)
         extension = info["vllm_config"]["parallel_config"].get("worker_extension_cls")
         self._reload_method = "reload_policy" if extension == EXTENSION else "reload_weights"
-        models: list[dict[str, Any]] = self._client.call(wire.Call("GET", wire.MODELS))["data"]
-        self._base_name = next(model["id"] for model in models if not model.get("parent"))
-        for model in models:
-            if model.get("parent") and model["id"].startswith(PREFIX):
-                self._client.call(wire.unload_adapter(model["id"]))
+        self._slots = (info["vllm_config"]["lora_config"] or {}).get("max_loras", 0)
+        self._share(holdings, publication.directory.parent)
+        self._base_name, self.base_tag = holdings.base_name, holdings.tag
         self.epoch += 1
         self._met, self._serial = True, -1
+
+    def _share(self, holdings: Holdings, own: Path) -> None:
+        """Unload what dead runs left behind, and leave alone what others have loaded. Raises `ServerMismatch` when
+        they and this run, which exports to `own`, would change each other's weights."""
+        foreign = [adapter for adapter in holdings.adapters if adapter.export.parent != own]
+        others = [adapter for adapter in foreign if not is_dead(adapter.export)]
+        for adapter in foreign:
+            if adapter not in others:
+                self._client.call(wire.unload_adapter(adapter.name))
+        full = holdings.full_weights
+        if full is not None and full.export.parent != own and not is_dead(full.export):
+            raise ServerMismatch(
+                f"{self.url} holds full weights of another run ({full.name}), which no other run can share; start a "
+                f"server for each, or if that run has ended: {RELEASE_COMMAND} {self.url} {full.run}"
+            )
+        if not others:
+            return
+        if self._plan.lora_rank is None:
+            raise ServerMismatch(
+                f"{self.url} serves adapters of other runs ({_names(others)}), whose base would change with this run's "
+                f"full weights; start a server for each, or if those have ended: {_release(self.url, others)}"
+            )
+        if self._slots < self._plan.slots + len(others):
+            logger.warning(
+                "%s has --max-loras %d for adapters of other runs (%s) and %d of this run: they wait for each other; "
+                "start it with more, or if those have ended: %s",
+                *(self.url, self._slots, _names(others), self._plan.slots, _release(self.url, others)),
+            )
 
     def _load_adapter(self, publication: Publication) -> None:
         call = wire.load_adapter(publication.name, str(publication.directory))
@@ -136,7 +178,8 @@ class Replica:
                 answer = self._client.call(reset)
                 if isinstance(answer, dict) and not answer.get("success", True):
                     raise Unavailable(f"{self.url} could not drop what it computed with former weights")
-            self._client.call(wire.tag_weights(publication.name))
+            self._client.call(wire.tag_weights(publication.tag))
+            self.base_tag = self._own_tag = publication.tag
         finally:
             self._client.call(wire.resume())
 
@@ -150,10 +193,31 @@ class Replica:
         judge(self._readings, reading, self._plan.tolerance)
         self._readings.append(reading)
 
+    def _cure(self, error: Refused, publication: Publication) -> str:
+        """What helps against a refused publication, in words."""
+        directory = str(publication.directory)
+        if error.status == _FORBIDDEN:
+            return "start it with --enable-scale-out"
+        if error.status == _NOT_FOUND and "No adapter found" not in str(error):
+            return "vLLM 0.32 or newer is needed"
+        if self._plan.lora_rank is None or directory in str(error) or "ermission denied" in str(error):
+            return f"the server must be able to read {directory} (set inference.weights_dir to a shared directory)"
+        return f"loaded there: {self._loaded_names()}"
 
-def _cure(error: Refused, publication: Publication) -> str:
-    if error.status == _FORBIDDEN:
-        return "start it with --enable-scale-out"
-    if error.status == _NOT_FOUND and "No adapter found" not in str(error):
-        return "vLLM 0.32 or newer is needed"
-    return f"the server must be able to read {publication.directory} (set inference.weights_dir to a shared directory)"
+    def _loaded_names(self) -> str:
+        try:
+            return _names(read_holdings(self._client).adapters)
+        except (Unavailable, Refused):
+            return "unknown"
+
+
+def _names(loaded: Iterable[Loaded]) -> str:
+    """The first few names, in one line."""
+    names = [each.name for each in loaded]
+    more = f" and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else ""
+    return (", ".join(names[:_SHOWN_NAMES]) or "nothing") + more
+
+
+def _release(url: str, others: Iterable[Loaded]) -> str:
+    """The command that unloads what `others` are of, or the first of them where they are of several runs."""
+    return f"{RELEASE_COMMAND} {url} {next(iter(others)).run}"

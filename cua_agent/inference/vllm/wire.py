@@ -24,6 +24,7 @@ LOWEST_LOGPROB = -9999.0
 HEALTH = "/health"
 MODELS = "/v1/models"
 SERVER_INFO = "/server_info"
+WEIGHT_INFO = "/weight_info"
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from trainers.areal.tensors import TensorDict
 from trainers.areal.train.hooked_ppo_trainer import Hooks
 from trainers.areal.train.phase3_trainer import check_supported
 from trainers.areal.train.ppo_lifecycle import PPOLifecycle
-from trainers.components import held_out_tasks
+from trainers.components import check_model, held_out_tasks
 from trainers.config import TrainConfig
 from trainers.config.cluster import workers_of
 from trainers.distributed.config_shard import without_trajectories
@@ -42,6 +42,7 @@ class ClusterTrainer:
     def __init__(self, config: TrainConfig, run_directory: Path, progress: ProgressReporter) -> None:
         check_supported(config)
         check_machine(config)
+        check_model(config)
         self._config = config
         self._progress = progress
         self._logs = run_directory / "areal" / "logs"

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from areal.api.cli_args import GRPOConfig, PPOActorConfig, vLLMConfig
 from omegaconf import OmegaConf
 
+from cua_agent.models.lora import matching_modules
 from cua_agent.models.sources import model_source
 from trainers.areal.config.translation import trainer_config
 from trainers.config import LossConfig, OptimConfig, TrainConfig
@@ -95,14 +94,7 @@ def _warmup(optim: OptimConfig, max_steps: int) -> float:
 
 def adapted_modules(config: TrainConfig) -> list[str]:
     """The modules that `lora.target_modules` matches, by whole name: AReaL takes a list, not a regular expression."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
-
-    about = AutoConfig.from_pretrained(model_source(config.model.path))
-    kind: Any = AutoModelForImageTextToText if hasattr(about, "vision_config") else AutoModelForCausalLM
-    with torch.device("meta"):
-        model = kind.from_config(about)
-    pattern = re.compile(config.lora.target_modules)
-    return [name for name, _ in model.named_modules() if pattern.fullmatch(name)]
+    return matching_modules(model_source(config.model.path), config.lora.target_modules)
 
 
 def _changed(value: Any) -> dict[str, Any]:
