@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from trainers.config import ConfigError, TrainConfig
-from trainers.config.compose import load_config
+from trainers.config.compose import Composition, compose_run
 from trainers.config.validation import BUILT_IN_MODELS
 
 if TYPE_CHECKING:
@@ -37,7 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if set(options) - {"--config"}:
             raise ConfigError(f"{options[0]}: unknown option; allowed: --help, --config, key=value")
         overrides = [argument for argument in arguments if argument not in options]
-        config = load_config(overrides)
+        composition = compose_run(overrides)
+        config = composition.config
         if options:
             return _show(config)
         _check_world(config)
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from trainers.distributed.torchrun import process_group_of_environment
 
         with process_group_of_environment(config) as process_group:
-            return _run(config, overrides, process_group)
+            return _run(composition, overrides, process_group)
     except ConfigError as error:
         return _refuse(error)
     except KeyboardInterrupt:
@@ -101,15 +102,18 @@ def _prepare_process(config: TrainConfig) -> None:
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
 
 
-def _run(config: TrainConfig, overrides: Sequence[str], process_group: ProcessGroup) -> int:
+def _run(composition: Composition, overrides: Sequence[str], process_group: ProcessGroup) -> int:
     from trainers.run.directory import create_run_directory, named_after, resume_command
 
+    config, presets = composition.config, composition.presets
     (directory, *_) = process_group.run_on_all(
-        lambda: create_run_directory(config) if process_group.rank == 0 else Path()
+        lambda: create_run_directory(config, presets=presets) if process_group.rank == 0 else Path()
     )
     config = named_after(config, directory)
     if process_group.rank > 0:
         return _assist(config, process_group)
+    for line in (*composition.notes, *composition.changes):
+        print(line, flush=True)
     try:
         result = _train(config, directory, process_group)
     except ConfigError:

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from trainers.config import ConfigError, TrainConfig, from_mapping
-from trainers.config.validation import check_keys, shown
+from trainers.config.saved import (
+    CONFIG,
+    SavedRun,
+    by_key,
+    differences,
+    nested,
+    read_saved,
+    run_directory_of,
+    without_secrets,
+)
+from trainers.config.validation import AUTO, check_keys, check_resume_path, fields_of, is_text, shown
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -16,43 +27,150 @@ if TYPE_CHECKING:
 CONF = Path(__file__).resolve().parents[2] / "conf"
 GROUPS = ("backend", "env", "model", "loader", "inference", "experiment")
 
+_KINDS = dict(fields_of(TrainConfig))
+_PLAIN = re.compile(r"[\w./~:@%-]+", re.ASCII)
+
 
 def choices(group: str) -> list[str]:
     """The presets of a config group."""
     return sorted(file.stem for file in (CONF / group).glob("*.yaml"))
 
 
+@dataclass(frozen=True)
+class Composition:
+    """A configuration and the presets it is made of, by config group. When it goes on with a run: `changes`, a line for
+    each key that is not what that run had, and `notes` on what could not be taken over."""
+
+    config: TrainConfig
+    presets: Mapping[str, str]
+    changes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
 def load_config(overrides: Sequence[str]) -> TrainConfig:
     """Compose `conf/` with Hydra overrides and validate the result. Raises `ConfigError`."""
-    from hydra import compose, initialize_config_dir
-    from hydra.core.config_store import ConfigStore
-    from hydra.errors import HydraException
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError  # type: ignore[import-untyped]
+    return compose_run(overrides).config
 
-    ConfigStore.instance().store("schema", asdict(TrainConfig()))
-    expanded = [_expand_model(override) for override in overrides]
+
+def compose_run(overrides: Sequence[str]) -> Composition:
+    """As `load_config`; with `resume=<path>` it starts from the configuration that the run there saved. A preset that
+    is typed then changes what it would change in a new run, and the keys that are typed come last.
+
+    Raises `ConfigError`.
+    """
+    expanded = [_expand(override) for override in overrides]
     parsed = [_parse(override) for override in expanded]
     for override in parsed:
         _check(override)
+    typed = [Typed(override.key_or_group, text) for override, text in zip(parsed, expanded, strict=True)]
+    resume = next((override.value() for override in reversed(parsed) if override.key_or_group == "resume"), None)
+    directory = _saved_directory(resume)
+    if directory is None:
+        tree, presets = _compose_presets(typed)
+        config = from_mapping(tree)
+        lacking = config.resume not in (None, AUTO)
+        notes = (f"resume={resume}: no {CONFIG} there; every key is the command line's",) if lacking else ()
+        return Composition(config, presets, notes=notes)
+    return _resumed(read_saved(directory), typed)
+
+
+def _saved_directory(resume: object) -> Path | None:
+    """The run directory whose configuration `resume` goes on with. Raises `ConfigError` for a path that leads
+    nowhere."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    if not isinstance(resume, str) or resume == AUTO:
+        return None
+    try:
+        path: str = OmegaConf.create({"resume": resume}).resume  # it may refer to variables
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"resume={shown(resume)}: {_first_line(error)}") from error
+    check_resume_path(path)
+    return run_directory_of(Path(path).expanduser())
+
+
+class Typed(NamedTuple):
+    """An override: its key or config group, and the text that Hydra is given."""
+
+    key: str
+    text: str
+
+
+def _resumed(saved: SavedRun, typed: Sequence[Typed]) -> Composition:
+    chosen = [each for each in typed if each.key in GROUPS]
+    keys = [each for each in typed if each.key not in GROUPS]
+    settings = without_secrets(saved, [each.key for each in typed])
+    settings |= {"resume": None, "run_name": None, "output_dir": str(_parent(saved.directory))}
+    presets = dict(saved.presets)
+    if chosen:
+        changed, presets = _changed_by_presets(saved, chosen)
+        settings |= changed
+    tree = _compose("run", nested(_literal(settings)), [each.text for each in keys])[0]
+    config = from_mapping(tree)
+    unknown = ", ".join(f"{key}={shown(value, 20)}" for key, value in saved.unknown.items())
+    notes = (f"{saved.directory / CONFIG} has keys that do not exist any more, left out: {unknown}",) if unknown else ()
+    return Composition(config, presets, tuple(differences(saved.settings, config)), notes)
+
+
+def _changed_by_presets(saved: SavedRun, chosen: Sequence[Typed]) -> tuple[dict[str, Any], dict[str, str]]:
+    """What the `chosen` presets change in the saved settings, and the presets that these are made of then.
+
+    Another backend brings its own defaults, but leaves what the run had set itself.
+    """
+    known = [Typed(group, f"{group}={name}") for group, name in saved.presets.items() if name in choices(group)]
+    backends = [each for each in chosen if each.key == "backend"]
+    own, _ = _compose_presets(known)
+    moved, _ = _compose_presets([*known, *backends])
+    new, presets = _compose_presets([*known, *chosen])
+    before, between, after = by_key(own), by_key(moved), by_key(new)
+    changed = {key: between[key] for key in between if between[key] != before[key] == saved.settings[key]}
+    return changed | {key: after[key] for key in after if after[key] != between[key]}, presets
+
+
+def _parent(directory: Path) -> Path:
+    """The parent of a run directory, also of one that is called `.`."""
+    return directory.parent if directory.name not in ("", "..") else directory.resolve().parent
+
+
+def _compose_presets(overrides: Sequence[Typed]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Today's defaults, presets and keys as a tree, and the presets by config group."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    tree, presets = _compose("config", asdict(TrainConfig()), [each.text for each in overrides])
+    chosen = [each.text for each in overrides if each.key == "experiment"][-1:]
+    name = OverridesParser.create().parse_override(chosen[0]).value() if chosen else None
+    # The run carries the name of the experiment that was chosen, unless that sets a name of its own.
+    named = isinstance(name, str) and tree["experiment"] == TrainConfig().experiment
+    return {**tree, "experiment": name} if named else tree, presets
+
+
+def _compose(name: str, schema: Mapping[str, Any], overrides: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The tree of `schema` and what the file `name` of `conf/` makes of it (`run`: nothing), resolved, and the presets.
+
+    Raises `ConfigError`.
+    """
+    from hydra import compose, initialize_config_dir
+    from hydra.core.config_store import ConfigStore
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf, open_dict
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError  # type: ignore[import-untyped]
+
+    ConfigStore.instance().store("run" if name == "run" else "schema", dict(schema))
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            composed = compose("config", expanded)
+            composed = compose(name, overrides, return_hydra_config=True)
+            presets = {group: composed.hydra.runtime.choices.get(group) for group in GROUPS}
+            with open_dict(composed):
+                del composed["hydra"]
             _check_secrets(OmegaConf.to_container(composed))
             tree = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_first_line(error)) from error
     except YAMLError as error:
         raise ConfigError(f"a file of conf/ is not YAML: {shown(str(error), 250)}") from error
-    return from_mapping(_named(cast(dict[str, object], tree), parsed))
-
-
-def _named(tree: dict[str, object], overrides: Sequence[Override]) -> dict[str, object]:
-    """`tree` under the name of the experiment that was chosen, unless that sets a name of its own."""
-    chosen = [override.value() for override in overrides if override.key_or_group == "experiment"][-1:]
-    named = chosen and isinstance(chosen[0], str) and tree["experiment"] == TrainConfig().experiment
-    return {**tree, "experiment": chosen[0]} if named else tree
+    return cast(dict[str, Any], tree), {group: name for group, name in presets.items() if isinstance(name, str)}
 
 
 def parse_override(override: str) -> tuple[str, Any]:
@@ -64,8 +182,12 @@ def parse_override(override: str) -> tuple[str, Any]:
 
 def quoted(text: str) -> str:
     """Any text as the value of an override."""
-    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
+    return _in_quotes(_literal(text))
+
+
+def typed_text(key: str, text: str) -> str:
+    """The override that gives a key of text the value `text`, whatever is in it; plain where that can be."""
+    return f"{key}={text if _PLAIN.fullmatch(text) and text != 'null' else quoted(text)}"
 
 
 def _parse(override: str) -> Override:
@@ -80,14 +202,37 @@ def _parse(override: str) -> Override:
         raise ConfigError(f"{shown(override)}: {_first_line(error)}; quote special characters: key='...'") from error
 
 
-def _expand_model(override: str) -> str:
-    """`model=<directory or hub id>` as `model.path=<it>`; anything else as it is."""
-    key, _, value = override.partition("=")
-    if key != "model" or value in choices("model"):
-        return override
-    if "/" not in value and not Path(value).is_dir():
-        raise _no_such("model", value, "a directory, a hub id")
-    return f"model.path={quoted(value)}"
+def _expand(override: str) -> str:
+    """`override` in Hydra's grammar: a text is taken as it is typed, unless it is quoted, null or refers to something,
+    and `model=<directory or hub id>` is `model.path=<it>`."""
+    key, equals, value = override.partition("=")
+    if key == "model" and value not in choices("model"):
+        if "/" not in value and not Path(value).is_dir():
+            raise _no_such("model", value, "a directory, a hub id")
+        key = "model.path"
+    name = key.lstrip("+")
+    if not equals or name in GROUPS or not is_text(_KINDS.get(name)) or value == "null" or _is_quoted(value):
+        return f"{key}{equals}{value}"
+    return f"{key}={_in_quotes(value)}"  # it may refer to other keys
+
+
+def _is_quoted(value: str) -> bool:
+    return len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+
+
+def _in_quotes(text: str) -> str:
+    escaped = re.sub(r"(\\*)'", r"\1\1\\'", text)
+    trailing = len(escaped) - len(escaped.rstrip("\\"))
+    return f"'{escaped}{escaped[len(escaped) - trailing :]}'"
+
+
+def _literal(value: Any) -> Any:
+    """`value` so that nothing in its texts refers to another key."""
+    if isinstance(value, str):
+        return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+    if isinstance(value, dict):
+        return {key: _literal(item) for key, item in value.items()}
+    return [_literal(item) for item in value] if isinstance(value, list) else value
 
 
 def _check(override: Override) -> None:

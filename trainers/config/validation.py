@@ -6,14 +6,18 @@ import dataclasses
 import difflib
 import json
 import re
+import types
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 STRICT = ConfigDict(extra="forbid", strict=True, coerce_numbers_to_str=True, allow_inf_nan=False)
 """No conversion of types (`true` is no integer), no unknown field, no NaN; a number is fine where a name is wanted."""
+
+AUTO = "auto"
+"""`resume=auto`: the newest run that can be gone on with."""
 
 BUILT_IN_MODELS = ("tiny", "smollm2")
 _VALUE_WIDTH = 40
@@ -69,6 +73,16 @@ def fields_of(kind: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from fields_of(info.annotation, f"{prefix}{name}.")  # type: ignore[arg-type]
 
 
+def is_text(annotation: Any) -> bool:
+    """Whether a field of this annotation takes any text."""
+    parts = get_args(annotation)
+    if get_origin(annotation) is Annotated:
+        return is_text(parts[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        return all(part is type(None) or is_text(part) for part in parts)
+    return annotation is str
+
+
 def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted key and value of everything in `tree` that is not a non-empty mapping."""
     for key, value in tree.items():
@@ -89,9 +103,9 @@ def check_model_path(path: str) -> None:
 
 def check_resume_path(path: str | None) -> None:
     """Raise `ConfigError` when there is nothing at `path` to resume from."""
-    if path is not None and not _is_directory(path):
+    if path not in (None, AUTO) and not _is_directory(path):
         raise ConfigError(
-            f"resume={shown(path, _PATH_WIDTH)}: no such directory; allowed: a checkpoint or a run directory"
+            f"resume={shown(path, _PATH_WIDTH)}: no such directory; allowed: a checkpoint, a run directory, or {AUTO}"
         )
 
 

@@ -21,7 +21,9 @@ from trainers.config.secrets import mask_secrets
 _PACKAGES = ("torch", "transformers", "peft", "hydra-core", "numpy", "pillow", "playwright", "areal")
 
 
-def create_run_directory(config: TrainConfig, now: datetime | None = None) -> Path:
+def create_run_directory(
+    config: TrainConfig, now: datetime | None = None, *, presets: Mapping[str, str] | None = None
+) -> Path:
     """Make a new directory for a run and write `config.yaml` and `run.json` into it.
 
     Its name is `run_name`, or time, backend, experiment and seed; a number is appended when that exists already.
@@ -31,7 +33,12 @@ def create_run_directory(config: TrainConfig, now: datetime | None = None) -> Pa
     name = config.run_name or f"{now:%Y%m%d-%H%M%S}-{config.backend}-{config.experiment}-seed{config.seed}"
     directory = _make_new(Path(config.output_dir).expanduser(), name)
     (directory / "config.yaml").write_text(to_yaml(masked_config(config)), encoding="utf-8")
-    about = {"started": now.isoformat(timespec="seconds"), "resumed_from": config.resume, **environment_information()}
+    about = {
+        "started": now.isoformat(timespec="seconds"),
+        "resumed_from": config.resume,
+        "presets": dict(presets or {}),
+        **environment_information(),
+    }
     masked_about = mask_secrets(about, os.environ)
     (directory / "run.json").write_text(json.dumps(masked_about, indent=2) + "\n", encoding="utf-8")
     return directory
