@@ -23,9 +23,9 @@ def rows_to_tensors(policy: PolicyModel, rows: Sequence[Trajectory], *, pixels: 
 
     `input_ids` int64, `loss_mask` int32, `logprobs` float32, `versions` int32, `attention_mask` bool and
     `mm_token_type_ids` int64 (1 on image placeholders), all [B, L]; `rewards` float32 [B]; `multi_modal_input`, a
-    mapping of `pixel_values` and `image_grid_thw` a row (with `pixels`, when there are images). Ours besides, [B]:
-    `group` and `episode` (int64: numbered in the order of their first row) and `weight` (float32, 1 / rows of the
-    episode).
+    mapping of `pixel_values` and `image_grid_thw` a row (with `pixels`, when there are images). Ours besides:
+    `predicts` int32 [B, L] (1 on what predicts a trained token, one place before it), and [B] `group` and `episode`
+    (int64: numbered in the order of their first row) and `weight` (float32, 1 / rows of the episode).
     """
     ids = [torch.from_numpy(np.ascontiguousarray(row.input_ids)) for row in rows]
     input_ids = _padded(ids, policy.special.pad_id)
@@ -33,6 +33,7 @@ def rows_to_tensors(policy: PolicyModel, rows: Sequence[Trajectory], *, pixels: 
         "input_ids": input_ids,
         "attention_mask": _padded([torch.ones(len(row), dtype=torch.bool) for row in rows], 0),
         "loss_mask": _padded([torch.from_numpy(row.loss_mask) for row in rows], 0),
+        "predicts": _padded([torch.from_numpy(np.roll(row.loss_mask, -1)) for row in rows], 0),
         "logprobs": _padded([torch.from_numpy(row.logprobs) for row in rows], 0.0),
         "versions": _padded([torch.from_numpy(row.versions) for row in rows], NO_VERSION),
         "rewards": torch.tensor([row.reward for row in rows], dtype=torch.float32),

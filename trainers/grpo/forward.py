@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from cua_agent.models.policy import PolicyModel
 from trainers.grpo.batching import MicroBatch
 from trainers.grpo.loss import LossInputs
+
+HEAD_ROWS = 512
+"""Positions whose logits exist at a time: over 151,936 tokens, 0.3 GB in float32."""
 
 
 @dataclass(frozen=True)
@@ -27,18 +33,55 @@ def score_tokens(
     """Score the trained tokens under the policy's sampling distribution: softmax(logits / temperature) over the
     tokens that may be sampled.
 
-    The language-model head runs on the N positions that predict a trained token only, and the softmax in float32.
+    The language-model head runs on the N positions that predict a trained token only (see `score_hidden`), and the
+    softmax in float32.
     `micro` must be on the policy's device. Without `entropy_gradient` the entropy is a metric and keeps no graph.
     """
-    logits = _predicting_logits(policy, micro).float() / temperature
-    banned = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
-    banned[list(policy.special.banned)] = True
-    distribution = logits.masked_fill(banned, -torch.inf).log_softmax(-1)
     tokens = micro.input_ids[micro.loss_mask]
+    head = policy.base_model.lm_head
+    hidden = _predicting_states(policy, micro)
+    return score_hidden(head, hidden, tokens, policy.special.banned, temperature, entropy_gradient=entropy_gradient)
+
+
+def score_hidden(
+    head: Callable[[Tensor], Tensor],
+    hidden: Tensor,
+    tokens: Tensor,
+    banned: Sequence[int],
+    temperature: float,
+    *,
+    entropy_gradient: bool = False,
+) -> TokenScores:
+    """Score `tokens` int64 [N], each predicted from a state of `hidden` [N, width]; `head` makes logits of states.
+
+    Logits exist for `HEAD_ROWS` positions at a time; of several such chunks, the backward pass computes them again.
+    """
+    score = partial(_score_chunk, head, banned, temperature, entropy_gradient)
+    chunks = list(zip(hidden.split(HEAD_ROWS), tokens.split(HEAD_ROWS), strict=True))
+    if len(chunks) == 1 or not torch.is_grad_enabled():
+        scores = [score(*chunk) for chunk in chunks]
+    else:
+        scores = [checkpoint(score, *chunk, use_reentrant=False) for chunk in chunks]
+    logprobs, entropy = (torch.cat(parts) for parts in zip(*scores, strict=True))
+    return TokenScores(logprobs, entropy)
+
+
+def _score_chunk(
+    head: Callable[[Tensor], Tensor],
+    banned: Sequence[int],
+    temperature: float,
+    entropy_gradient: bool,
+    hidden: Tensor,
+    tokens: Tensor,
+) -> tuple[Tensor, Tensor]:
+    logits = head(hidden).float() / temperature
+    is_banned = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
+    is_banned[list(banned)] = True
+    distribution = logits.masked_fill_(is_banned, -torch.inf).log_softmax(-1)
     logprobs = distribution.gather(-1, tokens[:, None]).squeeze(-1)
     with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
-        entropy = -(distribution.exp() * distribution.masked_fill(banned, 0)).sum(-1)
-    return TokenScores(logprobs, entropy)
+        entropy = -(distribution.exp() * distribution.masked_fill(is_banned, 0)).sum(-1)
+    return logprobs, entropy
 
 
 @torch.no_grad()
@@ -65,8 +108,8 @@ def loss_inputs(micro: MicroBatch, scores: TokenScores, reference: Tensor | None
     )
 
 
-def _predicting_logits(policy: PolicyModel, micro: MicroBatch) -> Tensor:
-    """[N, vocabulary], of the positions one before each trained token."""
+def _predicting_states(policy: PolicyModel, micro: MicroBatch) -> Tensor:
+    """[N, width], of the positions one before each trained token."""
     hidden = policy.hidden_states(
         micro.input_ids,
         micro.attention_mask,
@@ -75,5 +118,4 @@ def _predicting_logits(policy: PolicyModel, micro: MicroBatch) -> Tensor:
         use_cache=False,
     )
     predicts_trained = micro.loss_mask.roll(-1, dims=1)  # column 0 is never trained, so nothing wraps around
-    logits: Tensor = policy.base_model.lm_head(hidden[predicts_trained])
-    return logits
+    return hidden[predicts_trained]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -14,18 +14,16 @@ from areal.api.cli_args import MicroBatchSpec, PPOActorConfig
 from areal.engine.fsdp_engine import FSDPPPOActor, FSDPTrainContext
 from areal.infra.platforms import current_platform
 from areal.utils.data import MicroBatchItem, MicroBatchList
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from cua_agent.models.mrope import mrope_positions
 from cua_agent.models.policy import PolicyModel
+from trainers.areal.train.scoring_head import ScoringHead, at_every_position
 from trainers.config import OptimConfig
 from trainers.distributed.torch_process_group import init_default_group
 from trainers.grpo.learner import warmup_factor
-
-IMPOSSIBLE = -1e9
-"""Logit of a token that must not be sampled: its probability is exactly 0, and 0 * logit stays finite."""
 
 PACKED_SAFELY = ("sdpa", "eager")
 """Attention that reads sequence boundaries from positions; flash attention takes AReaL's cu_seqlens."""
@@ -35,12 +33,16 @@ class FSDPPolicyActor(FSDPPPOActor):  # type: ignore[misc]
     """`FSDPPPOActor` that trains `policy.model` itself: a plain model or a `PeftModel`, whoever loaded it.
 
     The model is sharded in place. Its log-probs are those of sampling: at the rollouts' temperature, over the tokens
-    that may be sampled. Packed sequences do not see each other.
+    that may be sampled; 0 where `predicts` of the batch (see `rows_to_tensors`) is not set. Packed sequences do not
+    see each other.
     """
 
-    def __init__(self, config: PPOActorConfig, policy: PolicyModel, optim: OptimConfig) -> None:
+    def __init__(
+        self, config: PPOActorConfig, policy: PolicyModel, optim: OptimConfig, *, entropy_gradient: bool = False
+    ) -> None:
         super().__init__(config=config)
         self.policy = policy
+        self._entropy_gradient = entropy_gradient
         self._warmup_steps = optim.warmup_steps * optim.updates_per_batch
 
     def create_process_group(self, parallel_strategy: ParallelStrategy | None = None) -> None:
@@ -55,7 +57,12 @@ class FSDPPolicyActor(FSDPPPOActor):  # type: ignore[misc]
         self.tokenizer, self.processor = self.policy.tokenizer, None
         self.model = self.policy.model
         base = self.policy.base_model
-        ban_tokens(base, self.policy.special.banned)
+        self._head = ScoringHead(
+            base.lm_head,
+            self.policy.special.banned,
+            self.config.temperature,
+            entropy_gradient=self._entropy_gradient,
+        )
         asked = base if self.policy.has_adapter else base.model  # what AReaL finds at `model.model`
         asked.compute_3d_position_ids = partial(position_ids, self.policy)
 
@@ -76,12 +83,38 @@ class FSDPPolicyActor(FSDPPPOActor):  # type: ignore[misc]
 
     def _prepare_mb_inputs(self, mb_item: MicroBatchItem) -> tuple[dict[str, Any], FSDPTrainContext]:
         inputs, context = super()._prepare_mb_inputs(mb_item)
+        inputs |= self._head.ask(inputs["input_ids"], inputs.pop("predicts"))
         if self.config.attn_impl in PACKED_SAFELY:
             inputs["attention_mask"] = None  # AReaL's says that there is nothing to mask, also between sequences
             plain = text_positions(inputs["cu_seqlens"])
             visual = self.policy.reads_images
             inputs["position_ids"] = torch.cat([plain[None], inputs["position_ids"].long()]) if visual else plain
         return inputs, context
+
+    def _compute_logprobs_and_loss(
+        self,
+        logits: Tensor,
+        ctx: FSDPTrainContext,
+        loss_fn: Callable[..., Tensor],
+        loss_weight_fn: Callable[[dict[str, Any]], Tensor],
+        total_loss_weight: Tensor,
+        loss_multiplier: float = 1.0,
+    ) -> Tensor:
+        """AReaL's, of the scores that come in place of `logits`."""
+        weight = loss_weight_fn(ctx.mb_input)
+        if weight == 0:
+            return logits.sum() * 0.0  # other processes wait for this one's backward pass
+        logprobs, entropy = self._without_padding(logits, ctx)
+        return loss_fn(logprobs, entropy, ctx.mb_input) * (weight / total_loss_weight * loss_multiplier)
+
+    def _compute_forward_result(self, logits: Tensor, ctx: FSDPTrainContext) -> Tensor:
+        return self._without_padding(logits, ctx)[0]
+
+    @staticmethod
+    def _without_padding(scores: Tensor, ctx: FSDPTrainContext) -> tuple[Tensor, Tensor]:
+        logprobs, entropy = at_every_position(scores, ctx.model_inputs)
+        end = len(logprobs) - ctx.pad_length
+        return logprobs[:end], entropy[:end]
 
     def trained_weights(self) -> dict[str, Tensor]:
         """The trained parameters by name, whole, on every rank."""
@@ -114,16 +147,6 @@ def like(tensor: Tensor, parameter: Tensor) -> Tensor:
     if not isinstance(parameter, DTensor):
         return tensor
     return distribute_tensor(tensor.to(parameter.device), parameter.device_mesh, parameter.placements)
-
-
-def ban_tokens(model: Any, banned: tuple[int, ...]) -> None:
-    """Make `model.lm_head` give the `banned` ids probability 0."""
-    ids = torch.tensor(banned, dtype=torch.int64)
-
-    def silence(_: nn.Module, __: Any, logits: Tensor) -> Tensor:
-        return logits.index_fill(-1, ids.to(logits.device), IMPOSSIBLE)
-
-    model.lm_head.register_forward_hook(silence)
 
 
 def position_ids(

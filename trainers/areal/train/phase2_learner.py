@@ -37,13 +37,23 @@ class Phase2Learner:
         self._policy = policy
         self._mirror = policy.frozen_copy()  # whole weights, to save and to load
         self._reference = ReferenceModel(policy.frozen_copy(), config) if config.loss.kl_coefficient else None
-        actor = FSDPPolicyActor(actor_config(config, process_group.size), policy, config.optim)
+        actor = FSDPPolicyActor(
+            actor_config(config, process_group.size),
+            policy,
+            config.optim,
+            entropy_gradient=config.loss.entropy_coefficient != 0,
+        )
         self._actor = start_actor(actor, config)
 
     def update(self, batch: Batch) -> StepRecord:
         """One optimiser step; one whose loss or gradient is not finite changes nothing."""
         loss = BatchLoss(batch, self._config)
-        stats = self._actor.train_batch(self.tensors(batch), loss, loss.weight)
+        tensors = self.tensors(batch)
+        self._actor.train()  # dropout, and gradient checkpointing
+        try:
+            stats = self._actor.train_batch(tensors, loss, loss.weight)
+        finally:
+            self._actor.eval()
         record = step_record(summed(loss.sums, self._process_group).metrics(), stats)
         if not record.skipped:
             self._actor.lr_scheduler_step()

@@ -1,0 +1,57 @@
+"""The language-model head of a sharded model, on trained positions only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainers.grpo.forward import score_hidden
+
+
+class ScoringHead:
+    """Stands in for `lm_head`, so that the model answers with scores in place of logits: what FSDP gathers for the
+    head is there only while the model runs, and AReaL's engine would keep the logits of every packed position.
+
+    Scores are float32 [1, N, 2]: log-prob and entropy, at the N `places` that the model was asked for.
+    """
+
+    def __init__(
+        self, head: nn.Module, banned: tuple[int, ...], temperature: float, *, entropy_gradient: bool = False
+    ) -> None:
+        self._project = head.forward
+        self._banned = banned
+        self._temperature = temperature
+        self._entropy_gradient = entropy_gradient
+        self._tokens = torch.empty(0, dtype=torch.int64)
+        head.forward = self._score  # type: ignore[method-assign]
+
+    def ask(self, input_ids: Tensor, predicts: Tensor) -> dict[str, Tensor]:
+        """The model's argument that limits the coming forward pass to where `predicts` [1, T] is set; `input_ids`
+        int64 [1, T]. One place at least, because every process has to run its head."""
+        places = predicts[0].nonzero().flatten()
+        if not len(places):
+            places = torch.zeros(1, dtype=torch.int64, device=predicts.device)
+        self._tokens = input_ids[0].roll(-1)[places]
+        return {"logits_to_keep": places}
+
+    def _score(self, hidden: Tensor) -> Tensor:
+        scores = score_hidden(
+            self._project,
+            hidden[0],
+            self._tokens,
+            self._banned,
+            self._temperature,
+            entropy_gradient=self._entropy_gradient,
+        )
+        return torch.stack([scores.logprobs[None], scores.entropy[None]], dim=-1)
+
+
+def at_every_position(scores: Tensor, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """Log-probs and entropies float32 [T] of `scores` [N, 2], 0 where the model was not asked; `inputs` are those of
+    its forward pass over T packed tokens."""
+    length = inputs["input_ids"].shape[-1]
+    logprobs, entropy = scores.new_zeros(length, 2).index_copy(0, inputs["logits_to_keep"], scores).unbind(-1)
+    return logprobs, entropy
