@@ -105,8 +105,13 @@ def _adapter_in_the_reference(original: Wrap, self: Any) -> Any:
     return nullcontext()
 
 
-def _hot_reference(original: Wrap, policy: Any, micro: Any, temperature: float) -> Any:
-    return original(policy, micro, 1.1 * temperature)
+def _hot_reference(original: Wrap, actor: Any, data: Any) -> Any:
+    temperature = actor.config.temperature
+    actor._head._temperature = 1.1 * temperature
+    try:
+        return original(actor, data)
+    finally:
+        actor._head._temperature = temperature
 
 
 def _sample_deviation(original: Wrap, values: Any) -> Any:
@@ -140,6 +145,7 @@ LEARNER, FULL, ACTOR = (
     "trainers.areal.train.phase3_trainer",
     "trainers.areal.train.ppo_actor",
 )
+SHARDED = "trainers.areal.train.fsdp_actor:FSDPPolicyActor"
 SERVED = "trainers.areal.rollout.rollout_engine:PolicyRolloutEngine.update_weights"
 ADAPTED = "cua_agent.models.loaders:attach_lora"
 REFERENCE = "cua_agent.models.policy:PolicyModel.reference"
@@ -162,7 +168,7 @@ FAULTS = {
     "temperature_ppo": Fault(1, "full/plain", ("phase3",), f"{ACTOR}:ppo_actor_config", _other_temperature),
     "lora_scale": Fault(1, "lora/moved", ASYNCHRONOUS, ADAPTED, _wrong_lora_scale),
     "reference": Fault(1, "lora/kl", ("phase1",), REFERENCE, _adapter_in_the_reference),
-    "reference_hot": Fault(1, "full/kl", AREAL, "trainers.areal.train.reference_model:score_tokens", _hot_reference),
+    "reference_hot": Fault(1, "full/kl", AREAL, f"{SHARDED}.reference_logprobs", _hot_reference),
     "clip": Fault(1, "full/moved", ("phase3",), f"{ACTOR}:ppo_actor_config", _clipped_otherwise),
     "rejection": Fault(1, "full/stale", ("phase3",), f"{ACTOR}:ppo_actor_config", _never_rejected),
     "gradient": Fault(2, "full/plain", ("phase2",), f"{LEARNER}:BatchLoss.__call__", _gradient_off),

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tests.policy_rows import ragged_batch
 from tests.tiny_random import build
 from trainers.components import build_policy
-from trainers.config import LoraConfig, ModelConfig, TrainConfig
+from trainers.config import LoraConfig, LossConfig, ModelConfig, TrainConfig
 from trainers.grpo import forward
 from trainers.grpo.forward import score_hidden
 
@@ -23,10 +23,10 @@ WIDTH, VOCABULARY, BANNED = 8, 50, (0, 7, 49)
 
 
 def by_the_book(head: nn.Module, hidden: Tensor, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    logits = head(hidden).double() / temperature
-    logits[:, list(BANNED)] = -1e30
-    distribution = logits.softmax(-1)
-    return distribution[torch.arange(len(tokens)), tokens].log(), torch.special.entr(distribution).sum(-1)
+    allowed = [token for token in range(VOCABULARY) if token not in BANNED]
+    distribution = (head(hidden).double() / temperature)[:, allowed].softmax(-1)
+    places = torch.tensor([allowed.index(token) for token in tokens.tolist()])
+    return distribution[torch.arange(len(tokens)), places].log(), torch.special.entr(distribution).sum(-1)
 
 
 @pytest.mark.parametrize("count", [1, 4, 5, 11])
@@ -84,6 +84,7 @@ def learner(weights: Path, tmp_path: Path) -> Iterator[Any]:
         phase=2,
         model=ModelConfig(path=str(weights)),
         lora=LoraConfig(enabled=True, r=4, dropout=0.5),
+        loss=LossConfig(kl_coefficient=0.1),
     )
     config = replace(config, loader=replace(config.loader, gradient_checkpointing=True))
     with closing(Phase2Learner(build_policy(config), config)) as learner:
@@ -99,6 +100,7 @@ def test_the_engine_s_head_sees_trained_positions_only_and_its_layers_train(lear
     base.model.language_model.layers[0].register_forward_pre_hook(lambda layer, _: modes.append(layer.training))
     batch = ragged_batch(learner._policy)
     learner.update(batch)
-    assert sum(states) == sum(int(row.loss_mask.sum()) for row in batch.trajectories)
+    assert sum(states) == 2 * sum(int(row.loss_mask.sum()) for row in batch.trajectories)  # the reference, and training
+    assert modes[0] is False  # the reference has no dropout
     assert modes[-1] is True  # else neither dropout nor gradient checkpointing would happen
     assert not learner._policy.model.training

@@ -20,12 +20,18 @@ SUPPORTED_ATTENTION = ("sdpa", "eager")
 @contextmanager
 def serving(model: nn.Module) -> Iterator[None]:
     """Without gradients and without dropout; the training mode is restored."""
+    with without_training(model), torch.inference_mode():
+        yield
+
+
+@contextmanager
+def without_training(model: nn.Module) -> Iterator[None]:
+    """Without dropout; the training mode is restored."""
     was_training = model.training
     if was_training:
         model.eval()
     try:
-        with torch.inference_mode():
-            yield
+        yield
     finally:
         if was_training:
             model.train()

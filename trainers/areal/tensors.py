@@ -78,7 +78,7 @@ def _images(policy: PolicyModel, row: Trajectory) -> dict[str, Tensor]:
     return {"pixel_values": pixel_values, "image_grid_thw": image_grid_thw}
 
 
-_PER_TOKEN = ("loss_mask", "logprobs", "versions", "ref_logp", "advantages", "coefficients")
+_PER_TOKEN = ("loss_mask", "logprobs", "versions", "advantages", "coefficients")
 
 
 def shifted(tensors: TensorDict) -> TensorDict:

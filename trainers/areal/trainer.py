@@ -96,10 +96,10 @@ def _of_phase(
         return full, full.tensors
     from trainers.areal.rollout.asynchronous_rollouts import AsynchronousRollouts
     from trainers.areal.rollout.distributed_rollouts import DistributedRollouts
-    from trainers.areal.rollout.rollout_worker import RolloutWorker
+    from trainers.areal.rollout.rollout_worker import RolloutWorker, serving_policy
     from trainers.loop import TrainingLoop
 
-    serving = components.policy.frozen_copy()  # before the model is sharded
+    serving = serving_policy(config, components.policy)  # before the model is sharded
     learner, tensors = _learner(config, components, process_group)
     worker = RolloutWorker(config, components, run_directory, serving, process_group)
     rollouts: Rollouts = AsynchronousRollouts(worker, learner.trained_weights)

@@ -57,7 +57,7 @@ def score_hidden(
     Logits exist for `HEAD_ROWS` positions at a time; of several such chunks, the backward pass computes them again.
     """
     score = partial(_score_chunk, head, banned, temperature, entropy_gradient)
-    chunks = list(zip(hidden.split(HEAD_ROWS), tokens.split(HEAD_ROWS), strict=True))
+    chunks = list(zip(torch.split(hidden, HEAD_ROWS), torch.split(tokens, HEAD_ROWS), strict=True))
     if len(chunks) == 1 or not torch.is_grad_enabled():
         scores = [score(*chunk) for chunk in chunks]
     else:

@@ -22,6 +22,7 @@ from trainers.parity.evidence import Arrays, Evidence, Figures
 from trainers.parity.rows import areal_rows, loss_scale, our_rows
 from trainers.protocol import Batch, EvalRecord, Trainer
 from trainers.run.metrics import StepMetrics
+from trainers.run.sharding import whole
 
 if TYPE_CHECKING:
     from trainers.areal.trainer import AReaLGRPOTrainer
@@ -106,14 +107,6 @@ def trained_weights(side: Opened) -> Arrays:
         name: whole(parameter).float().cpu().numpy().copy()
         for name, parameter in side.components.policy.trainable_parameters()
     }
-
-
-def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """`tensor` detached, gathered when it is sharded (a DTensor)."""
-    detached = tensor.detach()
-    gather = getattr(detached, "full_tensor", None)
-    gathered: torch.Tensor = detached if gather is None else gather()
-    return gathered
 
 
 def _trainer(config: TrainConfig, directory: Path, components: Components) -> Trainer:

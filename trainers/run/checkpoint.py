@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import pickle
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from peft import get_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -37,32 +37,32 @@ from cua_agent.models.policy import PolicyModel
 from cua_agent.models.saving import save_description
 from trainers.protocol import TrainerState
 from trainers.run.checkpoint_files import STATE, CheckpointError, read_state, verify_checkpoint, write_checkpoint
+from trainers.run.sharding import sharded_like, whole
 
 
 @dataclass(frozen=True)
 class Optimisation:
     """An optimiser, its schedule, and the trained parameters by name.
 
-    Where parameters are sharded, `gather` makes a tensor whole and `scatter` shards one like a parameter; all processes
-    that hold shards save together, and the one that `writes` leaves files behind.
+    Where parameters are sharded, all processes that hold shards save and load together, and the one that `writes`
+    leaves files behind.
     """
 
     optimizer: Optimizer
     scheduler: LambdaLR
     parameters: Mapping[str, nn.Parameter]
-    gather: Callable[[Tensor], Tensor] = lambda tensor: tensor
-    scatter: Callable[[Tensor, nn.Parameter], Tensor] = lambda tensor, _: tensor
     writes: bool = True
 
 
 def save_checkpoint(path: Path, *, policy: PolicyModel, optimisation: Optimisation, state: TrainerState) -> None:
     """Write the checkpoint directory `path`, atomically; a checkpoint already there is replaced."""
     optimizer_state = _named_optimizer_state(optimisation)
+    weights = whole_weights(policy, keep=optimisation.writes)
     if not optimisation.writes:
         return
 
     def fill(directory: Path) -> None:
-        save_weights(directory, policy)
+        save_weights(directory, policy, weights)
         torch.save(
             {"optimizer": optimizer_state, "scheduler": optimisation.scheduler.state_dict()},
             directory / "optimizer.pt",
@@ -111,20 +111,41 @@ def _go_on_with(scheduler: LambdaLR, updates: int) -> None:
         group["lr"] = rate
 
 
-def _adapter_weights(model: Any) -> dict[str, torch.Tensor]:
-    """The adapter's tensors. Embeddings are not part of it; asking peft to find out would ask the hub for the base."""
-    weights: dict[str, torch.Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
-    return weights
-
-
-def save_weights(directory: Path, policy: PolicyModel) -> None:
-    """Export what is trained (the adapter, or all weights), loadable with `load_policy(directory)`."""
+def _exported(policy: PolicyModel) -> dict[str, Tensor]:
+    """What an export holds, by its names: the adapter's parameters, or all of the model's. Embeddings are not part of
+    an adapter; asking peft to find out would ask the hub for the base."""
     model: Any = policy.model
+    if not policy.has_adapter:
+        return dict(model.state_dict(keep_vars=True))
+    parameters = dict(model.named_parameters())
+    adapter: dict[str, Tensor] = get_peft_model_state_dict(model, parameters, save_embedding_layers=False)
+    return adapter
+
+
+def whole_weights(policy: PolicyModel, *, keep: bool = True) -> dict[str, Tensor]:
+    """What is trained (the adapter, or all weights) on the CPU, gathered tensor by tensor where it is sharded.
+
+    Collective then; a process that does not `keep` them gets none.
+    """
+    gathered: dict[int, Tensor] = {}  # tied weights are one tensor
+    weights: dict[str, Tensor] = {}
+    for name, tensor in _exported(policy).items():
+        if id(tensor) not in gathered:
+            complete = whole(tensor)
+            gathered[id(tensor)] = complete.cpu() if keep else torch.empty(0)
+        weights[name] = gathered[id(tensor)]
+    return weights if keep else {}
+
+
+def save_weights(directory: Path, policy: PolicyModel, weights: Mapping[str, Tensor] | None = None) -> None:
+    """Export what is trained, loadable with `load_policy(directory)`; `weights` are `whole_weights(policy)`."""
+    model: Any = policy.model
+    weights = whole_weights(policy) if weights is None else weights
     if policy.has_adapter:
-        adapter = {name: t.detach().cpu().contiguous() for name, t in _adapter_weights(model).items()}
+        adapter = {name: tensor.contiguous() for name, tensor in weights.items()}
         save_file(adapter, directory / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     else:
-        model.save_pretrained(str(directory))
+        model.save_pretrained(str(directory), state_dict=dict(weights))
     save_description(directory, policy)
 
 
@@ -141,10 +162,13 @@ def load_weights(path: Path, policy: PolicyModel) -> None:
     _check_kind(path, policy)
     model: Any = policy.model
     if policy.has_adapter:
-        set_peft_model_state_dict(model, load_file(path / ADAPTER_WEIGHTS))
+        saved = load_file(path / ADAPTER_WEIGHTS)
     else:
         # Through transformers, whose files may name weights differently from the module.
-        model.load_state_dict(type(model).from_pretrained(str(path), dtype=model.dtype).state_dict())
+        saved = type(model).from_pretrained(str(path), dtype=model.dtype).state_dict()
+    with torch.no_grad():
+        for name, tensor in _exported(policy).items():
+            tensor.copy_(sharded_like(saved[name], tensor))
 
 
 def _check_kind(path: Path, policy: PolicyModel) -> None:
@@ -153,8 +177,7 @@ def _check_kind(path: Path, policy: PolicyModel) -> None:
         saved, wanted = ("a LoRA adapter", "full weights") if has_adapter else ("full weights", "a LoRA adapter")
         raise CheckpointError(f"checkpoint {path} holds {saved}, the run trains {wanted}: change lora.enabled")
     if has_adapter:
-        model: Any = policy.model
-        own = {name: list(tensor.shape) for name, tensor in _adapter_weights(model).items()}
+        own = {name: list(tensor.shape) for name, tensor in _exported(policy).items()}
         with safe_open(path / ADAPTER_WEIGHTS, framework="pt") as file:
             saved_shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
         if own != saved_shapes:
@@ -168,7 +191,7 @@ def _named_optimizer_state(optimisation: Optimisation) -> dict[str, Any]:
     frozen ones among them."""
     names = {id(parameter): name for name, parameter in optimisation.parameters.items()}
     state = {
-        names[id(parameter)]: {key: _gathered(value, optimisation) for key, value in values.items()}
+        names[id(parameter)]: {key: _whole(value) for key, value in values.items()}
         for parameter, values in optimisation.optimizer.state.items()
     }
     groups = [
@@ -181,8 +204,8 @@ def _named_optimizer_state(optimisation: Optimisation) -> dict[str, Any]:
     return {"state": state, "param_groups": groups}
 
 
-def _gathered(value: Any, optimisation: Optimisation) -> Any:
-    return optimisation.gather(value) if isinstance(value, Tensor) else value
+def _whole(value: Any) -> Any:
+    return whole(value) if isinstance(value, Tensor) else value
 
 
 def _positional_optimizer_state(path: Path, named: dict[str, Any], optimisation: Optimisation) -> dict[str, Any]:
@@ -198,7 +221,7 @@ def _positional_optimizer_state(path: Path, named: dict[str, Any], optimisation:
     positions = {names.get(id(p)): i for i, p in enumerate(p for group in groups_of_rank for p in group["params"])}
     state = {
         positions[name]: {
-            key: optimisation.scatter(value, optimisation.parameters[name]) if _is_per_element(value) else value
+            key: sharded_like(value, optimisation.parameters[name]) if _is_per_element(value) else value
             for key, value in values.items()
         }
         for name, values in named["state"].items()

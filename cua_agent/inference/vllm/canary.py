@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 
 from cua_agent.actions import Tap, Target
-from cua_agent.inference.forward import serving
+from cua_agent.inference.forward import without_training
 from cua_agent.inference.vllm.errors import CanaryError
 from cua_agent.inference.vllm.images import data_url
 from cua_agent.inference.vllm.wire import Prompt, collapse
@@ -84,21 +84,22 @@ def make_canary(policy: PolicyModel) -> Canary:
 
 
 def own_logprobs(policy: PolicyModel, canary: Canary) -> tuple[float, ...]:
-    """The trainer's answer: one full forward pass over the longest probe."""
+    """The trainer's answer: one full forward pass over the longest probe, also of a model that is sharded (all
+    processes that hold shards ask together)."""
     longest = canary.probes[-1].ids
     pixel_values, image_grid_thw = policy.pixels(canary.images)
     positions = torch.from_numpy(policy.positions(longest, canary.images))[:, None].to(policy.device)
     places = torch.tensor([len(probe.ids) - 1 for probe in canary.probes], device=policy.device)
-    with serving(policy.model):
-        hidden = policy.base_model.model(
+    with without_training(policy.model), torch.no_grad():
+        answer = policy.model(
             input_ids=torch.tensor([longest], device=policy.device),
             position_ids=positions,
             pixel_values=pixel_values,
             image_grid_thw=image_grid_thw,
             use_cache=False,
-        ).last_hidden_state
-        logits = policy.base_model.lm_head(hidden[0, places]).float()
-        scores = logits[:, canary.choices].log_softmax(-1)
+            logits_to_keep=places,
+        )
+        scores = answer.logits[0].float()[:, canary.choices].log_softmax(-1)
     return tuple(scores.flatten().tolist())
 
 

@@ -61,7 +61,6 @@ class WorkerActor(PPOPolicyActor):
         run = _prepare(config.run)
         policy = build_policy(run)
         super().__init__(policy, run, int(os.environ["WORLD_SIZE"]))
-        self._mirror = policy.frozen_copy()  # whole weights, to save and to load
 
     def update_weights(self, meta: WeightUpdateMeta) -> None:
         """Leave the trained weights where the controller tells its rollout workers to look. Collective."""
@@ -83,15 +82,12 @@ class WorkerActor(PPOPolicyActor):
 
     def save_run(self, path: str, state: TrainerState) -> None:
         """Write a checkpoint; rank 0 does. Collective."""
-        self._mirror.load_trained(self.trained_weights())
         optimisation = optimisation_of(self, self._peers)
-        save_checkpoint(Path(path), policy=self._mirror, optimisation=optimisation, state=state)
+        save_checkpoint(Path(path), policy=self.policy, optimisation=optimisation, state=state)
 
     def load_run(self, path: str) -> TrainerState:
         """Restore what `save_run` wrote. Raises `CheckpointError`."""
-        state = load_checkpoint(Path(path), policy=self._mirror, optimisation=optimisation_of(self, self._peers))
-        self.load_trained(dict(self._mirror.model.named_parameters()))
-        return state
+        return load_checkpoint(Path(path), policy=self.policy, optimisation=optimisation_of(self, self._peers))
 
     @property
     def _peers(self) -> _GroupPeers:

@@ -34,11 +34,11 @@ class AsynchronousRollouts:
 
     def publish(self, version: int) -> None:
         self._stream.before_version()
-        self._worker.engine.update_weights(version, self._trained_weights())
+        self._worker.update_weights(version, self._trained_weights)
         self._stream.after_version()
 
     def restore(self, version: int, position: int) -> None:
-        self._worker.engine.update_weights(version, self._trained_weights())
+        self._worker.update_weights(version, self._trained_weights)
         self._stream.restore(position)
 
     def close(self) -> None:

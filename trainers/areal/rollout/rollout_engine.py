@@ -27,8 +27,8 @@ T = TypeVar("T")
 class PolicyRolloutEngine(RemoteInfEngine):  # type: ignore[misc]
     """Any `InferenceEngine` of ours behind AReaL's interface, in process or on vLLM servers.
 
-    Generation goes on while training runs in another thread. `engine` serves `policy`, a copy that nothing trains; new
-    weights are loaded into it and published. In process they are swapped in between two tokens: turns in progress go
+    Generation goes on while training runs in another thread. `engine` serves `policy`; new weights are loaded into it
+    and published. In process they are swapped in between two tokens: turns in progress go
     on with them, and every token carries its own version. On servers, turns in progress end with the adapter they
     began with; without adapters they go on with the new weights, as in process.
     """

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
+
+from torch import Tensor
 
 from cua_agent.models.policy import PolicyModel
 from trainers.areal.config.translation import rollout_config
@@ -18,8 +21,14 @@ from trainers.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from trainers.protocol import EpisodePlayer
 
 
+def serving_policy(config: TrainConfig, policy: PolicyModel) -> PolicyModel:
+    """What rollouts are sampled from: a copy that nothing trains, because in this process training and sampling go on
+    at the same time; for servers, which have weights of their own, `policy` itself, which is published to them."""
+    return policy.frozen_copy() if config.inference.name == "local" else policy
+
+
 class RolloutWorker:
-    """Serves `serving`, a copy of the policy, and plays with it. Call `open` once the engine is initialised.
+    """Serves `serving` (see `serving_policy`) and plays with it. Call `open` once the engine is initialised.
 
     With a `process_group`, it plays this process's share.
     """
@@ -36,6 +45,7 @@ class RolloutWorker:
         self._config = config
         self._components = components
         self._process_group = process_group
+        self._serves_a_copy = serving is not components.policy
         self._stream: GroupStream | None = None
         self.environments = LoopEnvironments(components.environments, config.rollout.concurrency)
         self.engine = PolicyRolloutEngine(rollout_config(config, run_directory), build_engine(config, serving), serving)
@@ -49,6 +59,10 @@ class RolloutWorker:
             self._config, self._components, self.engine, self.environments, pixels=pixels, share=share
         )
         return self._stream
+
+    def update_weights(self, version: int, trained_weights: Callable[[], Mapping[str, Tensor]]) -> None:
+        """Serve what is trained (by parameter name) as `version`. Raises what publishing raises."""
+        self.engine.update_weights(version, trained_weights() if self._serves_a_copy else {})
 
     def open(self) -> None:
         """Start what environments share. Closes the worker and raises when this machine cannot run the world."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -15,15 +16,16 @@ from areal.engine.fsdp_engine import FSDPPPOActor, FSDPTrainContext
 from areal.infra.platforms import current_platform
 from areal.utils.data import MicroBatchItem, MicroBatchList
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from cua_agent.models.mrope import mrope_positions
 from cua_agent.models.policy import PolicyModel
+from trainers.areal.tensors import TensorDict
 from trainers.areal.train.scoring_head import ScoringHead, at_every_position
 from trainers.config import OptimConfig
 from trainers.distributed.torch_process_group import init_default_group
 from trainers.grpo.learner import warmup_factor
+from trainers.run.sharding import sharded_like, whole
 
 PACKED_SAFELY = ("sdpa", "eager")
 """Attention that reads sequence boundaries from positions; flash attention takes AReaL's cu_seqlens."""
@@ -68,6 +70,9 @@ class FSDPPolicyActor(FSDPPPOActor):  # type: ignore[misc]
 
     def _create_optimizer(self, ft_spec: FinetuneSpec) -> None:
         super()._create_optimizer(ft_spec)
+        kept, self.policy.reference_weights = self.policy.reference_weights or {}, None
+        parameters = dict(self.policy.trainable_parameters())
+        self._reference_shards = {name: sharded_like(weight, parameters[name]) for name, weight in kept.items()}
         warmup = self._warmup_steps
         self.lr_scheduler = LambdaLR(self.optimizer, lambda update: warmup_factor(update, warmup))
 
@@ -120,11 +125,32 @@ class FSDPPolicyActor(FSDPPPOActor):  # type: ignore[misc]
         """The trained parameters by name, whole, on every rank."""
         return {name: whole(parameter) for name, parameter in self.policy.trainable_parameters()}
 
+    def reference_logprobs(self, data: list[TensorDict]) -> list[Tensor]:
+        """Log-probs float32 [B, L] of every entry under the frozen reference policy, where they are predicted: by the
+        model itself, without its adapter or with the shards that it was loaded with. Collective."""
+        with self._reference():
+            logprobs: list[Tensor] = self.compute_logp(data)
+        return [scores.to(group["input_ids"].device) for scores, group in zip(logprobs, data, strict=True)]
+
+    @contextmanager
+    def _reference(self) -> Iterator[None]:
+        if self.policy.has_adapter:
+            with self.policy.reference():
+                yield
+            return
+        self._swap(self._reference_shards)
+        try:
+            yield
+        finally:
+            self._swap(self._reference_shards)
+
     @torch.no_grad()
-    def load_trained(self, weights: Mapping[str, Tensor]) -> None:
-        """Overwrite the trained parameters with whole tensors of the same names."""
+    def _swap(self, shards: dict[str, Tensor]) -> None:
+        """Exchange the values of the trained parameters; FSDP holds on to their memory."""
         for name, parameter in self.policy.trainable_parameters():
-            parameter.copy_(like(weights[name], parameter))
+            former = parameter.detach().clone()
+            parameter.copy_(shards[name])
+            shards[name] = former
 
     def gradients(self) -> dict[str, Tensor]:
         """Gradients of the trained parameters by name, whole, float32 on the CPU."""
@@ -133,20 +159,6 @@ class FSDPPolicyActor(FSDPPPOActor):  # type: ignore[misc]
             for name, parameter in self.policy.trainable_parameters()
             if parameter.grad is not None
         }
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor that is not sharded any more; detached."""
-    detached = tensor.detach()
-    gathered: Tensor = detached.full_tensor() if isinstance(detached, DTensor) else detached
-    return gathered
-
-
-def like(tensor: Tensor, parameter: Tensor) -> Tensor:
-    """A whole tensor, sharded as `parameter` is."""
-    if not isinstance(parameter, DTensor):
-        return tensor
-    return distribute_tensor(tensor.to(parameter.device), parameter.device_mesh, parameter.placements)
 
 
 def position_ids(

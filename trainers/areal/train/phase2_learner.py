@@ -15,8 +15,7 @@ from cua_agent.models.policy import PolicyModel
 from trainers.areal.config.translation import actor_config
 from trainers.areal.tensors import TensorDict, rows_to_tensors, shifted
 from trainers.areal.train.data_parallel import rows_of_rank, summed
-from trainers.areal.train.fsdp_actor import FSDPPolicyActor, like, whole
-from trainers.areal.train.reference_model import ReferenceModel
+from trainers.areal.train.fsdp_actor import FSDPPolicyActor
 from trainers.config import TrainConfig
 from trainers.distributed.process_group import SINGLE_PROCESS, Communicator, ProcessGroup
 from trainers.grpo.batching import weigh_rows
@@ -35,8 +34,6 @@ class Phase2Learner:
         self._config = config
         self._process_group = process_group
         self._policy = policy
-        self._mirror = policy.frozen_copy()  # whole weights, to save and to load
-        self._reference = ReferenceModel(policy.frozen_copy(), config) if config.loss.kl_coefficient else None
         actor = FSDPPolicyActor(
             actor_config(config, process_group.size),
             policy,
@@ -71,27 +68,25 @@ class Phase2Learner:
         rows = rows_of_rank(weigh_rows(batch, self._config.loss), self._process_group)
         trajectories = [row.trajectory for row in rows]
         tensors = rows_to_tensors(self._policy, trajectories)
-        if self._reference is not None:
-            tensors["ref_logp"] = self._reference.logprobs(trajectories)
         per_row = {"advantages": [row.advantage for row in rows], "coefficients": [row.coefficient for row in rows]}
         for name, values in per_row.items():
             tensors[name] = torch.tensor(values, dtype=torch.float64)[:, None] * tensors["attention_mask"]
-        return shifted(tensors)
+        tensors = shifted(tensors)
+        if self._config.loss.kl_coefficient:
+            [tensors["ref_logp"]] = self._actor.reference_logprobs([tensors])
+        return tensors
 
     def trained_weights(self) -> dict[str, Tensor]:
         """The trained parameters by name, whole."""
         return self._actor.trained_weights()
 
     def save(self, path: Path, state: TrainerState) -> None:
-        self._mirror.load_trained(self.trained_weights())
         optimisation = optimisation_of(self._actor, self._process_group)
-        save_checkpoint(path, policy=self._mirror, optimisation=optimisation, state=state)
+        save_checkpoint(path, policy=self._policy, optimisation=optimisation, state=state)
 
     def load(self, path: Path) -> TrainerState:
         optimisation = optimisation_of(self._actor, self._process_group)
-        state = load_checkpoint(path, policy=self._mirror, optimisation=optimisation)
-        self._actor.load_trained(dict(self._mirror.model.named_parameters()))
-        return state
+        return load_checkpoint(path, policy=self._policy, optimisation=optimisation)
 
     def close(self) -> None:
         if self._actor.initialized:
@@ -139,7 +134,7 @@ def optimisation_of(actor: FSDPPolicyActor, communicator: Communicator) -> Optim
     """The actor's optimiser as checkpoints know it: whole tensors by parameter name. The first process writes."""
     parameters = dict(actor.policy.trainable_parameters())
     writes = communicator.rank == 0
-    return Optimisation(actor.optimizer, actor.lr_scheduler, parameters, gather=whole, scatter=like, writes=writes)
+    return Optimisation(actor.optimizer, actor.lr_scheduler, parameters, writes=writes)
 
 
 def start_actor(actor: FSDPPolicyActor, config: TrainConfig) -> FSDPPolicyActor:

@@ -11,14 +11,13 @@ from cua_agent.trajectory import Trajectory
 from trainers.areal.config.translation import trainer_config
 from trainers.areal.rollout.distributed_rollouts import collect_on_all, position_of_rank
 from trainers.areal.rollout.group_stream import ReadyGroup
-from trainers.areal.rollout.rollout_worker import RolloutWorker
+from trainers.areal.rollout.rollout_worker import RolloutWorker, serving_policy
 from trainers.areal.tensors import TensorDict, carries_signal, rows_to_tensors
 from trainers.areal.train.data_parallel import groups_of_rank
 from trainers.areal.train.hooked_ppo_trainer import Engines, Hooks, PolicyPPOTrainer
 from trainers.areal.train.phase2_learner import gradients_of, optimisation_of, step_record
 from trainers.areal.train.ppo_actor import PPOPolicyActor
 from trainers.areal.train.ppo_lifecycle import PPOLifecycle
-from trainers.areal.train.reference_model import ReferenceModel
 from trainers.components import Components
 from trainers.config import ConfigError, TrainConfig
 from trainers.distributed.process_group import ProcessGroup
@@ -57,10 +56,7 @@ class Phase3Trainer:
         self._config = config
         self._progress = progress
         self._policy = components.policy
-        self._mirror, serving = components.policy.frozen_copy(), components.policy.frozen_copy()
-        self._reference = (
-            ReferenceModel(components.policy.frozen_copy(), config) if config.loss.kl_coefficient else None
-        )
+        serving = serving_policy(config, components.policy)
         self._actor = PPOPolicyActor(components.policy, config, process_group.size)
         self._worker = RolloutWorker(config, components, run_directory, serving, process_group)
         hooks = Hooks(step_ended=self._step_ended, evaluate=lambda: self._run.evaluate_when_due())
@@ -118,7 +114,7 @@ class Phase3Trainer:
         by_group: dict[str, list[Trajectory]] = {}
         for row in batch.trajectories:
             by_group.setdefault(row.group_id, []).append(row)
-        groups = [self._group_tensors(rows) for rows in groups_of_rank(list(by_group.values()), self._process_group)]
+        groups = self._tensors_of_rank(list(by_group.values()))
         if self._actor.config.should_compute_prox_logp():
             for group, proximal in zip(groups, self._actor.compute_logp(groups), strict=True):
                 group["prox_logp"] = proximal
@@ -132,9 +128,8 @@ class Phase3Trainer:
 
     def load(self, path: Path) -> None:
         state = load_checkpoint(
-            path, policy=self._mirror, optimisation=optimisation_of(self._actor, self._process_group)
+            path, policy=self._policy, optimisation=optimisation_of(self._actor, self._process_group)
         )
-        self._actor.load_trained(dict(self._mirror.model.named_parameters()))
         self._recorder.restore(state)
         self._serve(state.policy_version)
         self._actor.set_version(state.policy_version)
@@ -181,19 +176,18 @@ class Phase3Trainer:
     def _own_tensors(self, groups: Sequence[Group], own: Sequence[ReadyGroup]) -> list[TensorDict]:
         """This process's share of `groups`; a process on its own has their tensors already, in `own`."""
         if self._process_group.size == 1:
-            return [self._with_reference(ready.tensors, ready.group.rows) for ready in own]
-        return [
-            self._group_tensors(rows) for rows in groups_of_rank([group.rows for group in groups], self._process_group)
-        ]
+            return self._with_reference([ready.tensors for ready in own])
+        return self._tensors_of_rank([group.rows for group in groups])
 
-    def _group_tensors(self, rows: Sequence[Trajectory]) -> TensorDict:
-        return self._with_reference(rows_to_tensors(self._policy, rows), rows)
+    def _tensors_of_rank(self, groups: Sequence[Sequence[Trajectory]]) -> list[TensorDict]:
+        shares = groups_of_rank(groups, self._process_group)
+        return self._with_reference([rows_to_tensors(self._policy, rows) for rows in shares])
 
-    def _with_reference(self, tensors: TensorDict, rows: Sequence[Trajectory]) -> TensorDict:
-        if self._reference is None:
-            return tensors
-        logprobs = self._reference.logprobs(rows)
-        return {**tensors, "ref_logp": logprobs.roll(-1, dims=-1)}
+    def _with_reference(self, groups: list[TensorDict]) -> list[TensorDict]:
+        if not self._config.loss.kl_coefficient:
+            return groups
+        logprobs = self._actor.reference_logprobs(groups)
+        return [{**group, "ref_logp": scores} for group, scores in zip(groups, logprobs, strict=True)]
 
     def _publish(self, version: int) -> None:
         self._run.watch.mark("publishing")
@@ -204,15 +198,14 @@ class Phase3Trainer:
         self._run.watch.mark("published")
 
     def _serve(self, version: int) -> None:
-        self._worker.engine.update_weights(version, self._actor.trained_weights())
+        self._worker.update_weights(version, self._actor.trained_weights)
 
     def _step_ended(self) -> None:
         self._run.step_ended(step_record(self._actor.watch.metrics(self._process_group), self._actor.stats))
 
     def _save_state(self, path: Path, state: TrainerState) -> None:
-        self._mirror.load_trained(self._actor.trained_weights())
         save_checkpoint(
-            path, policy=self._mirror, optimisation=optimisation_of(self._actor, self._process_group), state=state
+            path, policy=self._policy, optimisation=optimisation_of(self._actor, self._process_group), state=state
         )
 
 

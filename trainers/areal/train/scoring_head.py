@@ -15,7 +15,8 @@ class ScoringHead:
     """Stands in for `lm_head`, so that the model answers with scores in place of logits: what FSDP gathers for the
     head is there only while the model runs, and AReaL's engine would keep the logits of every packed position.
 
-    Scores are float32 [1, N, 2]: log-prob and entropy, at the N `places` that the model was asked for.
+    After `ask` the coming forward pass gives scores float32 [1, N, 2], log-prob and entropy, at the N places asked for;
+    any other one gives logits.
     """
 
     def __init__(
@@ -25,7 +26,7 @@ class ScoringHead:
         self._banned = banned
         self._temperature = temperature
         self._entropy_gradient = entropy_gradient
-        self._tokens = torch.empty(0, dtype=torch.int64)
+        self._tokens: Tensor | None = None
         head.forward = self._score  # type: ignore[method-assign]
 
     def ask(self, input_ids: Tensor, predicts: Tensor) -> dict[str, Tensor]:
@@ -38,10 +39,14 @@ class ScoringHead:
         return {"logits_to_keep": places}
 
     def _score(self, hidden: Tensor) -> Tensor:
+        tokens, self._tokens = self._tokens, None
+        if tokens is None:
+            logits: Tensor = self._project(hidden)
+            return logits
         scores = score_hidden(
             self._project,
             hidden[0],
-            self._tokens,
+            tokens,
             self._banned,
             self._temperature,
             entropy_gradient=self._entropy_gradient,
