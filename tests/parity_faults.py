@@ -89,8 +89,8 @@ def _first_row_flipped(original: Wrap, self: Any, batch: Any) -> Any:
 
 
 def _attention_leaks(original: Wrap, cu_seqlens: torch.Tensor) -> Any:
-    """Plain positions that do not start again: one long sequence, as far as the model can tell."""
-    return torch.arange(original(cu_seqlens).shape[-1])[None]
+    """One long sequence, as far as the model can tell."""
+    return (sum(original(cu_seqlens)),)
 
 
 def _other_temperature(original: Wrap, *args: Any, **kwargs: Any) -> Any:
@@ -162,7 +162,7 @@ FAULTS = {
     "group_flipped": Fault(0, "full/ragged", ("phase3",), f"{ACTOR}:RaggedNorm.__call__", _first_group_flipped),
     "row_flipped": Fault(0, "full/plain", ("phase2",), f"{LEARNER}:Phase2Learner.tensors", _first_row_flipped),
     "attention_leaks": Fault(
-        1, "full/packed", AREAL, "trainers.areal.train.fsdp_actor:text_positions", _attention_leaks
+        1, "full/packed", AREAL, "trainers.areal.train.fsdp_actor:sequence_lengths", _attention_leaks
     ),
     "temperature": Fault(1, "full/plain", ("phase2",), f"{LEARNER}:actor_config", _other_temperature),
     "temperature_ppo": Fault(1, "full/plain", ("phase3",), f"{ACTOR}:ppo_actor_config", _other_temperature),

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from cua_agent.inference.kv_cache import SlotCache
 from cua_agent.inference.slots import Conversation
+from cua_agent.models.packed_attention import PACKED_SDPA
 from cua_agent.models.policy import PolicyModel
 
-SUPPORTED_ATTENTION = ("sdpa", "eager")
+SUPPORTED_ATTENTION = ("sdpa", "eager", PACKED_SDPA)
 
 
 @contextmanager
@@ -48,7 +49,7 @@ class CachedForward:
         if config._attn_implementation not in SUPPORTED_ATTENTION:
             raise ValueError(
                 f"loader.attn_implementation={config._attn_implementation!r} does not serve inference=local; "
-                f"allowed: {', '.join(SUPPORTED_ATTENTION)}"
+                "allowed: sdpa, eager"
             )
         if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
             raise ValueError("inference=local does not serve models with sliding-window attention")

@@ -12,6 +12,7 @@ from torch import nn
 from cua_agent.models.errors import DeviceMissing, UnsupportedModel, first_line
 from cua_agent.models.fast_vision import use_fast_vision
 from cua_agent.models.lora import LoraSpec, attach_lora, load_adapter, load_adapter_weights, saved_spec
+from cua_agent.models.packed_attention import use_packed_attention
 from cua_agent.models.policy import NO_TOKEN, PolicyModel, SpecialTokens
 from cua_agent.models.sources import ModelSource, find_model
 from cua_agent.models.unsloth import load_model_with_unsloth
@@ -137,6 +138,8 @@ def _load_with_peft(source: ModelSource, manner: _Manner, lora: LoraSpec | None,
         raise UnsupportedModel(f"model.path={source.name!r} cannot be loaded: {first_line(error)}") from error
     if manner.device_map is None:
         model = model.to(manner.device)
+    if manner.attn_implementation == "sdpa":
+        use_packed_attention(model)
     if model.config.model_type == "qwen3_vl" and manner.attn_implementation == "sdpa":
         use_fast_vision(model)
     if freeze_vision and source.reads_images:

@@ -85,7 +85,8 @@ class PolicyModel:
         """Last hidden states [B, L, width] of the backbone; `base_model.lm_head` makes logits of them.
 
         `position_ids` int64 [3, B, L] as `positions` gives them, `pixels` what `pixels` returned for the images of all
-        rows, `cache` the backbone's arguments about a cache.
+        rows, `cache` the backbone's arguments about a cache, or `sequence_lengths` of rows that are packed behind one
+        another in a single one.
         """
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids, **cache}
         if self.reads_images:

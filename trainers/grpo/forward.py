@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from cua_agent.models.packed_attention import takes_packed_rows
 from cua_agent.models.policy import PolicyModel
 from trainers.grpo.batching import MicroBatch
 from trainers.grpo.loss import LossInputs
@@ -110,12 +111,20 @@ def loss_inputs(micro: MicroBatch, scores: TokenScores, reference: Tensor | None
 
 def _predicting_states(policy: PolicyModel, micro: MicroBatch) -> Tensor:
     """[N, width], of the positions one before each trained token."""
-    hidden = policy.hidden_states(
-        micro.input_ids,
-        micro.attention_mask,
-        micro.position_ids,
-        (micro.pixel_values, micro.image_grid_thw),
-        use_cache=False,
-    )
     predicts_trained = micro.loss_mask.roll(-1, dims=1)  # column 0 is never trained, so nothing wraps around
-    return hidden[predicts_trained]
+    images = micro.pixel_values, micro.image_grid_thw
+    if not takes_packed_rows(policy.base_model):
+        padded = policy.hidden_states(
+            micro.input_ids, micro.attention_mask, micro.position_ids, images, use_cache=False
+        )
+        return padded[predicts_trained]
+    kept = micro.attention_mask.bool()  # all but padding, row behind row
+    packed = policy.hidden_states(
+        micro.input_ids[kept][None],
+        micro.attention_mask[kept][None],
+        micro.position_ids[:, kept][:, None],
+        images,
+        use_cache=False,
+        sequence_lengths=tuple(kept.sum(-1).tolist()),
+    )
+    return packed[0, predicts_trained[kept]]

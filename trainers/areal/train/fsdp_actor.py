@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from cua_agent.models.mrope import mrope_positions
+from cua_agent.models.packed_attention import takes_packed_rows
 from cua_agent.models.policy import PolicyModel
 from trainers.areal.tensors import TensorDict
 from trainers.areal.train.scoring_head import ScoringHead, at_every_position
@@ -89,11 +90,17 @@ class FSDPPolicyActor(FSDPPPOActor):  # type: ignore[misc]
     def _prepare_mb_inputs(self, mb_item: MicroBatchItem) -> tuple[dict[str, Any], FSDPTrainContext]:
         inputs, context = super()._prepare_mb_inputs(mb_item)
         inputs |= self._head.ask(inputs["input_ids"], inputs.pop("predicts"))
-        if self.config.attn_impl in PACKED_SAFELY:
+        if self.config.attn_impl not in PACKED_SAFELY:
+            return inputs, context
+        plain, visual = text_positions(inputs["cu_seqlens"]), self.policy.reads_images
+        positions = inputs["position_ids"].long() if visual else plain
+        if takes_packed_rows(self.policy.base_model):
+            inputs["sequence_lengths"] = sequence_lengths(inputs["cu_seqlens"])
+            inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])  # no padding: no mask is made
+            inputs["position_ids"] = positions
+        else:
             inputs["attention_mask"] = None  # AReaL's says that there is nothing to mask, also between sequences
-            plain = text_positions(inputs["cu_seqlens"])
-            visual = self.policy.reads_images
-            inputs["position_ids"] = torch.cat([plain[None], inputs["position_ids"].long()]) if visual else plain
+            inputs["position_ids"] = torch.cat([plain[None], positions]) if visual else plain
         return inputs, context
 
     def _compute_logprobs_and_loss(
@@ -186,6 +193,11 @@ def position_ids(
             raise ValueError(f"row {row}: {is_image.sum()} image placeholders, but its images give {features}")
         out[:, row, :length] = torch.from_numpy(mrope_positions(is_image, own))
     return out.to(attention_mask.device)
+
+
+def sequence_lengths(cu_seqlens: Tensor) -> tuple[int, ...]:
+    """Lengths of packed sequences from their boundaries `cu_seqlens`, int [n + 1]."""
+    return tuple(torch.diff(cu_seqlens).tolist())
 
 
 def text_positions(cu_seqlens: Tensor) -> Tensor:
