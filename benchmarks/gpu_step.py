@@ -1,0 +1,283 @@
+"""One update of a learner on the shape of a real model, on a GPU: tokens/s, share of the matrix bound, memory, waiting.
+
+    python benchmarks/gpu_step.py --out outputs/gpu_step.json --learners legacy phase2 phase3
+
+Weights are random, the batch is synthetic: rows of several turns, each with a screenshot and some sampled tokens; a
+LoRA adapter of rank 16 on the language model is trained in bfloat16. Every learner runs in a process of its own, and
+its result is appended to `--out`. `--size nano --device cpu` tries the script anywhere.
+
+Share of the matrix bound, of floating-point operations (2 a multiply-add) at `--peak` TFLOP/s:
+
+    language model, T tokens: 4 N T      N its weights; forward and gradient of the activations, weights are frozen
+    attention: 3 * sum over rows 2 L^2 d H layers     causal; forward 2 products, backward 4, half of each square
+    head: 4 V d * (trained tokens) instead of 4 V d T     V words; it runs on trained positions only
+    vision, P patches: 2 N_v P           frozen: forward only
+
+Recomputed activations (gradient checkpointing) are not counted: they are no work that the update asks for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+import traceback
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gpu_shapes import HEAD_WIDTH, PATCH, TEXT, random_model, synthetic_batch
+
+if TYPE_CHECKING:
+    from cua_agent.models.policy import PolicyModel
+    from trainers.config import TrainConfig
+    from trainers.protocol import Batch
+
+ROOT = Path(__file__).resolve().parents[1]
+LEARNERS = ("legacy", "phase2", "phase3")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one learner came to. Seconds of an update: the median; `waited_s`: of one update, without a kernel on the
+    GPU; `share`: of the matrix bound."""
+
+    learner: str
+    size: str
+    loader: str
+    checkpointing: bool
+    budget: int
+    tokens: int
+    longest: int
+    trained: int
+    first_s: float
+    update_s: float
+    tokens_per_s: float
+    share: float
+    peak_gib: float
+    waited_s: float
+    loss: float
+    grad_norm: float
+    device: str
+
+
+def main() -> int:
+    """Run each learner in a process of its own; the exit status is 1 when one failed."""
+    args = arguments()
+    if args.one:
+        return measure_one(args)
+    failed = 0
+    for learner in args.learners:
+        command = [sys.executable, __file__, *sys.argv[1:], "--one", learner]
+        failed |= subprocess.run(command, check=False, cwd=ROOT, env=environment(args)).returncode
+    return int(bool(failed))
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("outputs/gpu_step.json"), help="a line of JSON a learner")
+    parser.add_argument("--learners", nargs="*", choices=LEARNERS, default=LEARNERS, help="default: all")
+    parser.add_argument("--size", choices=list(TEXT), default="2b", help="default: %(default)s")
+    parser.add_argument("--loader", choices=["peft", "unsloth"], default="peft", help="default: %(default)s")
+    parser.add_argument("--device", default="cuda", help="default: %(default)s")
+    parser.add_argument("--rows", type=int, default=8, help="default: %(default)s")
+    parser.add_argument("--turns", type=int, default=10, help="most turns of a row (default: %(default)s)")
+    parser.add_argument("--sampled", type=int, default=60, help="sampled tokens of a turn (default: %(default)s)")
+    parser.add_argument("--screen", type=int, nargs=2, default=(1280, 576), help="default: %(default)s")
+    parser.add_argument("--budget", type=int, default=16384, help="tokens of a forward pass (default: %(default)s)")
+    parser.add_argument("--updates", type=int, default=3, help="timed updates, after a first one")
+    parser.add_argument("--no-checkpointing", action="store_true", help="keep activations instead of recomputing them")
+    parser.add_argument("--compile", action="store_true", help="allow torch.compile (Unsloth's and AReaL's)")
+    parser.add_argument("--peak", type=float, default=790, help="TFLOP/s of the card (default: %(default)s, an H100)")
+    parser.add_argument("--profile", type=Path, help="write a table of the slowest functions of one update there")
+    parser.add_argument("--models", type=Path, default=Path("/tmp/gpu_step"), help="where random weights are kept")
+    parser.add_argument("--one", choices=LEARNERS, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def environment(args: argparse.Namespace) -> dict[str, str]:
+    settings = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": _with_root()}
+    if not args.compile:
+        settings["TORCHDYNAMO_DISABLE"] = "1"
+    return {**os.environ, **settings}
+
+
+def _with_root() -> str:
+    return os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+
+
+def measure_one(args: argparse.Namespace) -> int:
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        line: dict[str, Any] = asdict(measure(args.one, args))
+    except Exception as error:
+        traceback.print_exc()
+        line = {"learner": args.one, "size": args.size, "error": f"{type(error).__name__}: {str(error)[:300]}"}
+    with args.out.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    print(json.dumps(line), flush=True)
+    return int("error" in line)
+
+
+def measure(learner: str, args: argparse.Namespace) -> Result:
+    """Build the learner, take a first update, then the timed ones, then one that is watched kernel by kernel."""
+    config = configuration(learner, args)
+    if args.loader == "unsloth":
+        from cua_agent.models.unsloth import import_unsloth
+
+        import_unsloth(args.device)
+    import torch
+
+    from trainers.components import build_policy
+
+    policy = build_policy(config)
+    batch = synthetic_batch(policy, args.rows, args.turns, args.sampled, tuple(args.screen))
+    update = updates_of(learner, policy, config)
+    on_gpu = args.device != "cpu"
+
+    def timed() -> tuple[float, dict[str, float]]:
+        started = time.perf_counter()
+        metrics = update(batch)
+        if on_gpu:
+            torch.cuda.synchronize()
+        return time.perf_counter() - started, metrics
+
+    first_s, _ = timed()
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    runs = [timed() for _ in range(args.updates)]
+    peak = torch.cuda.max_memory_allocated() / 2**30 if on_gpu else 0.0
+    update_s = sorted(seconds for seconds, _ in runs)[len(runs) // 2]
+    lengths = [len(row) for row in batch.trajectories]
+    trained = sum(int(row.loss_mask.sum()) for row in batch.trajectories)
+    return Result(
+        learner=learner,
+        size=args.size,
+        loader=args.loader + (" compiled" if args.compile else ""),
+        checkpointing=not args.no_checkpointing,
+        budget=args.budget,
+        tokens=sum(lengths),
+        longest=max(lengths),
+        trained=trained,
+        first_s=round(first_s, 2),
+        update_s=round(update_s, 3),
+        tokens_per_s=round(sum(lengths) / update_s),
+        share=round(operations(policy, batch, args, trained) / update_s / (args.peak * 1e12), 4),
+        peak_gib=round(peak, 2),
+        waited_s=round(waited(timed, args), 3) if on_gpu else 0.0,
+        loss=runs[-1][1]["loss"],
+        grad_norm=runs[-1][1]["grad_norm"],
+        device=torch.cuda.get_device_name() if on_gpu else "cpu",
+    )
+
+
+def configuration(learner: str, args: argparse.Namespace) -> TrainConfig:
+    from trainers.config.compose import load_config
+
+    backend = ["backend=legacy"] if learner == "legacy" else ["backend=areal", f"phase={learner[-1]}"]
+    return load_config(
+        [
+            *backend,
+            f"model.path={random_model(args.size, args.models, args.device)}",
+            "model.dtype=bfloat16",
+            "model.prompt=full",
+            "model.grounding=coordinates",
+            f"model.max_length={args.budget}",
+            f"loader={args.loader}",
+            f"loader.device={args.device}",
+            f"loader.gradient_checkpointing={str(not args.no_checkpointing).lower()}",
+            "lora.enabled=true",
+            f"optim.micro_batch_tokens={args.budget}",
+            f"areal.packed_tokens={args.budget}",
+            "logging.tensorboard=false",
+        ]
+    )
+
+
+def updates_of(learner: str, policy: PolicyModel, config: TrainConfig) -> Any:
+    """A function from a batch to the metrics of an update."""
+    if learner == "legacy":
+        from trainers.grpo.learner import PolicyLearner
+
+        ours = PolicyLearner(policy, config)
+        return lambda batch: dict(ours.update(batch).metrics)
+    from trainers.areal.process import prepare_process
+
+    directory = Path(os.environ.get("TMPDIR", "/tmp")) / f"gpu_step_{os.getpid()}"
+    directory.mkdir(exist_ok=True)
+    prepare_process(directory, config.loader.device)
+    if learner == "phase2":
+        from trainers.areal.train.phase2_learner import Phase2Learner
+
+        theirs = Phase2Learner(policy, config)
+        return lambda batch: dict(theirs.update(batch).metrics)
+    return ppo_updates(policy, config)
+
+
+def ppo_updates(policy: PolicyModel, config: TrainConfig) -> Any:
+    """Phase 3 without its rollouts: AReaL's advantages and update on its own engine."""
+    from trainers.areal.tensors import rows_to_tensors
+    from trainers.areal.train.phase2_learner import start_actor
+    from trainers.areal.train.ppo_actor import PPOPolicyActor
+    from trainers.distributed.process_group import SINGLE_PROCESS
+
+    actor = PPOPolicyActor(policy, config)
+    start_actor(actor, config)
+
+    def update(batch: Batch) -> dict[str, float]:
+        groups: dict[str, list[Any]] = {}
+        for row in batch.trajectories:
+            groups.setdefault(row.group_id, []).append(row)
+        tensors = [rows_to_tensors(policy, rows) for rows in groups.values()]
+        if actor.config.should_compute_prox_logp():
+            for group, proximal in zip(tensors, actor.compute_logp(tensors), strict=True):
+                group["prox_logp"] = proximal
+        actor.ppo_update(actor.compute_advantages(tensors))
+        return {**actor.watch.metrics(SINGLE_PROCESS), "grad_norm": actor.stats["grad_norm"]}
+
+    return update
+
+
+def operations(policy: PolicyModel, batch: Batch, args: argparse.Namespace, trained: int) -> float:
+    """Floating-point operations of an update; the formula stands above."""
+    named = list(policy.model.named_parameters())
+    vision = sum(parameter.numel() for name, parameter in named if ".visual." in name)
+    words = sum(parameter.numel() for name, parameter in named if "embed_tokens" in name)
+    heads = sum(parameter.numel() for name, parameter in named if "lm_head" in name)
+    layers = sum(parameter.numel() for _, parameter in named) - vision - words - heads
+    text, tokens = TEXT[args.size], sum(len(row) for row in batch.trajectories)
+    square = sum(len(row) ** 2 for row in batch.trajectories)
+    attention = 3 * 2 * square * text["num_attention_heads"] * HEAD_WIDTH * text["num_hidden_layers"]
+    height, width = args.screen
+    patches = sum(len(row.images) for row in batch.trajectories) * (height // PATCH) * (width // PATCH)
+    return 4.0 * layers * tokens + 4.0 * words * trained + attention + 2.0 * vision * patches
+
+
+def waited(timed: Any, args: argparse.Namespace) -> float:
+    """Seconds of one update in which no kernel ran, from the profiler's record of every kernel."""
+    from torch.profiler import ProfilerActivity, profile
+
+    kinds = [ProfilerActivity.CUDA, *([ProfilerActivity.CPU] if args.profile else [])]
+    with profile(activities=kinds) as profiler:
+        seconds, _ = timed()
+    if args.profile:
+        args.profile.parent.mkdir(parents=True, exist_ok=True)
+        table = profiler.key_averages().table(sort_by="cuda_time_total", row_limit=40)
+        args.profile.with_name(f"{args.profile.stem}-{args.one}.txt").write_text(table)
+    spans = sorted(
+        (event.time_range.start, event.time_range.end)
+        for event in profiler.events()
+        if "CUDA" in str(event.device_type)
+    )
+    busy, reached = 0.0, 0.0
+    for start, end in spans:  # microseconds
+        busy += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return max(0.0, seconds - busy / 1e6)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
