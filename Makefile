@@ -7,7 +7,7 @@ BROWSER ?= /usr/bin/chromium-headless-shell
 # Libraries that use every core they see slow each other down when the tests run next to other work.
 TEST_ENV := OMP_NUM_THREADS=2 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help setup browser vllm smollm2 unsloth run parity test test-fast test-vllm lint docs clean
+.PHONY: help setup browser vllm smollm2 unsloth run parity test test-fast test-vllm test-gpu lint docs clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -53,6 +53,9 @@ test-fast: $(SETUP) lint ## the checks that need no browser and no training
 
 test-vllm: $(SETUP) $(VLLM) ## the checks against a real vLLM server, which they start
 	$(TEST_ENV) $(PYTHON) -m pytest tests/vllm
+
+test-gpu: $(SETUP) ## the checks that need a CUDA device; elsewhere each says why it is skipped
+	TOKENIZERS_PARALLELISM=false $(PYTHON) -m pytest -m gpu -rs
 
 lint: $(SETUP) ## ruff, mypy and the arrows between packages
 	$(PYTHON) -m ruff check .

@@ -1,0 +1,99 @@
+"""What only a GPU shows: `make test-gpu`, on a machine that has one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import torch
+
+from cua_agent.models.loaders import load_policy
+from cua_agent.models.lora import LoraSpec
+from tests.policy_rows import ragged_batch
+from tests.tiny_random import build
+from trainers.components import build_policy
+from trainers.config import LoaderConfig, LoraConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
+from trainers.grpo.batching import micro_batches
+from trainers.grpo.forward import score_tokens
+from trainers.grpo.learner import PolicyLearner
+
+ROOT = Path(__file__).resolve().parents[1]
+CARDS = torch.cuda.device_count()
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not CARDS, reason="needs a CUDA device")]
+
+SHORT = [
+    "max_steps=2",
+    "rollout.groups_per_step=2",
+    "rollout.group_size=4",
+    "rollout.max_refills=0",
+    "eval.baseline=false",
+    "eval.every_steps=0",
+    "eval.episodes=4",
+    "logging.tensorboard=false",
+]
+DEVICES = ["cuda", pytest.param("cuda:1", marks=pytest.mark.skipif(CARDS < 2, reason="needs two CUDA devices"))]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.mark.parametrize("phase", [1, 2, 3])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_one_process_trains(phase: int, dtype: str, tmp_path: Path) -> None:
+    keys = ["backend=areal", f"phase={phase}", "loader.device=cuda", "lora.enabled=true", f"model.dtype={dtype}"]
+    command = [sys.executable, str(ROOT / "train.py"), *SHORT, *keys, f"output_dir={tmp_path}", "run_name=run"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(row)["step"] for row in rows] == [1, 2]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_phase_2_computes_on_the_device_what_plain_torch_computes(weights: Path, device: str, tmp_path: Path) -> None:
+    from trainers.areal.process import prepare_process
+    from trainers.areal.train.phase2_learner import Phase2Learner
+
+    torch.backends.cudnn.allow_tf32 = False
+    prepare_process(tmp_path, device)
+    config = TrainConfig(
+        backend="areal",
+        phase=2,
+        loader=LoaderConfig(device=device),
+        model=ModelConfig(path=str(weights)),
+        lora=LoraConfig(enabled=True, r=4),
+        loss=LossConfig(kl_coefficient=0.1),
+        optim=OptimConfig(learning_rate=1e-3),
+    )
+    ours = PolicyLearner(build_policy(config), config)
+    with closing(Phase2Learner(build_policy(config), config)) as theirs:
+        batch = ragged_batch(ours._policy)
+        for _ in range(3):
+            ours.update(batch), theirs.update(batch)
+        a, b = ours.loss_and_gradients(batch), theirs.loss_and_gradients(batch)
+        assert b.metrics["loss"] == pytest.approx(a.metrics["loss"], rel=1e-4, abs=1e-5)
+        for name, parameter in theirs._policy.trainable_parameters():
+            assert parameter.device == torch.device(device if ":" in device else f"{device}:0")
+            torch.testing.assert_close(b.gradients[name], a.gradients[name], rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_packed_rows_score_as_eager_attention_scores_them(weights: Path, dtype: str) -> None:
+    scores = []
+    for attention in ("sdpa", "eager"):
+        policy = load_policy(
+            str(weights), device="cuda", dtype=dtype, attn_implementation=attention, lora=LoraSpec(r=4)
+        )
+        [micro] = micro_batches(policy, ragged_batch(policy), LossConfig(), 1 << 20)
+        micro = micro.to("cuda")
+        with torch.no_grad():
+            scores.append(score_tokens(policy, micro, 1.0).logprobs)
+    tolerance = 1e-4 if dtype == "float32" else 0.1
+    torch.testing.assert_close(scores[0], scores[1], rtol=0, atol=tolerance)
