@@ -62,7 +62,7 @@ def _mask_shifted(original: Wrap, *args: Any, **kwargs: Any) -> Any:
 
 def _image_blackened(original: Wrap, *args: Any, **kwargs: Any) -> Any:
     tensors = original(*args, **kwargs)
-    next(images for images in tensors["multi_modal_input"] if images)["pixel_values"].fill_(-1)
+    next(images for images in tensors["multi_modal_input"] if images)["pixel_values"].fill_(0)
     return tensors
 
 

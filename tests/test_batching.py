@@ -59,13 +59,14 @@ def test_collate_pads_on_the_right_and_keeps_every_array(policy):
     assert micro.advantages.tolist() == list(batch.advantages)
     assert micro.coefficients.tolist() == [0.0, 0.1, 0.2, pytest.approx(0.3), 0.4]
     images = [image for t in batch.trajectories for image in t.images]
-    torch.testing.assert_close(micro.pixel_values, policy.pixels(images)[0], rtol=0, atol=0)
+    assert micro.patches.dtype == torch.uint8
+    assert torch.equal(policy.pixel_values(micro.patches), policy.pixels(images)[0])
     assert len(micro.image_grid_thw) == len(images) == 6
 
 
 def test_rows_without_screenshots_have_no_pixels(policy):
     micro = collate(policy, [Row(row(policy, 0, [(0, 0, 2)]), 1.0, 1.0)]).to("cpu")
-    assert micro.pixel_values is None and micro.image_grid_thw is None
+    assert micro.patches is None and micro.image_grid_thw is None
 
 
 def test_micro_batches_train_every_token_once(policy):

@@ -1,7 +1,8 @@
 """Screenshots to vision-tower patches: the numbers of the slow `Qwen2VLImageProcessor`, several times faster.
 
 The processor handles one image at a time in floating point. Here the patches are cut out of the bytes of all equally
-sized images at once, and a table of 256 entries per channel turns bytes into normalised values.
+sized images at once, and kept as bytes, an eighth of the memory. A table of 256 entries per channel turns them into
+normalised values, on the model's device.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 from transformers.image_transforms import resize
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
@@ -33,20 +36,28 @@ def resized_shape(processor: Any, height: int, width: int) -> tuple[int, int]:
     return resized
 
 
-def patchify(
+def cut_patches(
     processor: Any, images: Sequence[npt.NDArray[np.uint8]]
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-    """Patches of uint8 images [H, W, 3] of any sizes.
-
-    Returns `pixel_values` [patches, 3 * temporal_patch_size * patch_size ** 2] and `image_grid_thw` [n, 3] in patches.
-    """
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    """Patches of uint8 images [H, W, 3] of any sizes: [patches, 3 * patch_size ** 2], and their `image_grid_thw` [n, 3]
+    in patches."""
     resized = [resize_screenshot(processor, image) for image in images]
-    table = _normalisation_table(processor)
     groups = [np.stack(list(group)) for _, group in groupby(resized, key=lambda image: image.shape)]
     grids = [(1, image.shape[0] // processor.patch_size, image.shape[1] // processor.patch_size) for image in resized]
-    patches = [_patches(processor, group, table) for group in groups]
-    values = patches[0] if len(patches) == 1 else np.concatenate(patches)
-    return values, np.array(grids, dtype=np.int64)
+    patches = [_patches(processor, group) for group in groups]
+    cut = patches[0] if len(patches) == 1 else np.concatenate(patches)
+    return cut, np.array(grids, dtype=np.int64)
+
+
+def pixel_values(processor: Any, patches: Tensor) -> Tensor:
+    """The processor's `pixel_values`, float32 [n, 3 * temporal_patch_size * patch_size ** 2], of uint8 `patches`
+    [n, 3 * patch_size ** 2], on their device."""
+    table = torch.from_numpy(_normalisation_table(processor)).to(patches.device)
+    channels, frames = len(table), processor.temporal_patch_size
+    planes = patches.reshape(len(patches), channels, -1).int()
+    values = torch.stack([table[channel][planes[:, channel]] for channel in range(channels)], dim=1)
+    # A still image: every frame shows the same.
+    return values[:, :, None].expand(-1, -1, frames, -1).reshape(len(patches), -1)
 
 
 def resize_screenshot(processor: Any, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
@@ -71,14 +82,10 @@ def _normalisation_table(processor: Any) -> npt.NDArray[np.float32]:
     return np.ascontiguousarray(normalised[0].T, dtype=np.float32)
 
 
-def _patches(processor: Any, images: npt.NDArray[np.uint8], table: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def _patches(processor: Any, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """Patches of equally sized images [n, H, W, 3]; the merge_size x merge_size patches of one token are neighbours."""
-    side, merge, frames = processor.patch_size, processor.merge_size, processor.temporal_patch_size
+    side, merge = processor.patch_size, processor.merge_size
     n, height, width, channels = images.shape
     rows, columns = height // (side * merge), width // (side * merge)
     blocks = images.reshape(n, rows, merge, side, columns, merge, side, channels)
-    blocks = blocks.transpose(0, 1, 4, 2, 5, 7, 3, 6).reshape(-1, channels, 1, side * side)
-    values = np.empty((len(blocks), channels, frames, side * side), dtype=np.float32)
-    for channel in range(channels):
-        values[:, channel] = table[channel][blocks[:, channel]]  # a still image: every frame shows the same
-    return values.reshape(len(blocks), -1)
+    return blocks.transpose(0, 1, 4, 2, 5, 7, 3, 6).reshape(-1, channels * side * side)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from cua_agent.models.fast_vision import has_fast_vision, use_fast_vision
 from cua_agent.models.mrope import mrope_positions
-from cua_agent.models.pixels import patchify, resized_shape
+from cua_agent.models.pixels import cut_patches, pixel_values, resized_shape
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -124,8 +124,18 @@ class PolicyModel:
     def pixels(self, images: Sequence[npt.NDArray[np.uint8]]) -> tuple[Tensor, Tensor]:
         """The model's `pixel_values` (float32 [patches, features]) and `image_grid_thw` (int64 [n, 3]) on its device,
         of at least one uint8 image [H, W, 3]."""
-        values, grids = patchify(self.image_processor, images)
-        return torch.from_numpy(values).to(self.device), torch.from_numpy(grids).to(self.device)
+        patches, grids = self.patches(images)
+        return self.pixel_values(patches), grids.to(self.device)
+
+    def patches(self, images: Sequence[npt.NDArray[np.uint8]]) -> tuple[Tensor, Tensor]:
+        """What `pixel_values` makes pixels of, uint8 [patches, features], and `image_grid_thw` (int64 [n, 3]); on the
+        CPU, of at least one uint8 image [H, W, 3]."""
+        patches, grids = cut_patches(self.image_processor, images)
+        return torch.from_numpy(patches), torch.from_numpy(grids)
+
+    def pixel_values(self, patches: Tensor) -> Tensor:
+        """The model's `pixel_values`, float32 on its device, of bytes that `patches` cut."""
+        return pixel_values(self.image_processor, patches.to(self.device))
 
     def positions(
         self, input_ids: Sequence[int] | npt.NDArray[np.int64], images: Sequence[npt.NDArray[np.uint8]]

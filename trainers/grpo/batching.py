@@ -33,8 +33,8 @@ class MicroBatch:
 
     `input_ids`, `attention_mask` int64 [B, L]; `position_ids` int64 [3, B, L] (M-RoPE: time, height, width);
     `loss_mask` bool [B, L], True on trained tokens; `old_logprobs` float32 [B, L], of the sampling policy;
-    `advantages` float32 [B]; `coefficients` float64 [B]; `pixel_values`, `image_grid_thw` as the model takes them,
-    the images of all rows in order (None without images).
+    `advantages` float32 [B]; `coefficients` float64 [B]; `patches`, `image_grid_thw` as `PolicyModel.patches` cuts
+    them, the images of all rows in order (None without images).
     """
 
     input_ids: Tensor
@@ -44,7 +44,7 @@ class MicroBatch:
     old_logprobs: Tensor
     advantages: Tensor
     coefficients: Tensor
-    pixel_values: Tensor | None
+    patches: Tensor | None
     image_grid_thw: Tensor | None
 
     def to(self, device: torch.device | str) -> MicroBatch:
@@ -101,7 +101,7 @@ def collate(policy: PolicyModel, rows: Sequence[Row]) -> MicroBatch:
 
     positions = [policy.positions(t.input_ids.tolist(), t.images) for t in trajectories]
     images = [image for t in trajectories for image in t.images]
-    pixel_values, image_grid_thw = policy.pixels(images) if images else (None, None)
+    patches, image_grid_thw = policy.patches(images) if images else (None, None)
     return MicroBatch(
         input_ids=padded([t.input_ids for t in trajectories], policy.special.pad_id, torch.int64),
         attention_mask=padded([np.ones(len(t)) for t in trajectories], 0, torch.int64),
@@ -110,7 +110,7 @@ def collate(policy: PolicyModel, rows: Sequence[Row]) -> MicroBatch:
         old_logprobs=padded([t.logprobs for t in trajectories], 0, torch.float32),
         advantages=torch.tensor([row.advantage for row in rows], dtype=torch.float32),
         coefficients=torch.tensor([row.coefficient for row in rows], dtype=torch.float64),
-        pixel_values=pixel_values,
+        patches=patches,
         image_grid_thw=image_grid_thw,
     )
 

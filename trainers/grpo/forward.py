@@ -112,7 +112,8 @@ def loss_inputs(micro: MicroBatch, scores: TokenScores, reference: Tensor | None
 def _predicting_states(policy: PolicyModel, micro: MicroBatch) -> Tensor:
     """[N, width], of the positions one before each trained token."""
     predicts_trained = micro.loss_mask.roll(-1, dims=1)  # column 0 is never trained, so nothing wraps around
-    images = micro.pixel_values, micro.image_grid_thw
+    pixels = None if micro.patches is None else policy.pixel_values(micro.patches)
+    images = pixels, micro.image_grid_thw
     if not takes_packed_rows(policy.base_model):
         padded = policy.hidden_states(
             micro.input_ids, micro.attention_mask, micro.position_ids, images, use_cache=False

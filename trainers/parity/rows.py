@@ -25,7 +25,7 @@ def our_rows(policy: PolicyModel, batch: Batch, config: TrainConfig) -> Arrays:
     places = split_by_tokens([len(row) for row in batch.trajectories], budget)
     out: Arrays = {}
     for indices, micro in zip(places, micro_batches(policy, batch, config.loss, budget), strict=True):
-        images = _by_row(batch, indices, micro.pixel_values, micro.image_grid_thw)
+        images = _by_row(batch, indices, micro.patches, micro.image_grid_thw)
         for row, (index, own_images) in enumerate(zip(indices, images, strict=True)):
             length = int(micro.attention_mask[row].sum())
             trained = micro.loss_mask[row, :length]

@@ -91,7 +91,7 @@ class FSDPPolicyActor(FSDPPPOActor):  # type: ignore[misc]
         inputs, context = super()._prepare_mb_inputs(mb_item)
         inputs |= self._head.ask(inputs["input_ids"], inputs.pop("predicts"))
         if self.config.attn_impl not in PACKED_SAFELY:
-            return inputs, context
+            return self._with_pixels(inputs), context
         plain, visual = text_positions(inputs["cu_seqlens"]), self.policy.reads_images
         positions = inputs["position_ids"].long() if visual else plain
         if takes_packed_rows(self.policy.base_model):
@@ -101,7 +101,13 @@ class FSDPPolicyActor(FSDPPPOActor):  # type: ignore[misc]
         else:
             inputs["attention_mask"] = None  # AReaL's says that there is nothing to mask, also between sequences
             inputs["position_ids"] = torch.cat([plain[None], positions]) if visual else plain
-        return inputs, context
+        return self._with_pixels(inputs), context
+
+    def _with_pixels(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """`inputs` with pixels in place of their bytes; those stay in `inputs`, which lives as long as the batch."""
+        if "pixel_values" not in inputs:
+            return inputs
+        return {**inputs, "pixel_values": self.policy.pixel_values(inputs["pixel_values"])}
 
     def _compute_logprobs_and_loss(
         self,
