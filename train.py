@@ -8,13 +8,14 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from trainers.config import ConfigError, TrainConfig
 from trainers.config.compose import Composition, compose_run
-from trainers.config.validation import BUILT_IN_MODELS
+from trainers.config.validation import AUTO, BUILT_IN_MODELS
 
 if TYPE_CHECKING:
     from trainers.distributed.process_group import ProcessGroup
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if set(options) - {"--config"}:
             raise ConfigError(f"{options[0]}: unknown option; allowed: --help, --config, key=value")
         overrides = [argument for argument in arguments if argument not in options]
-        composition = compose_run(overrides)
+        composition = _compose(overrides)
         config = composition.config
         if options:
             return _show(config)
@@ -52,6 +53,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _say("interrupted")
         return INTERRUPTED
+
+
+def _compose(overrides: Sequence[str]) -> Composition:
+    """The configuration, once it is known which run `resume=auto` means."""
+    composition = compose_run(overrides)
+    if composition.config.resume != AUTO:
+        return composition
+    from trainers.run.resuming import settle_auto
+
+    settled, said = settle_auto(composition.config, overrides)
+    found = compose_run(settled)
+    return replace(found, notes=(*said, *found.notes))
 
 
 def _say(message: str) -> None:
@@ -104,15 +117,23 @@ def _prepare_process(config: TrainConfig) -> None:
 
 def _run(composition: Composition, overrides: Sequence[str], process_group: ProcessGroup) -> int:
     from trainers.run.directory import create_run_directory, named_after, resume_command
+    from trainers.run.resuming import described, extended, verified_start
 
-    config, presets = composition.config, composition.presets
+    config, presets, said = composition.config, composition.presets, [*composition.notes, *composition.changes]
+    start = verified_start(config)
+    if start is not None:
+        config, more = extended(config, start, overrides)
+        said += [*start.notes, *more]
+    resumed = described(start) if start is not None else None
     (directory, *_) = process_group.run_on_all(
-        lambda: create_run_directory(config, presets=presets) if process_group.rank == 0 else Path()
+        lambda: create_run_directory(config, presets=presets, resumed=resumed) if process_group.rank == 0 else Path()
     )
     config = named_after(config, directory)
+    if start is not None:
+        config = replace(config, resume=str(start.checkpoint))
     if process_group.rank > 0:
         return _assist(config, process_group)
-    for line in (*composition.notes, *composition.changes):
+    for line in said:
         print(line, flush=True)
     try:
         result = _train(config, directory, process_group)
@@ -121,7 +142,7 @@ def _run(composition: Composition, overrides: Sequence[str], process_group: Proc
             shutil.rmtree(directory)
         raise
     except KeyboardInterrupt:
-        saved = (directory / "checkpoints").is_dir()
+        saved = config.resume is not None or (directory / "checkpoints").is_dir()
         hint = f"go on with: {resume_command(overrides, directory)}" if saved else "nothing was trained yet"
         print(f"interrupted; {hint}", file=sys.stderr)
         return INTERRUPTED
@@ -173,12 +194,10 @@ def _build_trainer(
     from cua_agent.envs.base import WorldUnavailable
     from cua_agent.inference.vllm.errors import ServerMismatch
     from cua_agent.models.errors import ModelError
-    from trainers.run.checkpoint_files import CheckpointError, find_checkpoint
+    from trainers.run.checkpoint_files import CheckpointError
 
     torch.set_num_threads(config.threads)
     try:
-        if config.resume is not None:
-            find_checkpoint(config.resume)  # refused before the model is loaded
         if config.backend == "areal":
             from trainers.areal.trainer import AReaLGRPOTrainer
 

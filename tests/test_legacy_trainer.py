@@ -26,7 +26,8 @@ from trainers.config import (
 )
 from trainers.grpo.learner import PolicyLearner
 from trainers.protocol import Batch, EpisodeSpec
-from trainers.run.checkpoint_files import CheckpointError, find_checkpoint, verify_checkpoint
+from trainers.run.checkpoint_files import CheckpointError, verify_checkpoint
+from trainers.run.resuming import find_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,17 @@
+import contextlib
 import json
+import shlex
 from datetime import datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from trainers.config import ConfigError, LoggingConfig, TrainConfig, from_mapping
+from trainers.config.compose import load_config
 from trainers.config.secrets import MASK, mask_secrets
 from trainers.run.directory import create_run_directory, resume_command
 
@@ -97,13 +103,32 @@ def test_an_output_directory_that_cannot_be_made_is_refused_in_one_line(tmp_path
         create_run_directory(TrainConfig(output_dir=str(tmp_path), run_name="mine"), NOW)
 
 
-def test_the_command_to_go_on_keeps_what_the_run_was_started_with(tmp_path: Path, monkeypatch) -> None:
+def test_the_command_to_go_on_needs_nothing_that_the_directory_holds(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    started = ["experiment=pocket_lora", "env.tasks=[a,b]", "resume=old", "run_name=mine"]
-    assert resume_command(started, tmp_path / "outputs" / "mine") == (
-        "python train.py experiment=pocket_lora 'env.tasks=[a,b]' resume=outputs/mine"
+    secret = "env.gbox.api_key=${oc.env:BOX_TOKEN}"
+    started = ["experiment=pocket_lora", "env.tasks=[a,b]", "resume=old", "run_name=mine", secret]
+    assert resume_command(started, tmp_path / "outputs" / "mine", max_steps=10) == (
+        "python train.py resume=outputs/mine max_steps=10 'env.gbox.api_key=${oc.env:BOX_TOKEN}'"
     )
-    started = ["max_steps=5", "seed=1"]
-    assert resume_command(started, tmp_path / "mine", max_steps=10) == (
-        "python train.py seed=1 resume=mine max_steps=10"
-    )
+
+
+ANY_NAME = st.text(
+    st.sampled_from("\\'\"${}a= ,(~ü\n") | st.characters(exclude_characters="\0/", exclude_categories=["Cs"]),
+    min_size=1,
+).filter(lambda name: name not in (".", "..") and len(name.encode()) < 250)
+
+
+@settings(deadline=None, max_examples=40)
+@given(ANY_NAME)
+@example("auto")
+@example("~root")
+@example("null")
+def test_the_printed_command_leads_back_whatever_the_path(name: str) -> None:
+    with TemporaryDirectory() as folder, contextlib.chdir(folder):
+        directory = Path(folder) / name
+        directory.mkdir()
+        for place in (directory, Path(name)):
+            *_, word = shlex.split(resume_command([], place))
+            resume = load_config([word]).resume
+            assert resume is not None
+            assert Path(resume).expanduser().samefile(directory)

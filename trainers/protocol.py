@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Protocol
-
-import torch
+from typing import TYPE_CHECKING, Protocol
 
 from cua_agent.envs.base import Environment
 from cua_agent.tasks import CUATask
 from cua_agent.trajectory import Trajectory
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)

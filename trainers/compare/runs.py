@@ -18,6 +18,7 @@ from trainers.config import ConfigError, TrainConfig
 from trainers.config.validation import leaves, shown
 from trainers.run.directory import masked_config, to_yaml
 from trainers.run.files import last_error, read_rows
+from trainers.run.lineage import is_step, joined, lineage_of
 
 Axis = Literal["minutes", "steps", "episodes"]
 Row = Mapping[str, Any]
@@ -132,10 +133,12 @@ def load_run(directory: Path) -> Run:
     if not directory.is_dir():
         raise _broken(directory, "no such directory")
     settings = {**_defaults(), **dict(leaves(read_config(directory)))}
-    rows = _training_rows(directory)
-    evaluations = _evaluations(directory)
     about = _json_object(directory, "run.json") or {}
-    rows, evaluations, notes = _with_earlier(directory, about.get("resumed_from"), rows, evaluations)
+    lineage = lineage_of(directory)
+    pieces = [(part, _training_rows(part.directory)) for part in lineage.parts]
+    rows = joined(pieces, _step_of, _step_of)
+    evaluated = [(part, _evaluations(part.directory)) for part in lineage.parts]
+    evaluations = joined(evaluated, lambda e: e.step, lambda e: (e.split, e.step))
     if not rows and not evaluations:
         why = last_error(directory)
         raise _broken(directory, f"metrics.jsonl has no rows{f'; the run failed: {why}' if why else ''}")
@@ -148,7 +151,7 @@ def load_run(directory: Path) -> Run:
         _json_object(directory, "summary.json"),
         last_error(directory),
         about.get("git_commit"),
-        notes,
+        lineage.notes,
     )
 
 
@@ -182,10 +185,14 @@ def read_config(directory: Path) -> dict[str, Any]:
     return {str(key): value for key, value in tree.items()}
 
 
+def _step_of(row: Row) -> int:
+    return int(row["step"])
+
+
 def _training_rows(directory: Path) -> list[Row]:
     by_step: dict[int, Row] = {}
     for line, row in enumerate(read_rows(directory / "metrics.jsonl"), start=1):
-        if not isinstance(row, dict) or not _is_step(row.get("step")):
+        if not isinstance(row, dict) or not is_step(row.get("step")):
             raise _broken(directory, f"line {line} of metrics.jsonl has no step")
         by_step[row["step"]] = row
     return [by_step[step] for step in sorted(by_step)]
@@ -195,52 +202,13 @@ def _evaluations(directory: Path) -> list[Evaluation]:
     """Those that measured something; one whose episodes were all lost did not."""
     found: dict[tuple[str, int], Evaluation] = {}
     for line, row in enumerate(read_rows(directory / "eval.jsonl"), start=1):
-        if not isinstance(row, dict) or not _is_step(row.get("step")) or not isinstance(row.get("split"), str):
+        if not isinstance(row, dict) or not is_step(row.get("step")) or not isinstance(row.get("split"), str):
             raise _broken(directory, f"line {line} of eval.jsonl has no step or no split")
         success, episodes = number(row, "success_rate"), number(row, "episodes")
         if math.isfinite(success) and episodes > 0:
             key = (row["split"], row["step"])
             found[key] = Evaluation(*key, int(episodes), success, number(row, "reward_mean"))
     return sorted(found.values(), key=lambda evaluation: evaluation.step)
-
-
-def _is_step(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _with_earlier(
-    directory: Path, resumed_from: object, rows: list[Row], evaluations: list[Evaluation]
-) -> tuple[list[Row], list[Evaluation], tuple[str, ...]]:
-    """Rows and evaluations of a resumed run, after those of the run it went on from."""
-    if not isinstance(resumed_from, str):
-        return rows, evaluations, ()
-    first = rows[0]["step"] if rows else math.inf
-    parent = _earlier_directory(directory, resumed_from)
-    if parent is None:
-        note = (
-            f"{directory.name}: resumed from {resumed_from}, which is not there; its minutes and episodes are unknown"
-        )
-        return rows, evaluations, (note,)
-    earlier = load_run(parent)
-    known = {(evaluation.split, evaluation.step) for evaluation in evaluations}
-    before = [e for e in earlier.evaluations if e.step < first and (e.split, e.step) not in known]
-    return [row for row in earlier.rows if row["step"] < first] + rows, before + evaluations, earlier.notes
-
-
-def _earlier_directory(directory: Path, resumed_from: str) -> Path | None:
-    """The older run directory that `resume=` named: itself or a checkpoint in it, where it was or beside this run."""
-    named = Path(resumed_from).expanduser()
-    places = [named, *list(named.parents)[:2]]
-    places += [directory.parent / place.name for place in places if place.name]
-    for place in places:
-        # Strictly older, so that no chain of runs leads back to its beginning.
-        if (place / "metrics.jsonl").is_file() and _started(place) < _started(directory):
-            return place
-    return None
-
-
-def _started(directory: Path) -> str:
-    return str((_json_object(directory, "run.json") or {}).get("started", ""))
 
 
 def _json_object(directory: Path, name: str) -> dict[str, Any] | None:

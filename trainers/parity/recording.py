@@ -41,7 +41,8 @@ class Recording:
 
 def load_recording(directory: Path) -> Recording:
     """The recording, or the run, in `directory`. Raises `ConfigError` when nothing can be replayed from it."""
-    from trainers.run.checkpoint_files import CheckpointError, find_checkpoint
+    from trainers.run.checkpoint_files import CheckpointError
+    from trainers.run.resuming import find_checkpoint
 
     config = read_config(directory)
     store = TrajectoryStore(directory / "trajectories", keep=0)

@@ -100,20 +100,6 @@ def latest_checkpoint(directory: Path) -> Path | None:
     return newest_intact(directory)[0]
 
 
-def find_checkpoint(resume: str) -> Path:
-    """The checkpoint that `resume` means: the directory itself, or the newest intact one of a run directory.
-
-    Raises `CheckpointError` when there is none.
-    """
-    directory = Path(resume).expanduser()
-    if (directory / MANIFEST).is_file():
-        return directory
-    newest = latest_checkpoint(directory / "checkpoints")
-    if newest is None:
-        raise CheckpointError(f"resume={resume!r} is neither a checkpoint nor a run directory with an intact one")
-    return newest
-
-
 def prune_checkpoints(directory: Path, *, keep: int) -> None:
     """Delete all periodic checkpoints (`step_...`) but the newest `keep`; `best` and `last` stay."""
     periodic = [path for _, path in _by_step(directory) if _PERIODIC.fullmatch(path.name)]

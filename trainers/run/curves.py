@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainers.run.files import read_rows, spent_minutes
+from trainers.run.files import spent_minutes
+from trainers.run.lineage import Lineage, evaluation_rows, lineage_of, training_rows
 
 CURVE = "learning_curve.png"
 
@@ -22,14 +23,17 @@ class Curve:
     evaluations: dict[str, list[tuple[int, float]]]
 
 
-def read_curve(directory: Path) -> Curve:
-    """The curve of a run directory; empty where it has no rows yet."""
-    rows = read_rows(directory / "metrics.jsonl")
-    minutes = {0: 0.0} | {row["step"]: spent for row, spent in zip(rows, spent_minutes(rows), strict=True)}
+def read_curve(directory: Path, lineage: Lineage | None = None) -> Curve:
+    """The curve of a run with all that it was resumed from (its `lineage`); empty where there are no rows yet."""
+    lineage = lineage or lineage_of(directory)
+    rows = training_rows(lineage)
+    before = rows[0]["step"] - 1 if rows else 0
+    minutes = {before: 0.0} | {row["step"]: spent for row, spent in zip(rows, spent_minutes(rows), strict=True)}
     evaluations: dict[str, list[tuple[int, float]]] = {}
-    for row in read_rows(directory / "eval.jsonl"):
-        evaluations.setdefault(row["split"], []).append((row["step"], row["success_rate"]))
-    training = [(row["step"], row["success_rate"]) for row in rows if row["success_rate"] is not None]
+    for row in evaluation_rows(lineage):
+        if row.get("success_rate") is not None:
+            evaluations.setdefault(str(row.get("split")), []).append((row["step"], row["success_rate"]))
+    training = [(row["step"], row["success_rate"]) for row in rows if row.get("success_rate") is not None]
     return Curve(directory.name, minutes, training, evaluations)
 
 

@@ -16,15 +16,22 @@ from pathlib import Path
 from typing import Any
 
 from trainers.config import ConfigError, TrainConfig
+from trainers.config.compose import typed_text
 from trainers.config.secrets import mask_secrets
+from trainers.config.validation import AUTO
 
 _PACKAGES = ("torch", "transformers", "peft", "hydra-core", "numpy", "pillow", "playwright", "areal")
 
 
 def create_run_directory(
-    config: TrainConfig, now: datetime | None = None, *, presets: Mapping[str, str] | None = None
+    config: TrainConfig,
+    now: datetime | None = None,
+    *,
+    presets: Mapping[str, str] | None = None,
+    resumed: Mapping[str, object] | None = None,
 ) -> Path:
-    """Make a new directory for a run and write `config.yaml` and `run.json` into it.
+    """Make a new directory for a run and write `config.yaml` and `run.json` into it; these hold the `presets` by config
+    group, and where a `resumed` run began.
 
     Its name is `run_name`, or time, backend, experiment and seed; a number is appended when that exists already.
     Raises `ConfigError` when the directory cannot be made.
@@ -34,8 +41,9 @@ def create_run_directory(
     directory = _make_new(Path(config.output_dir).expanduser(), name)
     (directory / "config.yaml").write_text(to_yaml(masked_config(config)), encoding="utf-8")
     about = {
-        "started": now.isoformat(timespec="seconds"),
+        "started": now.isoformat(),
         "resumed_from": config.resume,
+        **(resumed or {}),
         "presets": dict(presets or {}),
         **environment_information(),
     }
@@ -66,17 +74,27 @@ def to_yaml(tree: Mapping[str, Any]) -> str:
 
 
 def resume_command(overrides: Sequence[str], directory: Path, **changes: object) -> str:
-    """The command that goes on with the run in `directory`, which was started with `overrides`, with `changes`."""
-    replaced = {"resume", "run_name", *changes}
-    kept = [override for override in overrides if override.partition("=")[0] not in replaced]
+    """The command that goes on with the run in `directory` with `changes`. Of the `overrides` that the run was started
+    with it repeats the references to secrets, because everything else is in the directory."""
+    secrets = [override for override in overrides if "${" in override and _is_secret(override.partition("=")[0])]
     changed = [f"{key}={value}" for key, value in changes.items()]
     processes = os.environ.get("WORLD_SIZE", "1")
     start = ["python"] if processes == "1" else ["torchrun", f"--nproc_per_node={os.environ['LOCAL_WORLD_SIZE']}"]
-    return shlex.join([*start, "train.py", *kept, f"resume={display_path(directory)}", *changed])
+    return shlex.join([*start, "train.py", typed_text("resume", path_to_type(directory)), *changed, *secrets])
+
+
+def _is_secret(key: str) -> bool:
+    return bool(mask_secrets({key.rpartition(".")[2]: "text"}, {}) != {key.rpartition(".")[2]: "text"})
+
+
+def path_to_type(path: Path) -> str:
+    """`path` as a person in the present directory would type it, such that it means this path."""
+    text = str(display_path(path))
+    return str(path.absolute()) if text.startswith("~") or text == AUTO else text
 
 
 def display_path(path: Path) -> Path:
-    """`path` as a person in the present directory would type it."""
+    """`path` as seen from the present directory."""
     absolute, here = path.absolute(), Path.cwd()
     return absolute.relative_to(here) if absolute.is_relative_to(here) else path
 

@@ -9,22 +9,37 @@ from pathlib import Path
 from typing import Any
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSON-lines file, none where there is no file; a last line cut short by a crash is left out."""
+def read_rows(path: Path) -> list[Any]:
+    """The rows of a JSON-lines file, none where there is no file; lines that a crash cut short are left out."""
+    return [row for _, row in _parsed(path) if row is not _DAMAGED]
+
+
+def damaged_lines(path: Path) -> list[int]:
+    """The lines (from 1) that hold no JSON, but for the last one, which a crash may have cut short."""
+    parsed = _parsed(path)
+    return [number for number, row in parsed[:-1] if row is _DAMAGED]
+
+
+_DAMAGED = object()
+
+
+def _parsed(path: Path) -> list[tuple[int, Any]]:
     if not path.exists():
         return []
-    rows = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    return [(number, _row(line)) for number, line in enumerate(lines, start=1)]
+
+
+def _row(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:
+        return _DAMAGED
 
 
 def spent_minutes(rows: Iterable[Mapping[str, Any]]) -> list[float]:
     """Minutes of training up to and including each row of `metrics.jsonl`; evaluations do not count."""
-    return [*accumulate(row["step_s"] / 60 for row in rows)]
+    return [*accumulate((row.get("step_s") or 0.0) / 60 for row in rows)]
 
 
 def last_error(directory: Path) -> str | None:

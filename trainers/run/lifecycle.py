@@ -11,9 +11,9 @@ from cua_agent.trajectory import Trajectory
 from trainers.config import TrainConfig
 from trainers.protocol import Batch, Collected, EpisodePlayer, EvalRecord, TrainResult
 from trainers.rollouts.evaluation import evaluate
-from trainers.run.checkpoint_files import find_checkpoint
 from trainers.run.metrics import ProgressReporter
 from trainers.run.recorder import RunRecorder
+from trainers.run.resuming import measures_changed, starting_point
 
 Training = Callable[[], tuple[str, EvalRecord | None]]
 """Trains until the run should stop; gives why, and the evaluation of the last weights if there was one."""
@@ -83,9 +83,16 @@ class RunLifecycle:
 
     def resume(self, resume: str, load: Callable[[Path], None]) -> None:
         """Go on from the checkpoint that `resume` means, which `load` restores. Raises `CheckpointError`."""
-        path = find_checkpoint(resume)
-        load(path)
-        self._progress.message(f"resumed from {path} at step {self._recorder.state.step}")
+        """Go on from where `resume` says, through `load`. Raises `CheckpointError`."""
+        start = starting_point(resume)
+        load(start.checkpoint)
+        say = self._progress.message
+        say(f"resumed from {start.checkpoint} at step {self._recorder.state.step}")
+        if changed := measures_changed(self._config, start):
+            self._recorder.forget_evaluations()
+            say(f"evaluations measure something else than before ({', '.join(changed)}): baseline and best begin anew")
+        elif why := self._recorder.carry_over(start):
+            say(why)
 
     def _from_baseline(self, training: Training) -> tuple[str, EvalRecord | None]:
         recorder = self._recorder

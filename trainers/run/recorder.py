@@ -14,6 +14,7 @@ from trainers.protocol import Batch, Collected, EvalRecord, StepRecord, TrainerS
 from trainers.rollouts.trajectory_store import TrajectoryStore
 from trainers.run.checkpoint_files import prune_checkpoints
 from trainers.run.metrics import MetricsWriter, ProgressReporter, open_trackers
+from trainers.run.resuming import StartingPoint, carry_best
 from trainers.run.step_metrics import Staleness, Timing, advance, step_metrics
 from trainers.run.stopping import observe, out_of_budget, stop_after_evaluation
 
@@ -58,6 +59,22 @@ class RunRecorder:
     def restore(self, state: TrainerState) -> None:
         """Go on from a checkpoint's state."""
         self._state = state
+
+    def forget_evaluations(self) -> None:
+        """No evaluation so far can be compared with the coming ones."""
+        self._state = replace(
+            self._state, eval_success_start=None, best_success=None, best_step=None, evaluations_without_best=0
+        )
+
+    def carry_over(self, start: StartingPoint) -> str | None:
+        """The best weights so far are this run's, too; says what could not be had of them."""
+        if start.finished:  # it stopped for want of a new best, perhaps, and shall go on all the same
+            self._state = replace(self._state, evaluations_without_best=0)
+        if start.state.best_step is None or self._process_group.rank > 0:
+            return None
+        if carry_best(start, self._directory / "checkpoints" / "best") is not None:
+            return None
+        return f"the best weights (step {start.state.best_step}) are not there any more: checkpoints/best begins anew"
 
     def start(self) -> None:
         """The clock of the run starts, or goes on where a checkpoint stopped it."""
@@ -118,6 +135,7 @@ class RunRecorder:
     def checkpoint(self, name: str) -> Path:
         """Write `checkpoints/<name>`."""
         path = self._directory / "checkpoints" / name
+        self._state = replace(self._state, wall_s=time.perf_counter() - self._clock)
         self._save(path, self.state)
         return path
 
@@ -130,7 +148,6 @@ class RunRecorder:
 
     def last_checkpoint(self) -> Path:
         """The run ends, or is broken off."""
-        self._state = replace(self._state, wall_s=time.perf_counter() - self._clock)
         return self.checkpoint("last")
 
     def broken_off(self, error: BaseException) -> None:
@@ -138,7 +155,7 @@ class RunRecorder:
         if not self._process_group.failed_on_all(error):
             return
         path = self.last_checkpoint()
-        self._progress.message(f"stopped after step {self._state.step}; resume={path}")
+        self._progress.message(f"stopped after step {self._state.step}; saved {path}")
 
     def finish(self, reason: str, end: EvalRecord, templates: EvalRecord) -> TrainResult:
         """The run is over: the last checkpoint, `summary.json`, and the result."""

@@ -6,18 +6,17 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from trainers.config import TrainConfig
+from trainers.config import EnvConfig, TrainConfig
 from trainers.protocol import TrainResult
 from trainers.rollouts.task_sampler import training_tasks
 from trainers.run.curves import CURVE, draw, read_curve
-from trainers.run.directory import display_path, resume_command
+from trainers.run.directory import path_to_type, resume_command
 
 
 def closing_words(result: TrainResult, directory: Path, config: TrainConfig, overrides: Sequence[str]) -> str:
     """How the run that was started with `overrides` ended, and where everything is; draws its learning curve."""
     draw([read_curve(directory)], directory / CURVE)
-    shown = shlex.quote(str(display_path(directory)))
-    model, task = config.model, training_tasks(config.env)[0]
+    shown = shlex.quote(path_to_type(directory))
     lines = [
         f"Done after {result.steps} steps in {result.wall_s / 60:.1f} min ({result.stop_reason}).",
         f"Success on unseen seeds: {_percent(result.eval_success_start)} at the start, "
@@ -30,12 +29,14 @@ def closing_words(result: TrainResult, directory: Path, config: TrainConfig, ove
         "  metrics.jsonl, eval.jsonl    a row per step, a row per evaluation",
         "  checkpoints/                 the best and the last weights",
         "",
-        "Watch an episode, go on training, browse the curves (pip install tensorboard):",
-        f"  python -m cua_agent env={config.env.name} task={task.id} model={shown}/checkpoints/best "
-        f"grounding={model.grounding} prompt={model.prompt}",
+        "Watch an episode, go on training, draw the curves:",
+        f"  {_episode_command(directory, config)}",
         f"  {resume_command(overrides, directory, max_steps=2 * config.max_steps)}",
-        f"  tensorboard --logdir {shown}/tensorboard",
+        f"  {shlex.join(['python', '-m', 'trainers.curves', path_to_type(directory)])}",
     ]
+    if config.logging.tensorboard:
+        logs = path_to_type(directory / "tensorboard")
+        lines.append(f"  {shlex.join(['tensorboard', '--logdir', logs])}  # pip install tensorboard")
     return "\n".join(lines)
 
 
@@ -44,6 +45,28 @@ def _cut_off_words(result: TrainResult) -> list[str]:
     if not result.truncated:
         return []
     return [f"{_percent(result.truncated)} of the turns were cut off at rollout.max_new_tokens: give it room."]
+
+
+def _episode_command(directory: Path, config: TrainConfig) -> str:
+    """The command that plays an episode with the best weights of the run, as it was trained."""
+    model, env, gbox = config.model, config.env, config.env.gbox
+    best, last = (directory / "checkpoints" / name for name in ("best", "last"))
+    keys = {
+        "env": env.name,
+        "task": training_tasks(env)[0].id,
+        "model": path_to_type(last if last.is_dir() and not best.is_dir() else best),
+        "grounding": model.grounding,
+        "prompt": model.prompt,
+    }
+    if model.observation != "screenshot":
+        keys["observation"] = model.observation
+    if env.name == "miniwob" and env.browser_path != EnvConfig().browser_path:
+        keys["browser_path"] = env.browser_path
+    if env.name == "gbox" and gbox.base_url is not None:
+        keys |= {"base_url": gbox.base_url, "reset": gbox.reset}
+    if config.loader.device != "cpu":
+        keys |= {"device": config.loader.device, "dtype": model.dtype}
+    return shlex.join(["python", "-m", "cua_agent", *(f"{key}={value}" for key, value in keys.items())])
 
 
 def _percent(value: float | None) -> str:

@@ -1,0 +1,244 @@
+"""A run and its resumptions are one thing for whoever reads them, or goes on with them."""
+
+import json
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.compare_rig import evaluation, row, settings, write_run
+from trainers import curves
+from trainers.compare.runs import load_run
+from trainers.config import TrainConfig
+from trainers.config.compose import compose_run, load_config, typed_text
+from trainers.protocol import TrainerState
+from trainers.run.checkpoint_files import CheckpointError, write_checkpoint
+from trainers.run.curves import read_curve
+from trainers.run.directory import create_run_directory
+from trainers.run.lineage import evaluation_rows, lineage_of, training_rows
+from trainers.run.resuming import (
+    carry_best,
+    described,
+    extended,
+    find_checkpoint,
+    measures_changed,
+    settle_auto,
+    starting_point,
+)
+
+
+def part(directory: Path, first: int, last: int, loss: float, evaluated: tuple[int, ...] = (), **about: Any) -> Path:
+    """A run directory with rows of the steps `first` to `last`."""
+    rows = [row(step, loss=loss) for step in range(first, last + 1)]
+    return write_run(directory, settings(), rows, [evaluation(step, loss) for step in evaluated], **about)
+
+
+def three_parts(folder: Path) -> Path:
+    """0 to 5, killed with a checkpoint of step 4; 5 to 9, killed with one of step 7; 8 to 10."""
+    part(folder / "a", 1, 5, 0.1, (0, 5))
+    part(folder / "b", 5, 9, 0.2, (5, 8), resumed_from=str(folder / "a"), resumed_step=4)
+    return part(folder / "c", 8, 10, 0.3, (10,), resumed_from=str(folder / "b"), resumed_step=7)
+
+
+def checkpoint(path: Path, **state: Any) -> Path:
+    """A sealed checkpoint with nothing in it but its state."""
+    values = json.dumps(asdict(TrainerState(**state)))
+    write_checkpoint(path, lambda directory: (directory / "trainer_state.json").write_text(values) and None)
+    return path
+
+
+def started_run(folder: Path, name: str, day: int, *overrides: str, **about: object) -> Path:
+    """The directory of a run that began on the `day`-th of a month."""
+    found = compose_run([*overrides, f"run_name={name}", typed_text("output_dir", str(folder))])
+    directory = create_run_directory(found.config, presets=found.presets, resumed=about)
+    content = json.loads((directory / "run.json").read_text())
+    (directory / "run.json").write_text(json.dumps({**content, "started": f"2026-01-{day:02d}T00:00:00"}))
+    return directory
+
+
+# Reading.
+
+
+def test_rows_of_a_lineage_have_no_gap_and_no_double_and_lost_steps_are_replaced(tmp_path: Path) -> None:
+    lineage = lineage_of(three_parts(tmp_path))
+    rows = training_rows(lineage)
+    assert [r["step"] for r in rows] == list(range(1, 11))
+    assert [r["loss"] for r in rows] == [0.1] * 4 + [0.2] * 3 + [0.3] * 3
+    assert [(r["step"], r["success_rate"]) for r in evaluation_rows(lineage)] == [(0, 0.1), (5, 0.2), (10, 0.3)]
+
+
+def test_curves_and_comparisons_read_the_lineage_and_minutes_go_on(tmp_path: Path) -> None:
+    last = three_parts(tmp_path)
+    curve, run = read_curve(last), load_run(last)
+    assert list(curve.minutes) == list(range(11))
+    assert curve.minutes[10] == pytest.approx(sum(r["step_s"] for r in run.rows) / 60)
+    assert [step for step, _ in curve.training] == run.steps == list(range(1, 11))
+    assert curve.evaluations["seeds"] == [(0, 0.1), (5, 0.2), (10, 0.3)]
+
+
+def test_a_run_that_was_killed_before_its_first_step_shows_what_it_went_on_from(tmp_path: Path) -> None:
+    part(tmp_path / "a", 1, 5, 0.1)
+    part(tmp_path / "b", 1, 0, 0.2, resumed_from=str(tmp_path / "a"), resumed_step=3)
+    assert [r["step"] for r in training_rows(lineage_of(tmp_path / "b"))] == [1, 2, 3]
+
+
+def test_directories_that_were_moved_together_are_found(tmp_path: Path) -> None:
+    three_parts(tmp_path / "before")
+    (tmp_path / "before").rename(tmp_path / "after")
+    lineage = lineage_of(tmp_path / "after" / "c")
+    assert ([each.directory.name for each in lineage.parts], lineage.notes) == (["a", "b", "c"], ())
+
+
+def test_a_parent_that_is_gone_is_said_and_the_rest_is_read(tmp_path: Path) -> None:
+    last = three_parts(tmp_path)
+    shutil.rmtree(tmp_path / "a")
+    lineage = lineage_of(last)
+    assert [r["step"] for r in training_rows(lineage)] == [5, 6, 7, 8, 9, 10]
+    assert lineage.notes == (f"b: resumed from {tmp_path}/a, which is not there; its minutes and episodes are unknown",)
+    assert load_run(last).notes == lineage.notes
+    assert min(read_curve(last).minutes) == 4
+
+
+def test_a_damaged_row_in_the_middle_costs_that_row_only_and_is_said(tmp_path: Path) -> None:
+    directory = part(tmp_path / "a", 1, 4, 0.1)
+    lines = (directory / "metrics.jsonl").read_text().splitlines()
+    (directory / "metrics.jsonl").write_text("\n".join([lines[0], lines[1][:9], *lines[2:], '{"step": 5, "lo']))
+    lineage = lineage_of(directory)
+    assert [r["step"] for r in training_rows(lineage)] == [1, 3, 4]
+    assert lineage.notes == ("a: line 2 of metrics.jsonl cannot be read and is left out",)
+
+
+def test_one_lineage_is_one_curve(tmp_path: Path, capsys, monkeypatch) -> None:
+    drawn: list[str] = []
+    monkeypatch.setattr(curves, "draw", lambda all_curves, output: drawn.extend(c.name for c in all_curves) or output)
+    last = three_parts(tmp_path)
+    assert curves.main([str(tmp_path / "a"), str(tmp_path / "b"), str(last), "--output", "x.png"]) == 0
+    assert drawn == ["c"]
+
+
+@pytest.mark.parametrize("name", ["nosuch", ""])
+def test_what_is_no_run_is_one_line_and_status_2(name: str, tmp_path: Path, capsys) -> None:
+    assert curves.main([str(tmp_path / name), "--output", str(tmp_path / "x.png")]) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path / name}: no run directory of train.py\n"
+    assert not (tmp_path / "x.png").exists()
+
+
+# Where a run goes on.
+
+
+def test_a_run_directory_means_its_newest_intact_checkpoint_and_damage_is_said(tmp_path: Path) -> None:
+    run = started_run(tmp_path, "a", 1)
+    checkpoint(run / "checkpoints" / "step_000004", step=4)
+    broken = checkpoint(run / "checkpoints" / "last", step=6)
+    (broken / "trainer_state.json").write_text(json.dumps(asdict(TrainerState(step=7))))
+    start = starting_point(str(run))
+    assert (start.checkpoint.name, start.state.step, start.directory) == ("step_000004", 4, run)
+    assert start.notes[0].startswith(f"passed over: checkpoint {broken} is damaged")
+
+
+def test_a_run_without_a_checkpoint_of_its_own_goes_on_from_its_parents(tmp_path: Path) -> None:
+    a = started_run(tmp_path, "a", 1)
+    last = checkpoint(a / "checkpoints" / "last", step=6, best_step=2)
+    best = checkpoint(a / "checkpoints" / "best", step=2, best_step=2)
+    b = started_run(tmp_path, "b", 2, **described(starting_point(str(a))))
+    assert carry_best(starting_point(str(a)), b / "checkpoints" / "best") == best
+    start = starting_point(str(b))
+    assert (start.checkpoint, start.directory) == (last, a)
+    assert start.notes == (f"{b} has no checkpoint of its own",)
+    with pytest.raises(CheckpointError, match="neither a checkpoint nor a run directory"):
+        find_checkpoint(str(started_run(tmp_path, "new", 3)))
+
+
+def test_best_is_found_through_the_lineage_and_carried_over_intact(tmp_path: Path) -> None:
+    a = started_run(tmp_path, "a", 1)
+    checkpoint(a / "checkpoints" / "best", step=2, best_step=2)
+    checkpoint(a / "checkpoints" / "last", step=6, best_step=2)
+    b = started_run(tmp_path, "b", 2, **described(starting_point(str(a))))
+    checkpoint(b / "checkpoints" / "last", step=9, best_step=2)  # as a version did that carried nothing over
+    target = tmp_path / "c" / "checkpoints" / "best"
+    assert carry_best(starting_point(str(b)), target) == a / "checkpoints" / "best"
+    shutil.rmtree(a)
+    assert starting_point(str(target)).state.step == 2
+    assert carry_best(starting_point(str(b)), tmp_path / "d" / "best") is None
+
+
+@pytest.mark.parametrize(
+    ("change", "counts"),
+    [
+        ("env.tasks=[word]", True), ("eval.episodes=7", True), ("model.prompt=full", True),
+        ("rollout.temperature=0.5", True), ("env.gbox.reset=pocket", True), ("eval.every_steps=7", False),
+        ("optim.learning_rate=1e-6", False), ("env.gbox.prewarm=3", False), ("backend=legacy", False),
+    ],
+)  # fmt: skip
+def test_evaluations_that_measure_something_else_are_known(tmp_path: Path, change: str, counts: bool) -> None:
+    run = started_run(tmp_path, "a", 1)
+    last = checkpoint(run / "checkpoints" / "last", step=1)
+    config = load_config([f"resume={run}", change])
+    assert measures_changed(config, starting_point(str(last))) == ([change.partition("=")[0]] if counts else [])
+
+
+def test_a_budget_that_a_finished_run_has_used_up_is_given_once_more(tmp_path: Path) -> None:
+    run = started_run(tmp_path, "a", 1, "max_steps=3", "max_minutes=1")
+    checkpoint(run / "checkpoints" / "last", step=3, train_s=90.0)
+    config = load_config([f"resume={run}"])
+    assert extended(config, starting_point(str(run)), []) == (config, [])  # killed while it was evaluated at the end
+    (run / "summary.json").write_text("{}")
+    longer, said = extended(config, starting_point(str(run)), [])
+    assert longer == replace(config, max_steps=6, max_minutes=2.5)
+    assert [line.partition(" (")[0] for line in said] == ["max_steps: 3 -> 6", "max_minutes: 1 -> 2.5"]
+    assert extended(config, starting_point(str(run)), ["max_steps=3", "max_minutes=1"]) == (config, [])
+
+
+# resume=auto.
+
+
+def auto(folder: Path, *overrides: str) -> tuple[str | None, list[str]]:
+    """The run that is found, and what is said about it."""
+    typed = [*overrides, "resume=auto", typed_text("output_dir", str(folder))]
+    found, said = settle_auto(load_config(typed), typed)
+    config = load_config(found)
+    return config.resume and Path(config.resume).name, said
+
+
+def test_auto_finds_the_newest_run_of_the_name_also_under_a_number_or_through_a_parent(tmp_path: Path) -> None:
+    assert auto(tmp_path, "run_name=a") == (
+        None, [f"resume=auto: no run of run_name=a in {tmp_path} to go on with; a new one begins"]
+    )  # fmt: skip
+    first = started_run(tmp_path, "a", 1)
+    checkpoint(first / "checkpoints" / "last", step=3)
+    checkpoint(started_run(tmp_path, "other", 9) / "checkpoints" / "last", step=9)
+    assert auto(tmp_path, "run_name=a") == ("a", [f"resume=auto: {first}, step 3"])
+    checkpoint(started_run(tmp_path, "a", 2) / "checkpoints" / "last", step=5)
+    assert auto(tmp_path, "run_name=a")[0] == "a-2"
+    child = started_run(tmp_path, "named-otherwise", 3, **described(starting_point(str(tmp_path / "a-2"))))
+    checkpoint(child / "checkpoints" / "last", step=6)
+    assert auto(tmp_path, "run_name=a")[0] == "named-otherwise"
+
+
+def test_auto_walks_past_a_run_that_died_before_its_first_checkpoint_and_says_so(tmp_path: Path) -> None:
+    alive = started_run(tmp_path, "a", 1)
+    checkpoint(alive / "checkpoints" / "last", step=3)
+    dead = started_run(tmp_path, "a", 2)
+    assert auto(tmp_path, "run_name=a") == (
+        "a", [f"resume=auto: passed over {dead}: it has no checkpoint", f"resume=auto: {alive}, step 3"]
+    )  # fmt: skip
+
+
+def test_auto_without_a_name_goes_by_experiment_and_a_typed_seed(tmp_path: Path) -> None:
+    checkpoint(started_run(tmp_path, "a", 1, "experiment=quick", "seed=1") / "checkpoints" / "last", step=3)
+    checkpoint(started_run(tmp_path, "b", 2, "experiment=quick", "seed=2") / "checkpoints" / "last", step=3)
+    checkpoint(started_run(tmp_path, "c", 3) / "checkpoints" / "last", step=3)
+    assert auto(tmp_path, "experiment=quick")[0] == "b"
+    assert auto(tmp_path, "experiment=quick", "seed=1")[0] == "a"
+    assert auto(tmp_path)[0] == "c"
+    assert auto(tmp_path, "experiment=miniwob")[0] is None
+
+
+def test_a_directory_called_auto_can_be_named(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    checkpoint(started_run(tmp_path, "auto", 1, "seed=5") / "checkpoints" / "last", step=3)
+    found, _ = settle_auto(TrainConfig(run_name="auto", output_dir="."), ["resume=auto", "output_dir=."])
+    assert found == ["output_dir=.", f"resume={tmp_path}/auto"]
+    assert load_config(found).seed == 5
