@@ -18,7 +18,8 @@ A run is configured with `key=value` on the command line:
     python train.py 'env.latency={kind:lognormal,mean_s:0.5}'
 
 The grammar is [Hydra's](https://hydra.cc/docs/advanced/override_grammar/basic/). A list is written `[a,b]`, nothing is
-`null`, and a value with special characters is quoted: `"lora.target_modules='.*q_proj'"`. Keys are strict: an unknown
+`null`. A key whose value is text keeps what was typed: `run_name=20240101_120000` stays a name, and a path may hold any
+character; `'null'` in quotes is the word. In a YAML file such texts need quotes. Keys are strict: an unknown
 key or an illegal value ends the command with one line on standard error and exit status 2, before a model is loaded.
 `python train.py --config key=value ...` prints the whole configuration of a run without running it; a run keeps it in
 its `config.yaml`, secrets masked.

@@ -60,7 +60,7 @@ def read_arguments(arguments: Sequence[str]) -> tuple[CompareConfig, list[str]]:
     infos = CompareConfig.__pydantic_fields__  # type: ignore[attr-defined]
     lists = {name for name, info in infos.items() if isinstance(info.default, tuple)}
     for argument in arguments:
-        key, value = parse_override(argument)
+        key, value = parse_override(argument, CompareConfig)
         if key in _SET_BY_US:
             raise ConfigError(f"{shown(argument)}: not a key of compare.py; {_SET_BY_US[key]}")
         if key not in infos:

@@ -12,7 +12,7 @@ from trainers.compare.options import CompareConfig
 from trainers.compare.plan import Found, Planned, find, named_runs, plan, report_directory
 from trainers.compare.runs import load_run
 from trainers.config import ConfigError
-from trainers.config.compose import quoted
+from trainers.config.texts import quoted
 from trainers.run.directory import display_path
 
 

@@ -1,4 +1,4 @@
-"""From command-line overrides to a `TrainConfig`: the only place that knows Hydra."""
+"""From command-line overrides to a `TrainConfig`; it and `texts` alone know Hydra."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from trainers.config.saved import (
     run_directory_of,
     without_secrets,
 )
-from trainers.config.validation import AUTO, check_keys, check_resume_path, fields_of, is_text, shown
+from trainers.config.texts import as_typed, check_texts, literal, quoted, text_keys
+from trainers.config.validation import AUTO, check_keys, check_resume_path, shown
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 CONF = Path(__file__).resolve().parents[2] / "conf"
 GROUPS = ("backend", "env", "model", "loader", "inference", "experiment")
 
-_KINDS = dict(fields_of(TrainConfig))
+_TEXTS = {key: shape for key, shape in text_keys(TrainConfig).items() if key not in GROUPS}
 _PLAIN = re.compile(r"[\w./~:@%-]+", re.ASCII)
 
 
@@ -58,7 +59,7 @@ def compose_run(overrides: Sequence[str]) -> Composition:
 
     Raises `ConfigError`.
     """
-    expanded = [_expand(override) for override in overrides]
+    expanded = [typed for override in overrides for typed in as_typed(_expand_model(override), _TEXTS)]
     parsed = [_parse(override) for override in expanded]
     for override in parsed:
         _check(override)
@@ -106,7 +107,7 @@ def _resumed(saved: SavedRun, typed: Sequence[Typed]) -> Composition:
     if chosen:
         changed, presets = _changed_by_presets(saved, chosen)
         settings |= changed
-    tree = _compose("run", nested(_literal(settings)), [each.text for each in keys])[0]
+    tree = _compose("run", nested(literal(settings)), [each.text for each in keys])[0]
     config = from_mapping(tree)
     unknown = ", ".join(f"{key}={shown(value, 20)}" for key, value in saved.unknown.items())
     notes = (f"{saved.directory / CONFIG} has keys that do not exist any more, left out: {unknown}",) if unknown else ()
@@ -164,7 +165,9 @@ def _compose(name: str, schema: Mapping[str, Any], overrides: list[str]) -> tupl
             presets = {group: composed.hydra.runtime.choices.get(group) for group in GROUPS}
             with open_dict(composed):
                 del composed["hydra"]
-            _check_secrets(OmegaConf.to_container(composed))
+            unresolved = cast(dict[str, Any], OmegaConf.to_container(composed))
+            _check_secrets(unresolved)
+            check_texts(unresolved, _TEXTS)
             tree = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_first_line(error)) from error
@@ -173,16 +176,12 @@ def _compose(name: str, schema: Mapping[str, Any], overrides: list[str]) -> tupl
     return cast(dict[str, Any], tree), {group: name for group, name in presets.items() if isinstance(name, str)}
 
 
-def parse_override(override: str) -> tuple[str, Any]:
-    """Key and value of one `key=value`. Raises `ConfigError`."""
+def parse_override(override: str, kind: type = TrainConfig) -> tuple[str, Any]:
+    """Key and value of one `key=value`; texts of the dataclass `kind` are as typed. Raises `ConfigError`."""
+    (override, *_) = as_typed(override, text_keys(kind))
     parsed = _parse(override)
     _refuse_sweep(parsed)
     return parsed.key_or_group, parsed.value()
-
-
-def quoted(text: str) -> str:
-    """Any text as the value of an override."""
-    return _in_quotes(_literal(text))
 
 
 def typed_text(key: str, text: str) -> str:
@@ -202,37 +201,14 @@ def _parse(override: str) -> Override:
         raise ConfigError(f"{shown(override)}: {_first_line(error)}; quote special characters: key='...'") from error
 
 
-def _expand(override: str) -> str:
-    """`override` in Hydra's grammar: a text is taken as it is typed, unless it is quoted, null or refers to something,
-    and `model=<directory or hub id>` is `model.path=<it>`."""
-    key, equals, value = override.partition("=")
-    if key == "model" and value not in choices("model"):
-        if "/" not in value and not Path(value).is_dir():
-            raise _no_such("model", value, "a directory, a hub id")
-        key = "model.path"
-    name = key.lstrip("+")
-    if not equals or name in GROUPS or not is_text(_KINDS.get(name)) or value == "null" or _is_quoted(value):
-        return f"{key}{equals}{value}"
-    return f"{key}={_in_quotes(value)}"  # it may refer to other keys
-
-
-def _is_quoted(value: str) -> bool:
-    return len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
-
-
-def _in_quotes(text: str) -> str:
-    escaped = re.sub(r"(\\*)'", r"\1\1\\'", text)
-    trailing = len(escaped) - len(escaped.rstrip("\\"))
-    return f"'{escaped}{escaped[len(escaped) - trailing :]}'"
-
-
-def _literal(value: Any) -> Any:
-    """`value` so that nothing in its texts refers to another key."""
-    if isinstance(value, str):
-        return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
-    if isinstance(value, dict):
-        return {key: _literal(item) for key, item in value.items()}
-    return [_literal(item) for item in value] if isinstance(value, list) else value
+def _expand_model(override: str) -> str:
+    """`model=<directory or hub id>` as `model.path=<it>`; anything else as it is."""
+    key, _, value = override.partition("=")
+    if key != "model" or value in choices("model"):
+        return override
+    if "/" not in value and not Path(value).is_dir():
+        raise _no_such("model", value, "a directory, a hub id")
+    return f"model.path={value}"
 
 
 def _check(override: Override) -> None:

@@ -6,10 +6,9 @@ import dataclasses
 import difflib
 import json
 import re
-import types
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Any, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -71,16 +70,6 @@ def fields_of(kind: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix + name, info.annotation
         if dataclasses.is_dataclass(info.annotation):
             yield from fields_of(info.annotation, f"{prefix}{name}.")  # type: ignore[arg-type]
-
-
-def is_text(annotation: Any) -> bool:
-    """Whether a field of this annotation takes any text."""
-    parts = get_args(annotation)
-    if get_origin(annotation) is Annotated:
-        return is_text(parts[0])
-    if get_origin(annotation) in (Union, types.UnionType):
-        return all(part is type(None) or is_text(part) for part in parts)
-    return annotation is str
 
 
 def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -151,6 +140,8 @@ def _one_line(error: ValidationError, kind: type) -> str:
     message = first["msg"]
     if first["type"] == "dataclass_type":
         message = f"is a section; its keys: {', '.join(_children(dict(fields_of(kind)), key))}"
+    if first["type"] == "tuple_type" and not isinstance(first["input"], dict):
+        message = f"a list is wanted; write {key}=[{shown(first['input'])}]"
     for theirs, ours in _WORDING.items():
         message = message.replace(theirs, ours)
     if isinstance(first["input"], dict):  # the message names the keys that do not go together
