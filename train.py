@@ -116,12 +116,14 @@ def _prepare_process(config: TrainConfig) -> None:
 
 
 def _run(composition: Composition, overrides: Sequence[str], process_group: ProcessGroup) -> int:
+    from trainers.run.compatibility import check_fits
     from trainers.run.directory import create_run_directory, named_after, resume_command
     from trainers.run.resuming import described, extended, verified_start
 
     config, presets, said = composition.config, composition.presets, [*composition.notes, *composition.changes]
     start = verified_start(config)
     if start is not None:
+        check_fits(start.checkpoint, config)
         config, more = extended(config, start, overrides)
         said += [*start.notes, *more]
     resumed = described(start) if start is not None else None

@@ -11,6 +11,7 @@ from torch import nn
 
 from cua_agent.models.errors import DeviceMissing, UnsupportedModel, first_line
 from cua_agent.models.fast_vision import use_fast_vision
+from cua_agent.models.fingerprint import fingerprint
 from cua_agent.models.lora import LoraSpec, attach_lora, load_adapter, load_adapter_weights, saved_spec
 from cua_agent.models.packed_attention import use_packed_attention
 from cua_agent.models.policy import NO_TOKEN, PolicyModel, SpecialTokens
@@ -185,4 +186,5 @@ def _policy(model: nn.Module, source: ModelSource) -> PolicyModel:
     processor = Qwen2VLImageProcessor.from_pretrained(source.location) if source.reads_images else None
     config: Any = model.config
     special = special_tokens(tokenizer, config, getattr(model, "generation_config", None))
-    return PolicyModel(model, tokenizer, processor, special)
+    base = {"base_name": source.name, "base_fingerprint": fingerprint(source.location)}
+    return PolicyModel(model, tokenizer, processor, special, **base)  # type: ignore[arg-type]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,11 +91,19 @@ def adapter_base(directory: Path) -> str | None:
 
 def saved_spec(directory: Path) -> LoraSpec:
     """What the adapter saved in `directory` is like. Raises `ValueError` when it is no plain LoRA adapter."""
-    config = json.loads((directory / "adapter_config.json").read_text())
+    return _spec(json.loads((directory / "adapter_config.json").read_text()), str(directory))
+
+
+def active_spec(model: Any) -> LoraSpec:
+    """What the adapter of a `PeftModel` is like. Raises `ValueError` when it is no plain LoRA adapter."""
+    return _spec(model.active_peft_config.to_dict(), "the model")
+
+
+def _spec(config: Mapping[str, Any], place: str) -> LoraSpec:
     special = ("use_rslora", "use_dora", "modules_to_save", "rank_pattern", "alpha_pattern")
     used = [key for key in special if config.get(key)]
     if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none" or used:
-        raise ValueError(f"{directory} holds no plain LoRA adapter ({', '.join(used) or config.get('peft_type')})")
+        raise ValueError(f"{place} holds no plain LoRA adapter ({', '.join(used) or config.get('peft_type')})")
     targets = config["target_modules"]
     if not isinstance(targets, str):
         targets = rf"(.*\.)?({'|'.join(map(re.escape, sorted(targets)))})"

@@ -45,7 +45,8 @@ class PolicyModel:
     """A Qwen2-VL, Qwen2.5-VL or Qwen3-VL model, or a language model without eyes (`image_processor` is None), possibly
     wrapped in a `PeftModel`, and what is needed to feed it.
 
-    `reference_weights` are the frozen weights that `reference` swaps in (full-weight training only).
+    `reference_weights` are the frozen weights that `reference` swaps in (full-weight training only). `base_name` and
+    `base_fingerprint` tell the model that training began with, without its adapter.
     """
 
     model: nn.Module
@@ -53,6 +54,8 @@ class PolicyModel:
     image_processor: Any
     special: SpecialTokens
     reference_weights: dict[str, Tensor] | None = field(default=None, repr=False)
+    base_name: str = ""
+    base_fingerprint: str | None = None
 
     @property
     def device(self) -> torch.device:

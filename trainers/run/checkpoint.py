@@ -6,6 +6,7 @@
     optimizer.pt                                        state by parameter *name*, and the scheduler's
     rng.pt                                              python, numpy and torch generators
     trainer_state.json                                  `TrainerState`
+    base.json                                           name and fingerprint of the model that training began with
     manifest.json                                       sha256 of every other file; written last
 
 A directory is written beside its final place, flushed to disk and renamed, so that an interrupted write leaves nothing
@@ -32,11 +33,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from cua_agent.models.lora import ADAPTER_WEIGHTS
+from cua_agent.models.lora import ADAPTER_WEIGHTS, active_spec, saved_spec
 from cua_agent.models.policy import PolicyModel
 from cua_agent.models.saving import save_description
 from trainers.protocol import TrainerState
-from trainers.run.checkpoint_files import STATE, CheckpointError, read_state, verify_checkpoint, write_checkpoint
+from trainers.run.checkpoint_files import BASE, STATE, CheckpointError, read_state, verify_checkpoint, write_checkpoint
+from trainers.run.compatibility import adapter_differences, saved_base
 from trainers.run.sharding import sharded_like, whole
 
 
@@ -68,6 +70,9 @@ def save_checkpoint(path: Path, *, policy: PolicyModel, optimisation: Optimisati
             directory / "optimizer.pt",
         )
         torch.save(_rng_state(), directory / "rng.pt")
+        if policy.base_fingerprint is not None:
+            base = {"name": policy.base_name, "fingerprint": policy.base_fingerprint}
+            (directory / BASE).write_text(json.dumps(base, indent=1), encoding="utf-8")
         (directory / STATE).write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
 
     write_checkpoint(path, fill)
@@ -184,6 +189,14 @@ def _check_kind(path: Path, policy: PolicyModel) -> None:
             raise CheckpointError(
                 f"checkpoint {path} holds an adapter of another shape: compare lora.r, lora.target_modules, model.path"
             )
+        for key, present, trained in adapter_differences(active_spec(policy.model), saved_spec(path)):
+            raise CheckpointError(f"checkpoint {path} was trained with {key}={trained}, the run has {key}={present}")
+    base = saved_base(path)
+    if base is not None and policy.base_fingerprint not in (None, base[1]):
+        raise CheckpointError(
+            f"checkpoint {path} was trained on {base[0]} (fingerprint {base[1]}), the run is on {policy.base_name} "
+            f"(fingerprint {policy.base_fingerprint})"
+        )
 
 
 def _named_optimizer_state(optimisation: Optimisation) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from trainers.protocol import TrainerState
 
 MANIFEST = "manifest.json"
 STATE = "trainer_state.json"
+BASE = "base.json"
 FORMAT = 1
 
 _PERIODIC = re.compile(r"step_\d+")
