@@ -84,7 +84,9 @@ def test_every_preset_composes(group: str) -> None:
 def test_presets_set_what_they_are_for() -> None:
     assert load_config(["experiment=pocket_lora"]).lora.enabled
     assert load_config(["experiment=miniwob"]).env.name == "miniwob"
-    assert load_config(["model=qwen3_vl_32b"]).model.path == "Qwen/Qwen3-VL-32B-Instruct"
+    for preset, path in (("qwen3_vl_4b", "Qwen/Qwen3-VL-4B-Instruct"), ("qwen3_vl_32b", "Qwen/Qwen3-VL-32B-Instruct")):
+        config = load_config([f"model={preset}"])
+        assert (config.model.path, config.model.dtype, config.lora.enabled) == (path, "bfloat16", True)
 
 
 def test_the_command_line_wins_over_an_experiment() -> None:

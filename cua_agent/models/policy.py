@@ -170,6 +170,16 @@ class PolicyModel:
             parameters[name].copy_(weight)
 
     @contextmanager
+    def holding(self, weights: dict[str, Tensor]) -> Iterator[None]:
+        """Inside, the parameters that `weights` names are its tensors, of whatever dtype; afterwards their own again.
+        The parameter objects (and an optimiser's view of them) stay."""
+        self._exchange(weights)
+        try:
+            yield
+        finally:
+            self._exchange(weights)
+
+    @contextmanager
     def reference(self) -> Iterator[None]:
         """Inside, `model` is the frozen reference policy: without its adapter, or with the weights it was loaded with.
 
@@ -181,15 +191,10 @@ class PolicyModel:
             return
         if self.reference_weights is None:
             raise RuntimeError("no reference policy: load the model with keep_reference=True, or train a LoRA adapter")
-        self._swap_reference(self.reference_weights)
-        try:
+        with self.holding(self.reference_weights):
             yield
-        finally:
-            self._swap_reference(self.reference_weights)
 
-    @torch.no_grad()
-    def _swap_reference(self, weights: dict[str, Tensor]) -> None:
-        """Exchange the storage of parameters and reference; the parameter objects (and the optimiser's view) stay."""
+    def _exchange(self, weights: dict[str, Tensor]) -> None:
         parameters = dict(self.model.named_parameters())
         for name, weight in weights.items():
             parameters[name].data, weights[name] = weight, parameters[name].data

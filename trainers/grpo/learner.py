@@ -19,6 +19,7 @@ from trainers.grpo.batching import collate, weigh_rows
 from trainers.grpo.forward import loss_inputs, reference_logprobs, score_tokens
 from trainers.grpo.gradients import accumulate_gradients
 from trainers.grpo.loss import LossSums, grpo_loss
+from trainers.grpo.master_weights import MasterWeights
 from trainers.protocol import Batch, LossRecord, StepRecord, TrainerState
 from trainers.run.checkpoint import Optimisation, load_checkpoint, save_checkpoint
 
@@ -30,7 +31,7 @@ def warmup_factor(update: int, warmup_updates: int) -> float:
 
 
 class PolicyLearner:
-    """AdamW with linear warm-up and gradient clipping on the trainable parameters of `policy`.
+    """AdamW with linear warm-up and gradient clipping on the float32 master weights of `policy`.
 
     An update whose loss or gradient norm is not finite changes neither weights nor optimiser nor schedule.
     """
@@ -38,7 +39,8 @@ class PolicyLearner:
     def __init__(self, policy: PolicyModel, config: TrainConfig) -> None:
         self._policy = policy
         self._config = config
-        self.optimizer = _adamw(policy, config.optim)
+        self._masters = MasterWeights(policy)
+        self.optimizer = _adamw(self._parameters(), config.optim)
         warmup = config.optim.warmup_steps * config.optim.updates_per_batch
         self.scheduler = LambdaLR(self.optimizer, lambda update: warmup_factor(update, warmup))
 
@@ -55,6 +57,7 @@ class PolicyLearner:
         skipped = not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"]))
         if not skipped:
             self.optimizer.step()
+            self._masters.publish()
             self.scheduler.step()
         self.optimizer.zero_grad(set_to_none=True)
         return StepRecord(metrics, skipped)
@@ -63,22 +66,24 @@ class PolicyLearner:
         """Loss and unclipped gradients at the present weights, which stay as they are."""
         metrics = self._accumulate(batch).metrics()
         gradients = {
-            name: parameter.grad.detach().float().cpu().clone()
-            for name, parameter in self._policy.trainable_parameters()
+            name: parameter.grad.detach().cpu().clone()
+            for name, parameter in self._masters.parameters.items()
             if parameter.grad is not None
         }
         self.optimizer.zero_grad(set_to_none=True)
         return LossRecord(metrics, gradients)
 
     def trained_weights(self) -> dict[str, Tensor]:
-        """The trained parameters by name, as they are now; not copies."""
-        return {name: parameter.detach() for name, parameter in self._policy.trainable_parameters()}
+        """The trained parameters by name, float32, as they are now; not copies."""
+        return {name: parameter.detach() for name, parameter in self._masters.parameters.items()}
 
     def save(self, path: Path, state: TrainerState) -> None:
-        save_checkpoint(path, policy=self._policy, optimisation=self._optimisation(), state=state)
+        with self._masters.in_model():
+            save_checkpoint(path, policy=self._policy, optimisation=self._optimisation(), state=state)
 
     def load(self, path: Path) -> TrainerState:
-        return load_checkpoint(path, policy=self._policy, optimisation=self._optimisation())
+        with self._masters.in_model():
+            return load_checkpoint(path, policy=self._policy, optimisation=self._optimisation())
 
     def close(self) -> None:
         pass
@@ -93,7 +98,7 @@ class PolicyLearner:
         return grpo_loss(loss_inputs(micro, scores, reference), loss).loss
 
     def _optimisation(self) -> Optimisation:
-        return Optimisation(self.optimizer, self.scheduler, dict(self._policy.trainable_parameters()))
+        return Optimisation(self.optimizer, self.scheduler, self._masters.parameters)
 
     def _accumulate(self, batch: Batch) -> LossSums:
         self.optimizer.zero_grad(set_to_none=True)
@@ -106,7 +111,7 @@ class PolicyLearner:
         )
 
     def _parameters(self) -> list[torch.nn.Parameter]:
-        return [parameter for _, parameter in self._policy.trainable_parameters()]
+        return list(self._masters.parameters.values())
 
     @contextmanager
     def _training_mode(self) -> Iterator[None]:
@@ -118,6 +123,5 @@ class PolicyLearner:
             self._policy.model.eval()
 
 
-def _adamw(policy: PolicyModel, config: OptimConfig) -> AdamW:
-    parameters = [parameter for _, parameter in policy.trainable_parameters()]
+def _adamw(parameters: list[torch.nn.Parameter], config: OptimConfig) -> AdamW:
     return AdamW(parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay)

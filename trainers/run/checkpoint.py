@@ -1,7 +1,8 @@
 """Checkpoints: one directory format for every backend, complete or refused.
 
     adapter_model.safetensors, adapter_config.json      LoRA, as PEFT writes them
-    or model.safetensors, config.json                   full weights, as transformers writes them
+    or model.safetensors, config.json                   full weights, as transformers writes them; what is trained in
+                                                        float32, whatever it is computed and served in
     tokenizer and image processor files                 so that `load_policy(directory)` works
     optimizer.pt                                        state by parameter *name*, and the scheduler's
     rng.pt                                              python, numpy and torch generators
@@ -169,8 +170,8 @@ def load_weights(path: Path, policy: PolicyModel) -> None:
     if policy.has_adapter:
         saved = load_file(path / ADAPTER_WEIGHTS)
     else:
-        # Through transformers, whose files may name weights differently from the module.
-        saved = type(model).from_pretrained(str(path), dtype=model.dtype).state_dict()
+        # Through transformers, whose files may name weights differently from the module; exact, whatever it holds.
+        saved = type(model).from_pretrained(str(path), dtype=torch.float32).state_dict()
     with torch.no_grad():
         for name, tensor in _exported(policy).items():
             tensor.copy_(sharded_like(saved[name], tensor))

@@ -64,7 +64,7 @@ class WorkerActor(PPOPolicyActor):
 
     def update_weights(self, meta: WeightUpdateMeta) -> None:
         """Leave the trained weights where the controller tells its rollout workers to look. Collective."""
-        weights = {name: tensor.cpu().contiguous() for name, tensor in self.trained_weights().items()}
+        weights = {name: tensor.cpu().contiguous() for name, tensor in self.served_weights().items()}
         if self.rank == 0:
             directory = Path(meta.path)
             directory.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -16,6 +16,7 @@ from areal.engine.fsdp_engine import FSDPPPOActor, FSDPTrainContext
 from areal.infra.platforms import current_platform
 from areal.utils.data import MicroBatchItem, MicroBatchList
 from torch import Tensor
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.optim.lr_scheduler import LambdaLR
 
 from cua_agent.models.mrope import mrope_positions
@@ -35,9 +36,9 @@ PACKED_SAFELY = ("sdpa", "eager")
 class FSDPPolicyActor(FSDPPPOActor):  # type: ignore[misc]
     """`FSDPPPOActor` that trains `policy.model` itself: a plain model or a `PeftModel`, whoever loaded it.
 
-    The model is sharded in place. Its log-probs are those of sampling: at the rollouts' temperature, over the tokens
-    that may be sampled; 0 where `predicts` of the batch (see `rows_to_tensors`) is not set. Packed sequences do not
-    see each other.
+    The model is sharded in place; what is trained becomes float32, and is computed with in the dtype that it was loaded
+    in. Its log-probs are those of sampling: at the rollouts' temperature, over the tokens that may be sampled; 0 where
+    `predicts` of the batch (see `rows_to_tensors`) is not set. Packed sequences do not see each other.
     """
 
     def __init__(
@@ -47,6 +48,38 @@ class FSDPPolicyActor(FSDPPPOActor):  # type: ignore[misc]
         self.policy = policy
         self._entropy_gradient = entropy_gradient
         self._warmup_steps = optim.warmup_steps * optim.updates_per_batch
+        self._loaded_in = {name: parameter.dtype for name, parameter in policy.trainable_parameters()}
+
+    def initialize(self, addr: str | None, ft_spec: FinetuneSpec, *_: Any, **__: Any) -> None:
+        """AReaL's, for a model that is there already and a precision that AReaL cannot be told: its engine computes
+        every parameter in `config.dtype`, adapters in float32 included."""
+        assert addr is None
+        self._create_device_model()
+        for _name, parameter in self.policy.trainable_parameters():
+            parameter.data = parameter.data.float()
+        self._shard()
+        self._create_optimizer(ft_spec)
+        self._initialized = True
+
+    def _shard(self) -> None:
+        """Blocks and an embedding of its own are gathered when their turn comes, the rest stays for the whole pass."""
+        base = self.policy.base_model
+        apart = [module for module in base.modules() if type(module).__name__ in base._no_split_modules]
+        if not base.config.tie_word_embeddings:
+            apart.append(base.get_input_embeddings())
+        mesh, precision = self.world_mesh["dp_sp"], self._precision()
+        for module in [*apart, self.model]:
+            fully_shard(module, mesh=mesh, mp_policy=precision, reshard_after_forward=True)
+
+    def _precision(self) -> MixedPrecisionPolicy:
+        """Forward and backward pass in the dtype that the trained parameters were loaded in; their gradients are
+        reduced and summed in float32."""
+        [computed_in] = set(self._loaded_in.values())
+        return MixedPrecisionPolicy(
+            param_dtype=None if computed_in == torch.float32 else computed_in,
+            reduce_dtype=torch.float32,
+            cast_forward_inputs=False,  # AReaL's, which rounds the vision tower's rotary positions to bfloat16
+        )
 
     def create_process_group(self, parallel_strategy: ParallelStrategy | None = None) -> None:
         if not dist.is_initialized():  # AReaL's would be NCCL alone, and its statistics are on the CPU
@@ -135,8 +168,12 @@ class FSDPPolicyActor(FSDPPPOActor):  # type: ignore[misc]
         return logprobs[:end], entropy[:end]
 
     def trained_weights(self) -> dict[str, Tensor]:
-        """The trained parameters by name, whole, on every rank."""
+        """The trained parameters by name, whole, float32, on every rank."""
         return {name: whole(parameter) for name, parameter in self.policy.trainable_parameters()}
+
+    def served_weights(self) -> dict[str, Tensor]:
+        """The same, rounded to what the model was loaded in."""
+        return {name: weight.to(self._loaded_in[name]) for name, weight in self.trained_weights().items()}
 
     def reference_logprobs(self, data: list[TensorDict]) -> list[Tensor]:
         """Log-probs float32 [B, L] of every entry under the frozen reference policy, where they are predicted: by the
@@ -151,24 +188,23 @@ class FSDPPolicyActor(FSDPPPOActor):  # type: ignore[misc]
             with self.policy.reference():
                 yield
             return
-        self._swap(self._reference_shards)
+        trained = {name: parameter.detach().clone() for name, parameter in self.policy.trainable_parameters()}
+        self._overwrite(self._reference_shards)
         try:
             yield
         finally:
-            self._swap(self._reference_shards)
+            self._overwrite(trained)
 
     @torch.no_grad()
-    def _swap(self, shards: dict[str, Tensor]) -> None:
-        """Exchange the values of the trained parameters; FSDP holds on to their memory."""
+    def _overwrite(self, shards: Mapping[str, Tensor]) -> None:
+        """Copied, not exchanged: FSDP holds on to the parameters' memory."""
         for name, parameter in self.policy.trainable_parameters():
-            former = parameter.detach().clone()
             parameter.copy_(shards[name])
-            shards[name] = former
 
     def gradients(self) -> dict[str, Tensor]:
         """Gradients of the trained parameters by name, whole, float32 on the CPU."""
         return {
-            name: whole(parameter.grad).float().cpu().clone()
+            name: whole(parameter.grad).cpu().clone()
             for name, parameter in self.policy.trainable_parameters()
             if parameter.grad is not None
         }
