@@ -54,8 +54,12 @@ class Options:
     base_url: str | None = Field(None, description="gbox: address of the service; default: the cloud")
     reset: Reset = Field("android", description="gbox: how an episode starts; pocket for a local GBox")
     grounding: Literal["target", "coordinates"] | None = Field(
-        None, description="how places are given; default: target for tiny, else coordinates"
+        None, description="how places are given; default: coordinates, for tiny and without eyes target"
     )
+    coordinates: Literal["relative", "absolute"] | None = Field(
+        None, description="how positions are written: 0 to 1000, or pixels; default: by model family"
+    )
+    thinking: bool | None = Field(None, description="let the model think, or not; default: by its chat template")
     observation: Literal["screenshot", "text"] | None = Field(
         None, description="what of a screen is shown; default: text for a model without eyes"
     )
@@ -132,7 +136,7 @@ def agent_config(options: Options, *, reads_images: bool = True) -> AgentConfig:
     tiny = options.model == "tiny"
     return AgentConfig(
         observation=options.observation or ("screenshot" if reads_images else "text"),
-        grounding=options.grounding or ("target" if tiny else "coordinates"),
+        grounding=options.grounding or ("target" if tiny or not reads_images else "coordinates"),
         prompt=options.prompt or ("brief" if tiny else "full"),
         context=options.context,
         last_k=options.last_k,
@@ -151,13 +155,29 @@ async def play(options: Options, task: CUATask) -> Episode:
     from cua_agent.envs.base import WorldUnavailable
     from cua_agent.envs.registry import environment_factory
     from cua_agent.inference.local import LocalEngine
+    from cua_agent.models.families import check_coordinates
     from cua_agent.models.loaders import load_policy
+    from cua_agent.models.sources import find_model
 
     try:
-        policy = load_policy(options.model, dtype=options.dtype, device=options.device)
+        source = find_model(options.model)
+        config = agent_config(options, reads_images=source.reads_images)
+        check_coordinates(
+            options.model,
+            source.family,
+            grounding=config.grounding,
+            observation=config.observation,
+            coordinates=options.coordinates,
+        )
+        policy = load_policy(
+            options.model,
+            dtype=options.dtype,
+            device=options.device,
+            coordinates=options.coordinates,
+            thinking=options.thinking,
+        )
     except ValueError as error:
         raise OptionError(str(error).splitlines()[0]) from error
-    config = agent_config(options, reads_images=policy.reads_images)
     engine = LocalEngine(policy, max_batch=1)
     try:
         async with environment_factory(options) as new_environment:

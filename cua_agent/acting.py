@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 
-from cua_agent.actions import Action, Point, ReportTaskComplete, Target
+from cua_agent.actions import Action, Point, ReportTaskComplete, Space, Target
 from cua_agent.envs.base import Environment, Observation
 from cua_agent.parsing import Malformed, parse_tool_call
 from cua_agent.prompts import Grounding
@@ -33,12 +33,21 @@ class Effect:
         return self.claimed or self.world_done
 
 
-async def act(environment: Environment, turn: str | Action, seen: Observation, grounding: Grounding) -> Effect:
+async def act(
+    environment: Environment,
+    turn: str | Action,
+    seen: Observation,
+    grounding: Grounding,
+    space: Space | None = None,
+    *,
+    truncated: bool = False,
+) -> Effect:
     """Do what a turn says: the model's text, or an action. One that means nothing leaves the screen `seen` as it is.
+    For `space` and `truncated` see `parse_tool_call`.
 
     Raises `EnvironmentFailure`, and nothing for what a model may write.
     """
-    action = parse_tool_call(turn) if isinstance(turn, str) else turn
+    action = parse_tool_call(turn, space, truncated=truncated) if isinstance(turn, str) else turn
     if isinstance(action, Malformed):
         return Effect(replace(seen, text=f"error: {action.error}"))
     if isinstance(action, ReportTaskComplete):

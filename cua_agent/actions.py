@@ -1,7 +1,7 @@
 """Typed actions: what an agent can do to a screen, independent of any model or device.
 
-Coordinates are normalised to 0-1000 in both directions, the convention of the Qwen-VL models, so that an
-action means the same on every screen size. A location is either a `Point` or a `Target`, the visible name
+Positions are normalised to 0-1000 in both directions, so that an action means the same on every screen size,
+whatever scale a model writes in. A location is either a `Point` or a `Target`, the visible name
 of an element; targets are turned into points by the environment's `locate` before the action is executed.
 """
 
@@ -9,9 +9,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Literal
 
 COORDINATE_MAX = 1000
 """Largest normalised coordinate; (0, 0) is the top left corner, (1000, 1000) the bottom right one."""
+
+Coordinates = Literal["relative", "absolute"]
+"""How a model writes positions: `relative`, 0 to 1000 in both directions; `absolute`, pixels of the image that it is
+shown after its processor has resized it."""
+
+Space = tuple[int, int]
+"""(width, height) in pixels of the resized image that absolute positions are measured in."""
 
 
 @dataclass(frozen=True)

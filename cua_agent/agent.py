@@ -120,7 +120,7 @@ class StandaloneGBoxCUAAgent:
         self._environment = environment
         self._config = config or AgentConfig()
         self._reward = reward or SuccessOnly()
-        self._system = system_prompt(self._config.prompt, self._config.grounding)
+        self._system = system_prompt(self._config.prompt, self._config.grounding, policy.coordinates or "relative")
 
     async def run_episode(self, task: CUATask, seed: int, *, group_id: str, episode_id: str) -> list[Trajectory]:
         """The token rows of one episode; see `play`."""
@@ -193,7 +193,16 @@ class StandaloneGBoxCUAAgent:
         response = await self._generate(seed, episode_id, progress.conversation)
         text = self._text_of(response)
         generated = time.monotonic()
-        effect = await act(self._environment, text, seen, self._config.grounding)
+        truncated = response.stop_reason == "length"
+        width, height = seen.screenshot.size
+        effect = await act(
+            self._environment,
+            self._policy.reply_prefix + text,
+            seen,
+            self._config.grounding,
+            self._policy.coordinate_space(height, width),
+            truncated=truncated,
+        )
         progress.claimed, progress.world_done = effect.claimed, effect.world_done
         progress.seen = effect.observation
         progress.turns.append(
@@ -204,7 +213,7 @@ class StandaloneGBoxCUAAgent:
                 generate_s=generated - started,
                 env_s=time.monotonic() - generated,
                 point=_point_of(effect.executed),
-                truncated=response.stop_reason == "length",
+                truncated=truncated,
                 screenshot=seen.screenshot if self._config.keep_screenshots else None,
             )
         )

@@ -19,6 +19,7 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from cua_agent.actions import Coordinates, Space
 from cua_agent.inference.base import GenerateResponse
 from cua_agent.prompts import first_prompt, next_prompt
 from cua_agent.trajectory import NO_VERSION, Outcome, Trajectory, Turn
@@ -54,6 +55,20 @@ class Codec(Protocol):
     @property
     def special(self) -> SpecialIds:
         """Ids with a meaning of their own."""
+        ...
+
+    @property
+    def coordinates(self) -> Coordinates | None:
+        """How the model writes positions; None where nobody knows."""
+        ...
+
+    @property
+    def reply_prefix(self) -> str:
+        """What stands in the prompt before each of the model's turns."""
+        ...
+
+    def coordinate_space(self, height: int, width: int) -> Space | None:
+        """What positions on a [height, width] screenshot are measured in; None: 0..1000."""
         ...
 
     def encode(self, text: str) -> list[int]:
@@ -110,7 +125,7 @@ class Conversation:
         """Open with the goal and the first screen."""
         if self._exchanges:
             raise ValueError("the conversation has started already")
-        prompt = partial(first_prompt, self._system, goal)
+        prompt = partial(first_prompt, self._system, goal, prefix=self._codec.reply_prefix)
         self._append(prompt(*self._shown(screen)), prompt(0), screen)
 
     def observe(self, result: str, screen: Screen) -> None:
@@ -119,7 +134,7 @@ class Conversation:
         if response is None:
             raise ValueError("there is no model turn to answer")
         ended = response.output_ids[-1:] == [self._codec.special.end_of_turn_id]
-        prompt = partial(next_prompt, result, ended=ended)
+        prompt = partial(next_prompt, result, ended=ended, prefix=self._codec.reply_prefix)
         n, words = self._shown(screen)
         self._append(prompt(n, screen=words), prompt(0), screen)
 

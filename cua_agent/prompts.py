@@ -10,8 +10,8 @@ import json
 import re
 from typing import Any, Literal
 
-from cua_agent.actions import COORDINATE_MAX, Button, Direction
-from cua_agent.parsing import ACTION_NAMES, MAX_SECONDS, PERFORM_ACTION, REPORT_TASK_COMPLETE, SLEEP
+from cua_agent.actions import COORDINATE_MAX, Button, Coordinates, Direction
+from cua_agent.calls.schema import ACTION_NAMES, MAX_SECONDS, PERFORM_ACTION, REPORT_TASK_COMPLETE, SLEEP
 
 Grounding = Literal["target", "coordinates"]
 PromptStyle = Literal["brief", "full"]
@@ -44,10 +44,12 @@ _MARKUP = re.compile(r"<(?=\||/?(?:tool_call|tool_response|tools|think|screen)>)
 """A "<" that begins a special token or one of the chat format's tags."""
 
 
-def tool_schemas(grounding: Grounding) -> list[dict[str, Any]]:
+def tool_schemas(grounding: Grounding, coordinates: Coordinates = "relative") -> list[dict[str, Any]]:
     """The three tools as JSON-schema function descriptions, the form that chat templates take as `tools`."""
     return [
-        _function(PERFORM_ACTION, "Act on the screen.", _action_properties(grounding), required=["action"]),
+        _function(
+            PERFORM_ACTION, "Act on the screen.", _action_properties(grounding, coordinates), required=["action"]
+        ),
         _function(
             SLEEP,
             "Wait for the screen to change.",
@@ -68,24 +70,24 @@ def preamble(style: PromptStyle) -> str:
     return _BRIEF if style == "brief" else _PREAMBLE
 
 
-def system_prompt(style: PromptStyle, grounding: Grounding) -> str:
+def system_prompt(style: PromptStyle, grounding: Grounding, coordinates: Coordinates = "relative") -> str:
     """`brief` names the tools only, for a model trained on them; `full` spells their schema out."""
     if style == "brief":
         return _BRIEF
-    tools = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tool_schemas(grounding))
+    tools = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tool_schemas(grounding, coordinates))
     return f"{_PREAMBLE}\n\n{_TOOLS_BEFORE}\n{tools}\n{_TOOLS_AFTER}"
 
 
-def first_prompt(system: str, goal: str, n_image_tokens: int, screen: str = "") -> str:
+def first_prompt(system: str, goal: str, n_image_tokens: int, screen: str = "", *, prefix: str = "") -> str:
     """Start of a conversation: system prompt, goal and the first screenshot (0 image tokens: without it), or the
-    `screen` in words."""
+    `screen` in words. `prefix` begins the model's turn for it: an opened thought, say."""
     return (
         f"<|im_start|>system\n{system}{END_OF_TURN}\n<|im_start|>user\n{plain(goal)}"
-        f"{_vision(n_image_tokens)}{_words(screen)}{END_OF_TURN}\n<|im_start|>assistant\n"
+        f"{_vision(n_image_tokens)}{_words(screen)}{END_OF_TURN}\n<|im_start|>assistant\n{prefix}"
     )
 
 
-def next_prompt(result: str, n_image_tokens: int, *, ended: bool, screen: str = "") -> str:
+def next_prompt(result: str, n_image_tokens: int, *, ended: bool, screen: str = "", prefix: str = "") -> str:
     """What follows a model's turn: the result of its call ("ok" when there is nothing to say), and the screenshot or
     the `screen` in words.
 
@@ -94,7 +96,7 @@ def next_prompt(result: str, n_image_tokens: int, *, ended: bool, screen: str = 
     shown = plain(result)[:MAX_RESULT] or "ok"
     return (
         f"{'' if ended else END_OF_TURN}\n<|im_start|>user\n<tool_response>\n{shown}\n</tool_response>"
-        f"{_vision(n_image_tokens)}{_words(screen)}{END_OF_TURN}\n<|im_start|>assistant\n"
+        f"{_vision(n_image_tokens)}{_words(screen)}{END_OF_TURN}\n<|im_start|>assistant\n{prefix}"
     )
 
 
@@ -119,10 +121,10 @@ def _function(name: str, description: str, properties: dict[str, Any], required:
     return {"type": "function", "function": {"name": name, "description": description, "parameters": parameters}}
 
 
-def _action_properties(grounding: Grounding) -> dict[str, Any]:
+def _action_properties(grounding: Grounding, coordinates: Coordinates) -> dict[str, Any]:
     return {
         "action": {"type": "string", "enum": list(ACTION_NAMES)},
-        **_location_properties(grounding),
+        **_location_properties(grounding, coordinates),
         "text": {"type": "string", "description": "What to type; replaces the field's content."},
         "enter": {"type": "boolean", "description": "Press enter after typing."},
         "direction": {"type": "string", "enum": list(Direction), "description": "Where the view scrolls."},
@@ -132,14 +134,17 @@ def _action_properties(grounding: Grounding) -> dict[str, Any]:
     }
 
 
-def _location_properties(grounding: Grounding) -> dict[str, Any]:
+def _location_properties(grounding: Grounding, coordinates: Coordinates) -> dict[str, Any]:
     if grounding == "target":
         return {
             "target": {"type": "string", "description": "Visible name of the element to act on, or to start from."},
             "target2": {"type": "string", "description": "Element where swipe or drag ends."},
         }
     point = {"type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2}
-    scale = f"[x, y], each from 0 to {COORDINATE_MAX}, [0, 0] is the top left corner."
+    unit = (
+        f"each from 0 to {COORDINATE_MAX}" if coordinates == "relative" else "in pixels of the screenshot as you see it"
+    )
+    scale = f"[x, y], {unit}, [0, 0] is the top left corner."
     return {
         "coordinate": {**point, "description": f"Where to act, or to start from: {scale}"},
         "coordinate2": {**point, "description": f"Where swipe or drag ends: {scale}"},

@@ -23,6 +23,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from cua_agent.actions import Direction
+from cua_agent.calls.schema import ACTION_NAMES
 from cua_agent.cloning.clone import CloneSchedule, clone
 from cua_agent.cloning.demonstrations import Noise
 from cua_agent.cloning.examples import DESCRIBE, ExampleStream, Mix, random_screen
@@ -33,7 +34,6 @@ from cua_agent.envs.pocket.describe import describe_screen
 from cua_agent.models.loaders import load_policy
 from cua_agent.models.policy import PolicyModel
 from cua_agent.models.tiny import build_model, build_tokenizer, save_tiny
-from cua_agent.parsing import ACTION_NAMES
 from cua_agent.tasks import get_eval_tasks, get_training_tasks
 
 EMPHASISED = ("toggle", "toggle_pair", "alarm", "contact")  # hang on one row's state among many: learned last

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 from PIL import Image
 
-from cua_agent.actions import Action, Point
+from cua_agent.actions import Action, Coordinates, Point, Space
 from cua_agent.envs.base import Observation, StepResult
 from cua_agent.inference.base import GenerateRequest, GenerateResponse
 from cua_agent.tasks import CUATask, Probe
@@ -24,6 +24,8 @@ IMAGE_TOKENS = 3
 class ByteCodec:
     """Bytes are tokens 0..255, special tokens follow."""
 
+    coordinates: Coordinates = "relative"
+    reply_prefix = ""
     special = SimpleNamespace(
         image_token_id=256 + _SPECIAL.index("<|image_pad|>"), end_of_turn_id=257, stop_ids=(257, 261)
     )
@@ -37,6 +39,9 @@ class ByteCodec:
     def decode(self, ids: Sequence[int]) -> str:
         parts = [bytes([i]) if i < 256 else _SPECIAL[i - 256].encode() for i in ids]
         return b"".join(parts).decode(errors="replace")
+
+    def coordinate_space(self, height: int, width: int) -> Space | None:
+        return None if self.coordinates == "relative" else (2 * width, 2 * height)
 
     def image_tokens(self, height: int, width: int) -> int:
         return IMAGE_TOKENS

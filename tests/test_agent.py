@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from cua_agent.actions import Action, Point, ReportTaskComplete, Swipe, Tap, Target, TypeText, Wait
+from cua_agent.actions import Action, Coordinates, Point, ReportTaskComplete, Swipe, Tap, Target, TypeText, Wait
 from cua_agent.agent import AgentConfig, Episode, StandaloneGBoxCUAAgent, sampling_seed
 from cua_agent.envs.base import EnvironmentFailure, Observation, StepResult
 from cua_agent.inference.base import GenerateRequest, GenerateResponse, InferenceFailure
@@ -31,9 +31,10 @@ def play(
     max_steps: int = 5,
     config: AgentConfig = CONFIG,
     engine: ScriptedEngine | None = None,
+    codec: ByteCodec = CODEC,
 ) -> tuple[Episode, ScriptedEngine]:
     engine = engine or ScriptedEngine(script)
-    agent = StandaloneGBoxCUAAgent(CODEC, engine, environment, config)
+    agent = StandaloneGBoxCUAAgent(codec, engine, environment, config)
     episode = asyncio.run(agent.play(task(max_steps), 3, group_id="g", episode_id="e"))
     for row in episode.trajectories:
         assert (row.outcome, row.reward, row.seed) == (episode.outcome, episode.reward, 3)
@@ -143,10 +144,52 @@ def test_refused_actions_are_told_to_the_model() -> None:
 def test_a_turn_cut_off_by_its_token_limit_is_closed_in_the_next_prompt() -> None:
     engine = ScriptedEngine(['<tool_call>\n{"name": "perf', DONE], ended=False)
     episode, _ = play([], ScriptedEnvironment(), engine=engine)
-    assert episode.turns[0].result == "error: <tool_call> is not closed by </tool_call>"
+    assert episode.turns[0].result == "error: the turn was cut off at the token limit before its call was complete"
     assert '{"name": "perf<|im_end|>\n<|im_start|>user' in last_prompt(engine)
     (row,) = episode.trajectories
     assert CODEC.special.end_of_turn_id not in row.input_ids[row.loss_mask == 1]
+
+
+class ThinkingCodec(ByteCodec):
+    reply_prefix = "<think>\n"
+
+
+def test_a_thought_is_opened_by_the_prompt_and_trained_from_there_on() -> None:
+    thought = "I might <tool_call>{} something.\n</think>\n\n"
+    engine = ScriptedEngine([thought + TAP, "Now it", thought + DONE])
+    episode, _ = play([], ScriptedEnvironment(WIFI, score=1.0), engine=engine, codec=ThinkingCodec())
+    assert [turn.text for turn in episode.turns] == [thought + TAP, "Now it", thought + DONE]
+    assert [turn.action for turn in episode.turns] == ["tap target=Wi-Fi", None, "report_task_complete"]
+    assert episode.turns[1].result == "error: <think> is not closed by </think>"
+    for request in engine.requests:
+        assert CODEC.decode(request.input_ids).endswith("<|im_start|>assistant\n<think>\n")
+    (row,) = episode.trajectories
+    trained = CODEC.decode(row.input_ids[row.loss_mask == 1])
+    assert "<think>" not in trained and trained.startswith(thought)
+
+
+def test_a_thought_that_is_cut_off_is_told_and_counted() -> None:
+    engine = ScriptedEngine(["The screen shows"], ended=False)
+    episode, _ = play([], ScriptedEnvironment(WIFI), 1, engine=engine, codec=ThinkingCodec())
+    assert (
+        episode.turns[0].result == "error: <think> is not closed by </think>: the turn was cut off at the token limit"
+    )
+    assert episode.turns[0].truncated
+
+
+class PixelCodec(ByteCodec):
+    coordinates: Coordinates = "absolute"
+
+
+def test_positions_in_pixels_are_those_of_the_resized_screenshot() -> None:
+    """The codec doubles the screenshots of 8 by 12 pixels: (8, 18) is (4, 9) of the screen."""
+    environment = ScriptedEnvironment()
+    tap = '<tool_call>{"name": "perform_action", "arguments": {"action": "tap", "coordinate": [8, 18]}}</tool_call>'
+    config = replace(CONFIG, grounding="coordinates", prompt="full")
+    _, engine = play([tap, DONE], environment, config=config, codec=PixelCodec())
+    (done,) = environment.actions
+    assert isinstance(done, Tap) and isinstance(done.at, Point) and done.at.to_pixels(8, 12) == (4, 9)
+    assert "[x, y], in pixels of the screenshot as you see it" in last_prompt(engine)
 
 
 @pytest.mark.parametrize(("ended", "cut"), [(True, [False, False]), (False, [True, True])])

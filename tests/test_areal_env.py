@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny_random
 
 from cua_agent.actions import Button, Point, PressButton, ReportTaskComplete, Tap, Target, TypeText
 from cua_agent.envs.base import EnvironmentFailure, Observation, StepResult
@@ -46,6 +47,16 @@ def test_a_turn_is_carried_out_where_the_element_is() -> None:
     assert (step["reward"], step["done"]) == (0.0, False)
     assert step["info"] == {"text": "", "action": "tap target=Wi-Fi", "outcome": None}
     np.testing.assert_array_equal(step["observation"], pixels(1))
+
+
+def test_positions_are_read_as_the_models_family_writes_them(tmp_path: Path) -> None:
+    """Screens of 8 by 12 pixels are resized to 28 by 56 for this Qwen2.5-VL: (14, 42) is half and three quarters."""
+    model = ModelConfig(path=str(tiny_random.build(tmp_path, "qwen2_5_vl")), grounding="coordinates")
+    call = '<tool_call>{"name": "perform_action", "arguments": {"action": "tap", "coordinate": [14, 42]}}</tool_call>'
+    world = ScriptedEnvironment()
+    asyncio.run(started(world, TrainConfig(model=model)).step(call))
+    (tap,) = world.actions
+    assert isinstance(tap, Tap) and isinstance(tap.at, Point) and tap.at.to_pixels(8, 12) == (4, 9)
 
 
 @pytest.mark.parametrize(

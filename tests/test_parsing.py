@@ -1,16 +1,19 @@
 """The parser: exact on canonical calls, calm about everything else."""
 
 import json
-import time
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cua_agent import actions
 from cua_agent.actions import Action, Button, Direction, Point, Target
-from cua_agent.parsing import Malformed, describe, parse_tool_call, render_tool_call
+from cua_agent.parsing import Malformed, describe, parse_tool_call, render_tool_call, tool_call
 
 _text = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
 _name = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=60)
@@ -38,6 +41,21 @@ def call(body: object) -> str:
 
 def perform(**arguments: object) -> str:
     return call({"name": "perform_action", "arguments": arguments})
+
+
+CORPUS = yaml.safe_load((Path(__file__).parent / "data" / "tool_calls.yaml").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("case", CORPUS, ids=lambda case: case["text"][-60:])
+def test_the_corpus_of_what_models_write(case: dict[str, Any]) -> None:
+    space = tuple(case["space"]) if "space" in case else None
+    parsed = parse_tool_call(case["text"], space, truncated=case.get("truncated", False))
+    if "error" in case:
+        assert isinstance(parsed, Malformed) and case["error"] in parsed.error and len(parsed.error) < 120
+        return
+    assert not isinstance(parsed, Malformed), parsed.error
+    call = tool_call(parsed)
+    assert (call["arguments"] if "action" in case["means"] else call) == case["means"]
 
 
 def error(text: str) -> str:
@@ -95,10 +113,10 @@ def test_calls_that_models_write(text: str, action: Action) -> None:
     [
         ("", "<tool_call>"),
         ("tap Wi-Fi", "<tool_call>"),
-        ("<tool_call>{}", "</tool_call>"),
+        ("<tool_call>{}", "name"),
         ("</tool_call><tool_call>", "</tool_call>"),
         (perform(action="tap", target="a") * 2, "several"),
-        (call("{"), "JSON"),
+        (call("{"), "name"),
         (call(""), "JSON"),
         (call("[" * 100_000), "JSON"),
         (call('{"a":' * 100_000), "JSON"),
@@ -107,8 +125,9 @@ def test_calls_that_models_write(text: str, action: Action) -> None:
         (call("null"), "name"),
         (call({"name": "shutdown", "arguments": {}}), "perform_action"),
         (call({"name": ["sleep"], "arguments": {}}), "perform_action"),
-        (call({"name": "sleep"}), "arguments"),
-        (call({"name": "sleep", "arguments": '{"seconds": 1}'}), "arguments"),
+        (call({"name": "sleep"}), "seconds"),
+        (call({"name": "sleep", "arguments": "1 second"}), "arguments"),
+        (call({"name": "sleep", "arguments": "[" * 10_000}), "arguments"),
         (call({"name": "sleep", "arguments": {}}), "seconds"),
         (call({"name": "sleep", "arguments": {"seconds": 1e308}}), "seconds"),
         (call({"name": "sleep", "arguments": {"seconds": -1}}), "seconds"),
@@ -131,11 +150,12 @@ def test_calls_that_models_write(text: str, action: Action) -> None:
         (perform(action="tap", coordinate=[float("nan"), 0]), "0 to 1000"),
         (perform(action="tap", coordinate=[float("inf"), 0]), "0 to 1000"),
         (perform(action="tap", coordinate=[True, False]), "0 to 1000"),
-        (perform(action="tap", coordinate=["1", "2"]), "0 to 1000"),
+        (perform(action="tap", coordinate=["1", "2 cm"]), "0 to 1000"),
+        (perform(action="tap", coordinate=["9" * 10_000, "2"]), "0 to 1000"),
         (perform(action="tap", coordinate=[1]), "[x, y]"),
         (perform(action="tap", coordinate=[1, 2, 3]), "[x, y]"),
-        (perform(action="tap", coordinate="1, 2"), "[x, y]"),
-        (perform(action="tap", coordinate={"x": 1, "y": 2}), "[x, y]"),
+        (perform(action="tap", coordinate="1, 2, 3"), "[x, y]"),
+        (perform(action="tap", coordinate={"x": 1, "z": 2}), "[x, y]"),
         (perform(action="swipe", target="a"), "target2"),
         (perform(action="swipe", coordinate=[1, 2], coordinate2=[1, 2000]), "coordinate2"),
         (perform(action="type"), "text"),
@@ -159,11 +179,9 @@ def test_errors_never_repeat_the_models_words() -> None:
         assert "ignore" not in error(text)
 
 
-def test_hundred_kilobytes_are_parsed_at_once() -> None:
-    started = time.monotonic()
+def test_hundred_kilobytes_of_anything_are_an_error() -> None:
     for piece in ("a", "<tool_call>", "<tool_call>{", '{"', "[", "\\", "</tool_call>", "<tool_call>\n[["):
         error(piece * (100_000 // len(piece)))
-    assert time.monotonic() - started < 2
 
 
 json_values = st.recursive(
@@ -188,7 +206,7 @@ def broken_calls(draw: st.DrawFn) -> str:
     return text[: draw(st.integers(0, len(text)))] if draw(st.booleans()) else text
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.text() | broken_calls() | st.text().map(call))
 def test_the_parser_never_raises(text: str) -> None:
     parsed = parse_tool_call(text)
@@ -196,6 +214,119 @@ def test_the_parser_never_raises(text: str) -> None:
         assert 0 < len(parsed.error) < 120
     else:
         assert parse_tool_call(render_tool_call(parsed)) == parsed
+
+
+_fragments = st.lists(
+    st.sampled_from(
+        ["<tool_call>", "</tool_call>", "<think>", "</think>", "```", "}", '"', "'", "\\", "\n", "\t", "True", "a"]
+    ),
+    max_size=6,
+).map("".join)
+_typed = st.builds(actions.TypeText, _fragments, st.none() | st.builds(Target, _name), st.booleans())
+_ways_to_write = st.fixed_dictionaries({"indent": st.none() | st.integers(0, 3), "ensure_ascii": st.booleans()})
+
+
+@settings(deadline=None)
+@given(any_action | _typed, _ways_to_write)
+def test_nothing_valid_changes_its_meaning(action: Action, how: dict[str, Any]) -> None:
+    assert parse_tool_call(call(json.dumps(tool_call(action), **how))) == action
+
+
+@dataclass(frozen=True)
+class Style:
+    """What of JSON's rules a writer breaks without becoming ambiguous."""
+
+    quote: str
+    raw_controls: bool
+    trailing_commas: bool
+    bare_keys: bool
+    python_words: bool
+    numbers_as_text: bool
+
+    def write(self, value: Any) -> str:
+        comma = "," if self.trailing_commas else ""
+        match value:
+            case dict():
+                items = [f"{key if self.bare_keys else self.string(key)}: {self.write(v)}" for key, v in value.items()]
+                return "{" + ", ".join(items) + (comma if items else "") + "}"
+            case list():
+                return "[" + ", ".join(map(self.write, value)) + comma + "]"
+            case str():
+                return self.string(value)
+            case bool():
+                return str(value) if self.python_words else str(value).lower()
+            case _:
+                return self.string(json.dumps(value)) if self.numbers_as_text else json.dumps(value)
+
+    def string(self, text: str) -> str:
+        for plain, escape in (("\\", "\\\\"), (self.quote, "\\" + self.quote)):
+            text = text.replace(plain, escape)
+        if not self.raw_controls:
+            text = "".join(f"\\u{ord(letter):04x}" if letter < " " else letter for letter in text)
+        return self.quote + text + self.quote
+
+
+_flag = st.booleans()
+_styles = st.builds(Style, st.sampled_from("'\""), _flag, _flag, _flag, _flag, _flag)
+_ends = st.sampled_from(
+    ["}}\n</tool_call>", "}}", "}</tool_call>", "}}}\n</tool_call>", "\n</tool_call>", "}}\n```\n</tool_call>"]
+)
+_moderate = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+_named = st.builds(Target, _moderate.filter(bool))
+_certain = st.one_of(
+    st.builds(actions.TypeText, _moderate | _fragments, st.none() | _named, st.booleans()),
+    st.builds(actions.Tap, _location),
+    st.builds(actions.LongPress, _named, st.integers(0, 30).map(float)),
+    st.builds(actions.Swipe, _location, _location),
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(_certain, _styles, _ends)
+def test_what_can_only_mean_one_thing_is_understood(action: Action, style: Style, end: str) -> None:
+    body = style.write(tool_call(action))
+    assert body.endswith("}}") or style.trailing_commas
+    inner = body.rstrip("},")  # the brackets that close the arguments and the call
+    assert parse_tool_call(f"<tool_call>\n{body}\n</tool_call>") == action
+    if not inner.endswith((":", "{", "[")):
+        assert parse_tool_call(f"<tool_call>\n{inner}{end}") == action
+
+
+@settings(deadline=None)
+@given(_certain, _certain, st.data())
+def test_what_may_mean_several_things_is_refused(first: Action, second: Action, data: st.DataObject) -> None:
+    body = json.dumps(tool_call(first))
+    assert isinstance(parse_tool_call(call(body) + call(json.dumps(tool_call(second)))), Malformed)
+    assert isinstance(parse_tool_call(call(f"{body}\n{json.dumps(tool_call(second))}")), Malformed)
+    quotes = [at for at, letter in enumerate(body) if letter == '"' and body[at - 1] != "\\" and "'" not in body]
+    if quotes:
+        at = data.draw(st.sampled_from(quotes))
+        assert isinstance(parse_tool_call(call(body[:at] + body[at + 1 :])), Malformed)
+
+
+@settings(deadline=None)
+@given(_certain, _styles, st.data())
+def test_a_call_that_the_token_limit_cut_off_is_never_completed(
+    action: Action, style: Style, data: st.DataObject
+) -> None:
+    body = style.write(tool_call(action))
+    cut = data.draw(st.integers(0, len(body) - 1))
+    assert isinstance(parse_tool_call(f"<tool_call>\n{body[:cut]}", truncated=True), Malformed)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(CORPUS), st.data())
+def test_damaged_calls_of_the_corpus_never_raise(case: dict[str, Any], data: st.DataObject) -> None:
+    text = case["text"]
+    start = data.draw(st.integers(0, len(text)))
+    end = data.draw(st.integers(start, min(len(text), start + 12)))
+    inserted = data.draw(
+        st.sampled_from(["", '"', "'", "}", "]", "\\", "<tool_call>", "</tool_call>", "<think>", "\ud800"])
+    )
+    damaged = text[:start] + inserted + text[end:]
+    for space in (None, (1092, 2408)):
+        parsed = parse_tool_call(damaged, space, truncated=data.draw(st.booleans()))
+        assert not isinstance(parsed, Malformed) or 0 < len(parsed.error) < 120
 
 
 def _points(action: Action) -> Iterator[Point]:

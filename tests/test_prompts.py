@@ -10,7 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cua_agent import models, prompts
-from cua_agent.actions import Button, Direction, Point, PressButton, PressKey, Scroll, Swipe, Tap, Target, TypeText
+from cua_agent.actions import (
+    Button,
+    Coordinates,
+    Direction,
+    Point,
+    PressButton,
+    PressKey,
+    Scroll,
+    Swipe,
+    Tap,
+    Target,
+    TypeText,
+)
 from cua_agent.parsing import render_tool_call, tool_call
 
 TEMPLATE = Path(models.__file__).with_name("chat_template.jinja")
@@ -29,14 +41,15 @@ def text(value: str) -> dict[str, Any]:
     return {"type": "text", "text": value}
 
 
+@pytest.mark.parametrize("coordinates", get_args(Coordinates))
 @pytest.mark.parametrize("grounding", get_args(prompts.Grounding))
 @pytest.mark.parametrize("style", get_args(prompts.PromptStyle))
 def test_a_whole_conversation_equals_the_chat_template(
-    style: prompts.PromptStyle, grounding: prompts.Grounding
+    style: prompts.PromptStyle, grounding: prompts.Grounding, coordinates: Coordinates
 ) -> None:
     first, second = render_tool_call(Tap(Target("Wi-Fi"))), render_tool_call(TypeText("é"))
     ours = (
-        prompts.first_prompt(prompts.system_prompt(style, grounding), "Turn Wi-Fi on", 1)
+        prompts.first_prompt(prompts.system_prompt(style, grounding, coordinates), "Turn Wi-Fi on", 1)
         + first
         + prompts.END_OF_TURN
         + prompts.next_prompt("", 1, ended=True)
@@ -51,7 +64,21 @@ def test_a_whole_conversation_equals_the_chat_template(
         {"role": "assistant", "content": second},
         {"role": "user", "content": [text("<tool_response>\nerror: nothing is focused\n</tool_response>"), IMAGE]},
     ]
-    assert ours == render(messages, prompts.tool_schemas(grounding) if style == "full" else None)
+    assert ours == render(messages, prompts.tool_schemas(grounding, coordinates) if style == "full" else None)
+
+
+def test_the_scale_of_positions_is_told() -> None:
+    told = {scale: prompts.system_prompt("full", "coordinates", scale) for scale in get_args(Coordinates)}
+    assert "[x, y], each from 0 to 1000, [0, 0]" in told["relative"]
+    assert "[x, y], in pixels of the screenshot as you see it, [0, 0]" in told["absolute"]
+    assert "1000" not in told["absolute"]
+
+
+def test_a_prefix_begins_every_turn_of_the_model() -> None:
+    thinking = {"prefix": "<think>\n"}
+    assert prompts.first_prompt("S", "G", 1, **thinking) == prompts.first_prompt("S", "G", 1) + "<think>\n"
+    plain = prompts.next_prompt("ok", 1, ended=True)
+    assert prompts.next_prompt("ok", 1, ended=True, **thinking) == plain + "<think>\n"
 
 
 def test_the_chat_format_letter_by_letter() -> None:

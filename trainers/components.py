@@ -15,6 +15,7 @@ from cua_agent.envs.pool import EnvironmentFactory
 from cua_agent.envs.registry import environment_factory
 from cua_agent.inference.base import InferenceEngine, InferenceFailure
 from cua_agent.inference.local import LocalEngine
+from cua_agent.models.families import check_coordinates
 from cua_agent.models.loaders import load_policy
 from cua_agent.models.lora import LoraSpec
 from cua_agent.models.policy import PolicyModel
@@ -69,6 +70,13 @@ def check_model(config: TrainConfig) -> None:
             f"model.path={model.path}: {source.quantisation} weights with backend=areal phase={config.phase}: FSDP "
             "cannot shard quantised weights; set phase=1 or backend=legacy"
         )
+    check_coordinates(
+        model.path,
+        source.family,
+        grounding=model.grounding,
+        observation=model.observation,
+        coordinates=model.coordinates,
+    )
     if model.observation == "screenshot" and not source.reads_images:
         raise ConfigError(f"model.path={model.path}: it reads no images; allowed with it: model.observation=text")
     if config.inference.name == "vllm":
@@ -96,6 +104,8 @@ def build_policy(config: TrainConfig) -> PolicyModel:
         lora=LoraSpec(lora.r, lora.alpha, lora.dropout, lora.target_modules, config.seed) if lora.enabled else None,
         freeze_vision=model.freeze_vision,
         keep_reference=config.loss.kl_coefficient > 0,
+        coordinates=model.coordinates,
+        thinking=model.thinking,
     )
 
 

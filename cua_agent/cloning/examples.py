@@ -62,6 +62,8 @@ class CachingCodec:
 
     def __init__(self, policy: PolicyModel) -> None:
         self.special = policy.special
+        self.coordinates, self.reply_prefix = policy.coordinates, policy.reply_prefix
+        self.coordinate_space = policy.coordinate_space
         self.decode = policy.decode
         self.image_tokens = lru_cache(maxsize=64)(policy.image_tokens)
         self._encode = lru_cache(maxsize=20_000)(lambda text: tuple(policy.encode(text)))

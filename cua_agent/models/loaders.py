@@ -9,11 +9,14 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from cua_agent.actions import Coordinates
 from cua_agent.models.errors import DeviceMissing, UnsupportedModel, first_line
+from cua_agent.models.families import reply_prefix
 from cua_agent.models.fast_vision import use_fast_vision
 from cua_agent.models.fingerprint import fingerprint
 from cua_agent.models.lora import LoraSpec, attach_lora, load_adapter, load_adapter_weights, saved_spec
 from cua_agent.models.packed_attention import use_packed_attention
+from cua_agent.models.pixels import image_processor
 from cua_agent.models.policy import NO_TOKEN, PolicyModel, SpecialTokens
 from cua_agent.models.sources import ModelSource, find_model
 from cua_agent.models.unsloth import load_model_with_unsloth
@@ -59,6 +62,8 @@ def load_policy(
     lora: LoraSpec | None = None,
     freeze_vision: bool = False,
     keep_reference: bool = False,
+    coordinates: Coordinates | None = None,
+    thinking: bool | None = None,
 ) -> PolicyModel:
     """Load a Qwen-VL checkpoint, a language model without eyes, or an adapter directory with the base model it names.
 
@@ -67,8 +72,9 @@ def load_policy(
     it is. A saved adapter is itself what is trained further: its own rank and targets hold, not those of `lora`.
     `device_map` (accelerate) replaces `device`. `gradient_checkpointing` recomputes activations in training mode.
     `loader="unsloth"` trains adapters only; it alone loads 4-bit weights and reads `max_length`, the most tokens of a
-    forward pass. Raises `ModelError` when model, package or device is missing or does not fit; `ValueError` for values
-    that do not exist.
+    forward pass. `coordinates` and `thinking` overrule what the model's family and its chat template say
+    (`cua_agent.models.families`). Raises `ModelError` when model, package or device is missing or does not fit;
+    `ValueError` for values that do not exist.
     """
     if dtype not in ("float32", "bfloat16"):
         raise ValueError(f"model.dtype={dtype!r}; allowed: float32, bfloat16")
@@ -78,12 +84,24 @@ def load_policy(
     if device.startswith("cuda:"):
         torch.cuda.set_device(device)  # for kernels and libraries that take the present one
     source = find_model(path)
+    reader = _reader(path, source, thinking)
     manner = _Manner(dtype, device, device_map, attn_implementation, load_in_4bit, gradient_checkpointing, max_length)
     if loader == "unsloth":
         model = _load_with_unsloth(source, manner, lora)
     else:
         model = _load_with_peft(source, manner, lora, freeze_vision)
-    policy = _policy(model, source)
+    special = special_tokens(reader.tokenizer, model.config, getattr(model, "generation_config", None))
+    _check_patches(path, reader.image_processor, model.config)
+    policy = PolicyModel(
+        model,
+        reader.tokenizer,
+        reader.image_processor,
+        special,
+        base_name=source.name,
+        base_fingerprint=fingerprint(source.location),
+        coordinates=coordinates or source.family.coordinates,
+        reply_prefix=reader.reply_prefix,
+    )
     if keep_reference and not policy.has_adapter:
         policy.reference_weights = {name: p.detach().clone() for name, p in policy.trainable_parameters()}
     return policy
@@ -177,14 +195,37 @@ def _load_with_unsloth(source: ModelSource, manner: _Manner, lora: LoraSpec | No
     return adapted
 
 
-def _policy(model: nn.Module, source: ModelSource) -> PolicyModel:
-    """`model` with its tokenizer and image processor, which do not depend on who loaded the weights."""
+@dataclass(frozen=True)
+class _Reader:
+    """What turns text and screenshots into the model's inputs; does not depend on who loads the weights."""
+
+    tokenizer: Any
+    image_processor: Any
+    reply_prefix: str
+
+
+def _reader(path: str, source: ModelSource, thinking: bool | None) -> _Reader:
     from transformers import AutoTokenizer
-    from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
 
     tokenizer = AutoTokenizer.from_pretrained(source.location)
-    processor = Qwen2VLImageProcessor.from_pretrained(source.location) if source.reads_images else None
-    config: Any = model.config
-    special = special_tokens(tokenizer, config, getattr(model, "generation_config", None))
-    base = {"base_name": source.name, "base_fingerprint": fingerprint(source.location)}
-    return PolicyModel(model, tokenizer, processor, special, **base)  # type: ignore[arg-type]
+    prefix = reply_prefix(path, tokenizer, thinking)
+    if source.family.image is None:
+        return _Reader(tokenizer, None, prefix)
+    try:
+        return _Reader(tokenizer, image_processor(source.location, source.family.image), prefix)
+    except (OSError, ValueError) as error:
+        raise UnsupportedModel(f"model.path={path!r}: preprocessor_config.json: {first_line(error)}") from None
+
+
+def _check_patches(path: str, processor: Any, config: Any) -> None:
+    """Raises `UnsupportedModel` when screenshots would be cut otherwise than the vision tower takes them."""
+    if processor is None:
+        return
+    vision = config.vision_config
+    cut = (processor.patch_size, processor.merge_size)
+    taken = (vision.patch_size, vision.spatial_merge_size)
+    if cut != taken:
+        raise UnsupportedModel(
+            f"model.path={path!r}: preprocessor_config.json says patch_size={cut[0]} and merge_size={cut[1]}, "
+            f"config.json {taken[0]} and {taken[1]}"
+        )

@@ -16,7 +16,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 from transformers.image_transforms import resize
-from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor, smart_resize
+
+from cua_agent.actions import Coordinates, Space
+from cua_agent.models.families import ImageSizes
 
 UINT8_LEVELS = 256
 
@@ -25,6 +28,25 @@ def check_screenshot(image: npt.NDArray[np.uint8]) -> None:
     """Raises `ValueError` unless `image` is uint8 [H, W, 3]."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"a screenshot must be uint8 [height, width, 3], got {image.dtype} {list(image.shape)}")
+
+
+def image_processor(location: str, sizes: ImageSizes) -> Any:
+    """The image processor of the checkpoint at `location`; `sizes` hold where its preprocessor_config.json is silent.
+
+    Raises `OSError` when there is none."""
+    values, _ = Qwen2VLImageProcessor.get_image_processor_dict(location)
+    defaults: dict[str, Any] = {"patch_size": sizes.patch, "merge_size": sizes.merge}
+    if "size" not in values:
+        defaults |= {"min_pixels": sizes.min_pixels, "max_pixels": sizes.max_pixels}
+    return Qwen2VLImageProcessor.from_dict({**defaults, **values})
+
+
+def coordinate_space(processor: Any, coordinates: Coordinates | None, height: int, width: int) -> Space | None:
+    """The resized image of a [height, width] screenshot, which absolute positions are measured in; relative: None."""
+    if coordinates != "absolute":
+        return None
+    rows, columns = resized_shape(processor, height, width)
+    return columns, rows
 
 
 def resized_shape(processor: Any, height: int, width: int) -> tuple[int, int]:

@@ -13,9 +13,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from cua_agent.actions import Coordinates, Space
 from cua_agent.models.fast_vision import has_fast_vision, use_fast_vision
 from cua_agent.models.mrope import mrope_positions
-from cua_agent.models.pixels import cut_patches, pixel_values, resized_shape
+from cua_agent.models.pixels import coordinate_space, cut_patches, pixel_values, resized_shape
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -46,7 +47,8 @@ class PolicyModel:
     wrapped in a `PeftModel`, and what is needed to feed it.
 
     `reference_weights` are the frozen weights that `reference` swaps in (full-weight training only). `base_name` and
-    `base_fingerprint` tell the model that training began with, without its adapter.
+    `base_fingerprint` tell the model that training began with, without its adapter. `coordinates` is how the model
+    writes positions (None: unknown), `reply_prefix` what stands in the prompt before each of its turns.
     """
 
     model: nn.Module
@@ -56,6 +58,8 @@ class PolicyModel:
     reference_weights: dict[str, Tensor] | None = field(default=None, repr=False)
     base_name: str = ""
     base_fingerprint: str | None = None
+    coordinates: Coordinates | None = None
+    reply_prefix: str = ""
 
     @property
     def device(self) -> torch.device:
@@ -118,6 +122,10 @@ class PolicyModel:
         resized = resized_shape(self.image_processor, height, width)
         token_side = self.image_processor.patch_size * self.image_processor.merge_size
         return resized[0] // token_side, resized[1] // token_side
+
+    def coordinate_space(self, height: int, width: int) -> Space | None:
+        """What the model's positions on a [height, width] screenshot are measured in; None: 0..1000."""
+        return coordinate_space(self.image_processor, self.coordinates, height, width)
 
     def image_tokens(self, height: int, width: int) -> int:
         """How many placeholders a [height, width] screenshot needs."""

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from cua_agent.models.errors import ModelNotFound, UnsupportedModel, first_line
+from cua_agent.models.families import FAMILIES, Family
 from cua_agent.models.lora import adapter_base
 from cua_agent.models.smollm2 import SMOLLM2, smollm2_directory
 
 TINY = "tiny"
 TINY_WEIGHTS = Path(__file__).parent / "tiny_weights"
-WITH_EYES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
-WITHOUT_EYES = ("llama", "qwen2", "qwen3")
 ADAPTERS_ON = ("bitsandbytes", "gptq", "awq")
 """Quantisations whose frozen weights peft puts trainable adapters on."""
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -32,9 +31,14 @@ class ModelSource:
 
     name: str
     location: str
-    reads_images: bool
+    family: Family
     adapter: Path | None = None
     quantisation: str | None = None
+
+    @property
+    def reads_images(self) -> bool:
+        """Whether the model has eyes."""
+        return self.family.reads_images
 
 
 def find_model(path: str) -> ModelSource:
@@ -49,7 +53,7 @@ def find_model(path: str) -> ModelSource:
     return ModelSource(
         name=(base or path) if (base or path) in (TINY, SMOLLM2) else location,
         location=location,
-        reads_images=config.model_type in WITH_EYES,
+        family=FAMILIES[config.model_type],
         adapter=directory if base else None,
         quantisation=_quantisation(config),
     )
@@ -130,8 +134,11 @@ def _read_config(path: str, location: str) -> Any:
         config = AutoConfig.from_pretrained(location)
     except (OSError, ValueError) as error:
         raise UnsupportedModel(f"model.path={path!r}: config.json: {first_line(error)}") from None
-    if config.model_type not in (*WITH_EYES, *WITHOUT_EYES):
-        allowed = f"{', '.join(WITH_EYES)}; without eyes: {', '.join(WITHOUT_EYES)}"
+    if config.model_type not in FAMILIES:
+        seeing, blind = (
+            [name for name, family in FAMILIES.items() if family.reads_images is eyes] for eyes in (True, False)
+        )
+        allowed = f"{', '.join(seeing)}; without eyes: {', '.join(blind)}"
         raise UnsupportedModel(f"model.path={path!r} is a {config.model_type!r} model; allowed: {allowed}")
     return config
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import TypedDict
 
 from cua_agent.acting import Effect, act
-from cua_agent.actions import Action
+from cua_agent.actions import Action, Space
 from cua_agent.agent import screen_of
 from cua_agent.conversation import Screen
-from cua_agent.envs.base import Environment
+from cua_agent.envs.base import Environment, Observation
+from cua_agent.models.pixels import coordinate_space, image_processor
+from cua_agent.models.sources import find_model
 from cua_agent.parsing import describe
 from cua_agent.rewards import outcome_of, reward_of
 from cua_agent.tasks import CUATask, seed_for
@@ -53,6 +55,7 @@ class GBoxAReaLEnv:
     def __init__(self, environment: Environment, config: TrainConfig) -> None:
         self._environment = environment
         self._how = agent_config(config)
+        self._model = config.model
         self._worth = config.reward
         self._turns_left = 0
         self._effect: Effect | None = None
@@ -74,7 +77,8 @@ class GBoxAReaLEnv:
         if self._effect is None or self._done:
             raise RuntimeError("no episode is running; call reset")
         seen, self._effect = self._effect.observation, None  # until the world has answered, there is no episode
-        effect = self._effect = await act(self._environment, action, seen, self._how.grounding)
+        space = self._space(seen) if isinstance(action, str) else None
+        effect = self._effect = await act(self._environment, action, seen, self._how.grounding, space)
         self._turns_left -= 1
         outcome, reward = await self._verdict() if self._done else (None, 0.0)
         return Step(
@@ -92,6 +96,15 @@ class GBoxAReaLEnv:
         """What the episode is worth if it ends here. The task's validator reads it from the state of the device,
         whatever `trajectory` says. Raises `RuntimeError` before the first `reset`."""
         return (await self._verdict())[1]
+
+    def _space(self, seen: Observation) -> Space | None:
+        """What the positions that the model writes are measured in."""
+        source = find_model(self._model.path)
+        coordinates = self._model.coordinates or source.family.coordinates
+        if coordinates != "absolute" or source.family.image is None:
+            return None
+        width, height = seen.screenshot.size
+        return coordinate_space(image_processor(source.location, source.family.image), coordinates, height, width)
 
     @property
     def _done(self) -> bool:

@@ -24,6 +24,14 @@ class ModelConfig:
     grounding: Literal["target", "coordinates"] = Field(
         default="target", description="name the element, or give its position"
     )
+    coordinates: Literal["relative", "absolute"] | None = Field(
+        default=None,
+        description="how it writes positions: relative, 0 to 1000; absolute, pixels of the resized screenshot; "
+        "null: as its family was trained to",
+    )
+    thinking: bool | None = Field(
+        default=None, description="whether it thinks before a call; null: as its chat template has it"
+    )
     observation: Literal["screenshot", "text"] = Field(
         default="screenshot", description="what it is shown of a screen: its pixels, or the screen in words"
     )

@@ -60,6 +60,10 @@ def _episode_command(directory: Path, config: TrainConfig) -> str:
     }
     if model.observation != "screenshot":
         keys["observation"] = model.observation
+    if model.coordinates is not None:
+        keys["coordinates"] = model.coordinates
+    if model.thinking is not None:
+        keys["thinking"] = str(model.thinking).lower()
     if env.name == "miniwob" and env.browser_path != EnvConfig().browser_path:
         keys["browser_path"] = env.browser_path
     if env.name == "gbox" and gbox.base_url is not None:
