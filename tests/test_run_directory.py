@@ -122,7 +122,7 @@ ANY_NAME = st.text(
 @given(ANY_NAME)
 @example("auto")
 @example("~root")
-@example("null")
+@example("Null")
 def test_the_printed_command_leads_back_whatever_the_path(name: str) -> None:
     with TemporaryDirectory() as folder, contextlib.chdir(folder):
         directory = Path(folder) / name

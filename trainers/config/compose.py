@@ -186,7 +186,7 @@ def parse_override(override: str, kind: type = TrainConfig) -> tuple[str, Any]:
 
 def typed_text(key: str, text: str) -> str:
     """The override that gives a key of text the value `text`, whatever is in it; plain where that can be."""
-    return f"{key}={text if _PLAIN.fullmatch(text) and text != 'null' else quoted(text)}"
+    return f"{key}={text if _PLAIN.fullmatch(text) and text.lower() != 'null' else quoted(text)}"
 
 
 def _parse(override: str) -> Override:
