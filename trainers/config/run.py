@@ -63,7 +63,10 @@ class TrainConfig:
     run_name: Name | None = Field(
         default=None, description="name of the run directory; null: time, backend, experiment, seed"
     )
-    resume: PathText | None = Field(default=None, description="run directory or checkpoint to go on from, or auto: the newest run of this name or experiment")
+    resume: PathText | None = Field(
+        default=None,
+        description="run directory or checkpoint to go on from, or auto: the newest run of this name or experiment",
+    )
     scheduler: Literal["none", "local", "ray", "slurm"] = Field(
         default="none",
         description="phase 3: who starts worker processes; none: this process (or torchrun), else AReaL's scheduler",
