@@ -2,7 +2,7 @@
 PYTHON := .venv/bin/python
 SETUP := .venv/.ready
 VLLM := .venv-vllm/.ready
-# A browser at another place: make test BROWSER=/path/to/chromium
+# Where the tests look for a browser, and Debian's package puts it.
 BROWSER ?= /usr/bin/chromium-headless-shell
 # Libraries that use every core they see slow each other down when the tests run next to other work.
 TEST_ENV := OMP_NUM_THREADS=2 TOKENIZERS_PARALLELISM=false
@@ -19,7 +19,7 @@ $(SETUP): requirements/cpu.txt pyproject.toml scripts/setup.sh
 	@sh scripts/setup.sh
 	@touch $@
 
-browser: ## headless Chromium for env=miniwob (Debian and Ubuntu, as root)
+browser: ## headless Chromium for env=miniwob (Debian, as root; elsewhere a hint)
 	@sh scripts/install_browser.sh $(BROWSER)
 
 vllm: $(VLLM) ## .venv-vllm: vLLM for CPUs, to serve models for inference=vllm

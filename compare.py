@@ -18,11 +18,11 @@ TRAIN = (sys.executable, "-u", str(Path(__file__).resolve().with_name("train.py"
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit status."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if {"--help", "-h"} & set(arguments):
+    if not arguments or {"--help", "-h"} & set(arguments):
         from trainers.compare.options import help_text
 
-        print(help_text())
-        return DONE
+        print(help_text(), file=sys.stdout if arguments else sys.stderr)
+        return DONE if arguments else BAD_CONFIGURATION
     try:
         for option in arguments:
             if option.startswith("-"):

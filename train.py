@@ -172,6 +172,7 @@ def _assist(config: TrainConfig, process_group: ProcessGroup) -> int:
 
 
 def _train(config: TrainConfig, directory: Path, process_group: ProcessGroup) -> TrainResult:
+    from cua_agent.agent import ContextTooShort
     from trainers.run.progress import open_progress, silent_progress
 
     progress = open_progress(config.max_steps) if process_group.rank == 0 else silent_progress()
@@ -179,6 +180,8 @@ def _train(config: TrainConfig, directory: Path, process_group: ProcessGroup) ->
         trainer = _build_trainer(config, directory, progress, process_group)
         try:
             return trainer.train()
+        except ContextTooShort as error:
+            raise ConfigError(f"model.{error}; allowed: more, or fewer rollout.max_new_tokens") from error
         finally:
             trainer.close()
     finally:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, ValidationError
@@ -208,8 +209,11 @@ def _check_writable(out: Path) -> None:
     """Before the episode is played, so that it is not lost. Raises `OptionError`."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with out.open("a"):
+        with TemporaryFile(dir=out.parent):
             pass
+        if out.exists():
+            with out.open("a"):
+                pass
     except OSError as error:
         raise OptionError(f"out={out}: cannot be written ({error.strerror}); name a file") from None
 

@@ -11,6 +11,7 @@ import pytest
 import tiny_random
 
 import train
+from cua_agent.agent import ContextTooShort
 from trainers.config import ConfigError, TrainConfig
 from trainers.protocol import TrainResult
 
@@ -79,6 +80,7 @@ def test_help_is_quick_and_lists_presets_keys_and_defaults(tmp_path: Path) -> No
         ["env=gbox"],
         ["model=/no/such/model"],
         ["resume=/no/such/run"],
+        ["env.tasks=word"],
         ["max_steps"],
         ["max_steps=[1"],
         ["--verbose"],
@@ -107,9 +109,35 @@ def test_a_model_of_another_architecture_is_one_line_and_status_2(tmp_path: Path
     assert not list((tmp_path / "outputs").iterdir())
 
 
+@pytest.mark.parametrize("backend", ["legacy", "areal"])
+def test_a_row_that_holds_no_turn_is_refused_before_weights_are_loaded(
+    backend: str, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.setattr(train, "_prepare_process", lambda _: None)
+    base = tiny_random.build(tmp_path / "base")
+    capsys.readouterr()  # transformers' progress
+    (base / "model.safetensors").unlink()
+    arguments = [f"model={base}", "model.max_length=100", f"backend={backend}", f"output_dir={tmp_path / 'outputs'}"]
+    assert train.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: model.max_length=100: a first turn takes more than ")
+    assert error.count("\n") == 1
+    assert not list((tmp_path / "outputs").iterdir())
+
+
+def test_a_row_that_turns_out_to_hold_no_turn_names_the_key(monkeypatch, tmp_path, capsys) -> None:
+    status, _, directory = run_with(
+        monkeypatch, tmp_path, raising(ContextTooShort("max_length=170 cannot hold one turn"))
+    )
+    assert status == 2
+    assert capsys.readouterr().err.startswith("error: model.max_length=170 cannot hold one turn; allowed: more")
+    assert not directory.exists()
+
+
 def test_what_could_not_be_saved_is_refused_before_training(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(train, "_prepare_process", lambda _: None)
     base = tiny_random.build(tmp_path / "base")
+    capsys.readouterr()  # transformers' progress
     (base / "generation_config.json").write_text('{"do_sample": false, "temperature": 0.6}')
     arguments = [f"model={base}", f"output_dir={tmp_path / 'outputs'}", "backend=legacy"]
     assert train.main(arguments) == 2

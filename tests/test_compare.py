@@ -79,10 +79,17 @@ def test_help_is_quick_and_lists_every_key() -> None:
     assert max(len(line) for line in done.stdout.splitlines()) <= 120
 
 
+def test_no_request_prints_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main([]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "python compare.py runs=[outputs/A,outputs/B]" in printed.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "give either runs=[outputs/A,outputs/B] or backends=[legacy,areal]"),
+        (["seeds=[0]"], "error: give either runs=[outputs/A,outputs/B] or backends=[legacy,areal]"),
         (["runs=[a]", "backends=[legacy]"], "give either runs="),
         (["runs=[no/such/run]"], "runs=no/such/run: no such directory"),
         (["runs=[no/such/*]"], "runs=no/such/*: no run directory matches"),

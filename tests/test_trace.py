@@ -186,6 +186,7 @@ def test_a_missing_model_and_an_unwritable_page_are_bad_configuration(
     (tmp_path / "file").touch()
     for override, named in ((f"model={tmp_path}/none", "no such directory"), (f"out={tmp_path}/file/x", "cannot be")):
         assert cli.main([f"task={TASK}", f"out={tmp_path}/t.html", override]) == 2
+        assert not (tmp_path / "t.html").exists()
         error = capsys.readouterr().err
         assert error.count("\n") == 1 and named in error
 

@@ -20,6 +20,7 @@ from cua_agent.models.loaders import load_policy
 from cua_agent.models.lora import LoraSpec
 from cua_agent.models.policy import PolicyModel
 from cua_agent.models.sources import check_trainable, find_model
+from cua_agent.prompts import first_prompt, system_prompt
 from cua_agent.tasks import CUATask, EvalSplit, get_eval_tasks
 from cua_agent.trajectory import Trajectory
 from trainers.config import ConfigError, TrainConfig
@@ -49,6 +50,7 @@ def build_components(config: TrainConfig) -> Components:
     train_tasks = training_tasks(config.env)
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)  # LoRA dropout
+    check_context(config, train_tasks)
     policy = build_policy(config)
     return Components(
         policy=policy,
@@ -85,6 +87,25 @@ def check_model(config: TrainConfig) -> None:
         from cua_agent.inference.vllm.servable import check_servable
 
         check_servable(source, lora.r if lora.enabled else None, lora.target_modules)
+
+
+def check_context(config: TrainConfig, tasks: Sequence[CUATask]) -> None:
+    """Raise `ConfigError` when not even the first turn of the shortest of `tasks` fits into `model.max_length`, a
+    screenshot counted as one token; the tokenizer is loaded, and nothing else."""
+    from transformers import AutoTokenizer
+
+    model, answer = config.model, config.rollout.max_new_tokens
+    tokenizer = AutoTokenizer.from_pretrained(find_model(model.path).location)
+    goal = min((task.description for task in tasks), key=len)
+    screens = 1 if model.observation == "screenshot" else 0
+    prompt = first_prompt(system_prompt(model.prompt, model.grounding), goal, screens)
+    needed = len(tokenizer.encode(prompt, add_special_tokens=False)) + answer
+    if needed > model.max_length:
+        raise ConfigError(
+            f"model.max_length={model.max_length}: a first turn takes more than {needed} tokens with "
+            f"model.prompt={model.prompt} and rollout.max_new_tokens={answer}; allowed: a larger one, or fewer of the "
+            "others"
+        )
 
 
 def build_policy(config: TrainConfig) -> PolicyModel:

@@ -145,5 +145,5 @@ def _one_line(error: ValidationError, kind: type) -> str:
     for theirs, ours in _WORDING.items():
         message = message.replace(theirs, ours)
     if isinstance(first["input"], dict):  # the message names the keys that do not go together
-        return f"{key}: {message}"
+        return f"{key}: {message}" if key else message
     return f"{key}={shown(first['input'])}: {message}"
