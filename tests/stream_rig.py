@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from trainers.protocol import Collected, EpisodeSpec
 
 Kind = Literal["signal", "none", "replaced", "lost", "crash"]
 DEADLINE_S = 60.0
+GATE_S = 1.0
 
 
 class StuckError(AssertionError):
@@ -52,10 +54,13 @@ class VersionEngine:
 
 @dataclass(frozen=True)
 class Fate:
-    """What happens to a group: how long its episodes take, and whether rewards differ or something breaks."""
+    """What happens to a group: how long its episodes take before their first token and between their turns, and whether
+    rewards differ or something breaks. With a `gate`, they stand between their turns until it is set."""
 
     kind: Kind = "signal"
+    wait_s: float = 0.0
     delay_s: float = 0.0
+    gate: threading.Event | None = None
 
 
 @dataclass
@@ -70,10 +75,12 @@ class Player:
         index = number(spec.group_id)
         fate, member = self.fates[index % len(self.fates)], int(spec.episode_id.split("-")[1].split(".")[0])
         versions: list[int] = []
-        for _ in range(2):
-            await asyncio.sleep(fate.delay_s * (1 + member))
-            answer = await self.engine.generate(GenerateRequest(spec.episode_id, [1, 2], [], 2))
-            versions += answer.versions
+        await asyncio.sleep(fate.wait_s * (1 + member))
+        versions += (await self.engine.generate(GenerateRequest(spec.episode_id, [1, 2], [], 2))).versions
+        await asyncio.sleep(fate.delay_s * (1 + member))
+        while fate.gate is not None and not fate.gate.is_set():
+            await asyncio.sleep(0.005)
+        versions += (await self.engine.generate(GenerateRequest(spec.episode_id, [1, 2], [], 2))).versions
         if fate.kind == "lost" or (fate.kind == "replaced" and spec.episode_id.endswith("-0")):
             raise EnvironmentFailure("the box died")
         if fate.kind == "crash":
@@ -101,21 +108,24 @@ class Stream:
     engine: Any
     version: int
 
-    def collect(self) -> Collected:
-        """The next batch. Raises `StuckError` when it does not come."""
-        deadline = time.monotonic() + DEADLINE_S
+    def collect(self, *, opens: threading.Event | None = None) -> Collected:
+        """The next batch; a gate that `opens` once it has been waited for. Raises `StuckError` when none comes."""
+        started = time.monotonic()
 
-        def on_done(done: int, total: int) -> None:
-            if time.monotonic() > deadline:
-                raise StuckError(f"{done} of {total} groups after {DEADLINE_S:g} s: {self.stream._window}")
+        def on_collecting(done: int, total: int, so_far: Collected) -> None:
+            if opens is not None and time.monotonic() > started + GATE_S:
+                opens.set()
+            if time.monotonic() > started + DEADLINE_S:
+                window = self.stream._window
+                places = f"running {window.running}, ready {[*window.ready]}, empty {window.empty}"
+                raise StuckError(f"{done} of {total} groups: {places}; {len(so_far.filtered)} without signal")
 
-        collected, ready, _ = self.stream.collect(on_done)
+        collected, ready, _ = self.stream.collect(on_collecting)
         assert [group.group for group in ready] == collected.kept
         return collected
 
     def publish(self) -> None:
         self.version += 1
-        self.stream.before_version()
         self.engine.update_weights(self.version, {})
         self.stream.after_version()
 

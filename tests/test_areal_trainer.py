@@ -1,8 +1,6 @@
 """The asynchronous trainer on a toy world: it collects ahead, within the bound, and survives what breaks."""
 
-import asyncio
 import json
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,11 +8,10 @@ from typing import Any
 import pytest
 
 from cua_agent.envs.base import EnvironmentFailure
-from cua_agent.models.loaders import load_policy
-from tests.legacy_rig import CONFIG, TASKS, OneTokenRunner, Watcher, squares
+from tests.areal_rig import ran
+from tests.legacy_rig import CONFIG
 from tests.tiny_random import build
-from trainers.components import Components
-from trainers.config import ModelConfig, TrainConfig
+from trainers.config import TrainConfig
 from trainers.protocol import EpisodeSpec
 
 pytest.importorskip("areal")
@@ -28,25 +25,8 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(tmp_path_factory.mktemp("tiny") / "model")
 
 
-class SlowRunner(OneTokenRunner):
-    """Some episodes take long: one in four by `delay_s`."""
-
-    async def __call__(self, environment: Any, spec: EpisodeSpec) -> Any:
-        if not spec.episode_id.startswith("eval") and hash(spec.episode_id) % 4 == 0:
-            await asyncio.sleep(0.05)
-        return await super().__call__(environment, spec)
-
-
 def trained(weights: Path, directory: Path, config: TrainConfig, **runner: Any) -> list[dict[str, Any]]:
-    from trainers.areal.trainer import AReaLGRPOTrainer
-
-    policy = load_policy(str(weights))
-    held_out = {"seeds": TASKS, "templates": TASKS[:1]}
-    components = Components(policy, squares, lambda engine: SlowRunner(policy, engine, **runner), TASKS, held_out)
-    config = replace(config, backend="areal", model=ModelConfig(path=str(weights), freeze_vision=False))
-    with closing(AReaLGRPOTrainer(config, directory, Watcher(), components)) as trainer:
-        trainer.train()
-    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return ran(weights, directory, replace(config, backend="areal"), **runner).rows
 
 
 @pytest.mark.parametrize("phase", [1, 2, 3])

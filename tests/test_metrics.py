@@ -17,7 +17,7 @@ from trainers.run.step_metrics import Staleness, Timing, advance, step_metrics
 DESIGN_KEYS = (
     "step policy_version loss policy_loss kl entropy grad_norm lr reward_mean reward_std success_rate groups_kept "
     "groups_filtered episodes episodes_infra_error staleness_mean staleness_max logprob_gap rollout_s train_s sync_s "
-    "step_s env_utilisation env_wait_s box_minutes tokens tokens_per_s truncated"
+    "step_s env_utilisation env_wait_s box_minutes tokens tokens_per_s truncated groups_dropped"
 )
 SPEC = GroupSpec(get_training_tasks()[0], 0, "g")
 

@@ -133,7 +133,9 @@ def run_collect(signals: Sequence[bool], wanted: int, max_refills: int) -> tuple
         index = int(group.spec.group_id[1:])
         return signals[index]
 
-    return asyncio.run(collect(play_round, sampler.next, has_signal, wanted, max_refills)), rounds
+    collected = Collected()
+    asyncio.run(collect(play_round, sampler.next, has_signal, wanted, max_refills, collected))
+    return collected, rounds
 
 
 def test_refill_plays_only_what_is_missing() -> None:

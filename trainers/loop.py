@@ -28,6 +28,7 @@ from trainers.run.lifecycle import RunLifecycle
 from trainers.run.metrics import ProgressReporter
 from trainers.run.recorder import RunRecorder
 from trainers.run.step_metrics import Timing, staleness
+from trainers.run.stopping import Stopped
 
 
 class TrainingLoop:
@@ -49,7 +50,6 @@ class TrainingLoop:
         process_group: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
         self._config = config
-        self._progress = progress
         self._rollouts = rollouts
         self._learner = learner
         self._recorder = RunRecorder(
@@ -117,7 +117,11 @@ class TrainingLoop:
         latest: EvalRecord | None = None
         reason: str | None = None
         while reason is None and (reason := recorder.out_of_budget()) is None:
-            self._step()
+            try:
+                self._step()
+            except Stopped as stopped:
+                recorder.stopped(stopped)
+                return stopped.reason, latest
             latest = None
             if recorder.evaluation_due:
                 latest, reason = self._lifecycle.evaluate_split("seeds")
@@ -126,8 +130,7 @@ class TrainingLoop:
 
     def _step(self) -> None:
         started = time.perf_counter()
-        collected, usage = self._rollouts.collect(partial(self._progress.phase, "rollouts"))
-        self._lifecycle.tell_lost(collected)
+        collected, usage = self._rollouts.collect(self._lifecycle.collecting())
         with interrupts_held():  # weights, counters and files move on together
             self._learn(collected, usage, started)
 

@@ -209,11 +209,13 @@ class Played:
 
 @dataclass
 class Collected:
-    """All that the rounds of one step brought: groups with signal, groups without, and why each lost episode was."""
+    """All that the rounds of one step brought: groups with signal, groups without, why each lost episode was, and the
+    names of groups that came too late to be trained."""
 
     kept: list[Group] = field(default_factory=list)
     filtered: list[Group] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
 
     @property
     def episodes(self) -> list[Episode]:
@@ -223,6 +225,10 @@ class Collected:
 
 OnDone = Callable[[int, int], None]
 """Called with (episodes done, episodes of the round) whenever one ends."""
+
+OnCollecting = Callable[[int, int, Collected], None]
+"""Called about once a second while a step's groups are collected, with (done, wanted, what has come so far). What it
+raises ends the collecting."""
 
 
 @dataclass(frozen=True)
@@ -267,8 +273,9 @@ class Rollouts(EpisodePlayer, Protocol):
         """Groups drawn for training that a resumed run must not play again."""
         ...
 
-    def collect(self, on_done: OnDone) -> tuple[Collected, Usage]:
-        """The groups that the next training step learns from, and those without signal beside them."""
+    def collect(self, on_collecting: OnCollecting) -> tuple[Collected, Usage]:
+        """The groups that the next training step learns from, and those without signal beside them; there may be none
+        to learn from."""
         ...
 
     def publish(self, version: int) -> None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol, TypeVar
+from typing import ParamSpec, Protocol, TypeVar
 
-from trainers.protocol import OnDone
-
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -42,8 +41,8 @@ class ProcessGroup(Communicator, Protocol):
         """Every process does its own `work`; the results of all, by rank. An exception of one is raised in all."""
         ...
 
-    def interruptible(self, on_done: OnDone) -> OnDone:
-        """`on_done` for work of `run_on_all`: raises a Ctrl-C when all processes can stop together. Not collective."""
+    def interruptible(self, report: Callable[P, None]) -> Callable[P, None]:
+        """`report` for work of `run_on_all`: raises a Ctrl-C when all processes can stop together. Not collective."""
         ...
 
     def failed_on_all(self, error: BaseException) -> bool:
@@ -66,8 +65,8 @@ class SingleProcess:
     def run_on_all(self, work: Callable[[], T]) -> list[T]:
         return [work()]
 
-    def interruptible(self, on_done: OnDone) -> OnDone:
-        return on_done
+    def interruptible(self, report: Callable[P, None]) -> Callable[P, None]:
+        return report
 
     def failed_on_all(self, error: BaseException) -> bool:  # noqa: ARG002 - there is nobody else
         return True

@@ -8,13 +8,12 @@ import signal
 from collections.abc import Callable
 from datetime import timedelta
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
 
-from trainers.protocol import OnDone
-
+P = ParamSpec("P")
 T = TypeVar("T")
 E = TypeVar("E", bound=BaseException)
 _PATIENCE = timedelta(hours=2)
@@ -86,13 +85,13 @@ class TorchProcessGroup:
                 raise self._shared_error or theirs
         return [value for value, _ in outcomes]  # type: ignore[misc]
 
-    def interruptible(self, on_done: OnDone) -> OnDone:
-        def report(done: int, total: int) -> None:
+    def interruptible(self, report: Callable[P, None]) -> Callable[P, None]:
+        def report_unless_interrupted(*args: P.args, **kwargs: P.kwargs) -> None:
             if self._interrupted:
                 raise _Interrupted
-            on_done(done, total)
+            report(*args, **kwargs)
 
-        return report
+        return report_unless_interrupted
 
     def failed_on_all(self, error: BaseException) -> bool:
         return error is self._shared_error

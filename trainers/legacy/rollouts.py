@@ -13,8 +13,8 @@ from cua_agent.inference.base import InferenceEngine
 from trainers.components import Components
 from trainers.config import TrainConfig
 from trainers.grpo.advantages import has_signal
-from trainers.protocol import Collected, EpisodeSpec, Group, GroupSpec, OnDone, Played, Usage
-from trainers.rollouts.collection import collect, play_all, play_groups
+from trainers.protocol import Collected, EpisodeSpec, Group, GroupSpec, OnCollecting, OnDone, Played, Usage
+from trainers.rollouts.collection import collect, play_all, play_groups, watched
 from trainers.rollouts.task_sampler import TaskSampler
 
 
@@ -49,12 +49,17 @@ class SynchronousRollouts:
     def position(self) -> int:
         return self._sampler.position
 
-    def collect(self, on_done: OnDone) -> tuple[Collected, Usage]:
+    def collect(self, on_collecting: OnCollecting) -> tuple[Collected, Usage]:
         """The groups of one step, filtered and refilled. When it raises, `position` is what it was.
 
         Raises `EnvironmentFailure` when every episode was lost.
         """
         rollout, position = self._config.rollout, self._sampler.position
+        collected, done = Collected(), (0, rollout.groups_per_step * rollout.group_size)
+
+        def on_done(finished: int, of: int) -> None:
+            nonlocal done
+            done = finished, of
 
         async def play_round(specs: Sequence[GroupSpec]) -> tuple[list[Group], list[str]]:
             return await play_groups(
@@ -65,11 +70,11 @@ class SynchronousRollouts:
             return has_signal(group.rows, self._config.advantage)
 
         started, before = time.perf_counter(), self._pool.stats()
-        round_of_groups = collect(
-            play_round, self._sampler.next, worth_training_on, rollout.groups_per_step, rollout.max_refills
+        rounds = collect(
+            play_round, self._sampler.next, worth_training_on, rollout.groups_per_step, rollout.max_refills, collected
         )
         try:
-            collected = self._runner.run(round_of_groups)
+            self._runner.run(watched(rounds, lambda: on_collecting(*done, collected)))
             if not collected.episodes:
                 lost = collected.lost
                 raise EnvironmentFailure(f"all {len(lost)} episodes of a step were lost; the last: {lost[-1]}")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from cua_agent.envs.base import EnvironmentFailure
 from cua_agent.envs.pool import EnvironmentPool
@@ -92,10 +92,11 @@ async def collect(
     has_signal: Callable[[Group], bool],
     wanted: int,
     max_refills: int,
-) -> Collected:
+    collected: Collected,
+) -> None:
     """Filter and refill: play `wanted` groups, then up to `max_refills` further rounds of as many new groups as still
-    lack signal. May end with fewer than `wanted` kept groups, never with more."""
-    collected = Collected()
+    lack signal. Fills the empty `collected` round by round; it may end with fewer than `wanted` kept groups, never with
+    more."""
     for _ in range(max_refills + 1):
         groups, lost = await play_round(draw(wanted - len(collected.kept)))
         collected.lost += lost
@@ -103,4 +104,17 @@ async def collect(
             (collected.kept if has_signal(group) else collected.filtered).append(group)
         if len(collected.kept) == wanted:
             break
-    return collected
+
+
+async def watched(work: Coroutine[Any, Any, None], look: Callable[[], None], every_s: float = 1.0) -> None:
+    """Do `work` and call `look` at once and every so many seconds; when that raises, `work` is cancelled."""
+    task = asyncio.create_task(work)
+    try:
+        while not task.done():
+            look()
+            await asyncio.wait({task}, timeout=every_s)
+        await task
+    finally:
+        if not task.done():
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)

@@ -11,6 +11,7 @@ from cua_agent.trajectory import Trajectory
 from trainers.config import TrainConfig
 from trainers.protocol import Batch, Collected, EpisodePlayer, EvalRecord, TrainResult
 from trainers.rollouts.evaluation import evaluate
+from trainers.run.collecting import CollectingWatch, without_signal
 from trainers.run.metrics import ProgressReporter
 from trainers.run.recorder import RunRecorder
 from trainers.run.resuming import measures_changed, starting_point
@@ -70,13 +71,13 @@ class RunLifecycle:
         record = self.evaluate(self._eval_tasks[split])
         return record, self._recorder.evaluation(record, split)
 
-    def tell_lost(self, collected: Collected) -> None:
-        """Say how many episodes were lost, and why the last one was."""
-        if lost := collected.lost:
-            self._progress.message(f"{len(lost)} episodes were lost and replaced; the last: {lost[-1]}")
+    def collecting(self) -> CollectingWatch:
+        """What looks after the coming step's rollouts. It raises `Stopped`."""
+        return CollectingWatch(self._progress, self._recorder.out_of_budget)
 
     def batch_of(self, collected: Collected) -> Batch:
-        """What the coming step trains on, recorded."""
+        """What the coming step trains on, recorded; says what was lost, and why there may be nothing."""
+        self._tell(collected)
         batch = self._to_batch([row for group in collected.kept for row in group.rows])
         self._recorder.batch(batch)
         return batch
@@ -93,6 +94,18 @@ class RunLifecycle:
             say(f"evaluations measure something else than before ({', '.join(changed)}): baseline and best begin anew")
         elif why := self._recorder.carry_over(start):
             say(why)
+
+    def _tell(self, collected: Collected) -> None:
+        say, state = self._progress.message, self._recorder.state
+        if lost := collected.lost:
+            say(f"{len(lost)} episodes were lost and replaced; the last: {lost[-1]}")
+        if dropped := collected.dropped:
+            say(f"{len(dropped)} groups were dropped: they came too late for rollout.max_staleness")
+        if not collected.kept:
+            say(
+                f"nothing to learn in step {state.step + 1}: {without_signal(collected)}; "
+                f"the policy stays at version {state.policy_version}"
+            )
 
     def _from_baseline(self, training: Training) -> tuple[str, EvalRecord | None]:
         recorder = self._recorder

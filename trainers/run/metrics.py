@@ -28,7 +28,7 @@ class StepMetrics:
     episodes waited for an environment (`env_wait_s`, summed) and minutes that environments existed, which a provider
     bills (`box_minutes`). Loss figures are NaN (null in the file) in a step that trained on nothing; `updates_skipped`
     counts updates whose loss or gradient was not finite. `truncated` is the share of the turns that
-    `rollout.max_new_tokens` cut off.
+    `rollout.max_new_tokens` cut off. `groups_dropped` came too late for the staleness bound.
     """
 
     step: int
@@ -47,6 +47,7 @@ class StepMetrics:
     truncated: float = NAN
     groups_kept: int = 0
     groups_filtered: int = 0
+    groups_dropped: int = 0
     episodes: int = 0
     episodes_infra_error: int = 0
     updates_skipped: int = 0

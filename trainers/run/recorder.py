@@ -16,7 +16,7 @@ from trainers.run.checkpoint_files import prune_checkpoints
 from trainers.run.metrics import MetricsWriter, ProgressReporter, open_trackers
 from trainers.run.resuming import StartingPoint, carry_best
 from trainers.run.step_metrics import Staleness, Timing, advance, step_metrics
-from trainers.run.stopping import observe, out_of_budget, stop_after_evaluation
+from trainers.run.stopping import Stopped, observe, out_of_budget, stop_after_evaluation
 
 SaveCheckpoint = Callable[[Path, TrainerState], None]
 
@@ -117,9 +117,13 @@ class RunRecorder:
             self.checkpoint("best")
         return stop_after_evaluation(self._state, record.success_rate, self._config.eval)
 
-    def out_of_budget(self) -> str | None:
-        """Why no further step may begin, or None."""
-        return out_of_budget(self._state, self._config)
+    def out_of_budget(self, collecting_s: float = 0.0) -> str | None:
+        """Why no further step may begin, or go on after `collecting_s` seconds of collecting; or None."""
+        return out_of_budget(self._state, self._config, collecting_s)
+
+    def stopped(self, stopped: Stopped) -> None:
+        """A step was broken off: its time counts, so that a resumed run has what is left of its budget."""
+        self._state = replace(self._state, rollout_s=self._state.rollout_s + stopped.collecting_s)
 
     @property
     def evaluation_due(self) -> bool:

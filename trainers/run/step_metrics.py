@@ -88,6 +88,7 @@ def step_metrics(
         policy_version=state.policy_version,
         groups_kept=len(collected.kept),
         groups_filtered=len(collected.filtered),
+        groups_dropped=len(collected.dropped),
         episodes_infra_error=len(collected.lost),
         updates_skipped=sum(update.skipped for update in updates),
         staleness_mean=stale.mean,

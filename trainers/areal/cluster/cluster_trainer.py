@@ -44,7 +44,6 @@ class ClusterTrainer:
         check_machine(config)
         check_model(config)
         self._config = config
-        self._progress = progress
         self._logs = run_directory / "areal" / "logs"
         self._workers = ExitStack()
         native = controller_config(config, run_directory)
@@ -52,10 +51,10 @@ class ClusterTrainer:
         try:
             with self._explained():
                 scheduler = self._workers.enter_context(opened_scheduler(config, native))
-                hooks = Hooks(step_ended=self._step_ended, evaluate=lambda: self._run.evaluate_when_due())
+                hooks = Hooks(step_ended=lambda: self._run.step_ended(), evaluate=lambda: self._run.evaluate_when_due())
                 self._ppo = ControllerPPOTrainer(native, scheduler, hooks)
                 self._stream = ControllerStream(config, self._ppo.rollout, workers_of(config).training)
-                self._ppo.actor.next_batch = self._next_batch
+                self._ppo.actor.next_batch, self._ppo.actor.publish = self._next_batch, self._publish
                 self._recorder = RunRecorder(
                     without_trajectories(config),
                     run_directory,
@@ -108,16 +107,16 @@ class ClusterTrainer:
     def _next_batch(self) -> list[TensorDict]:
         """What the training workers learn from next."""
         self._run.watch.mark("collecting")
-        collected, tensors, usage = self._stream.collect(partial(self._progress.phase, "rollouts"))
+        collected, tensors, usage = self._stream.collect(self._lifecycle.collecting())
         self._run.collected(collected, usage)
         return tensors
 
-    def _step_ended(self) -> None:
-        self._run.watch.mark("publishing")  # AReaL's loop does not tell it from training
+    def _publish(self) -> None:
+        version = self._run.learnt(self._ppo.actor.last_update())
+        if version is not None:
+            self._ppo.serve(version)
+            self._stream.after_version()
         self._run.watch.mark("published")
-        record = self._ppo.actor.last_update()
-        self._stream.published()
-        self._run.step_ended(record)
 
     @contextmanager
     def _explained(self) -> Iterator[None]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from areal.api import Scheduler
+from areal.api import Scheduler, WeightUpdateMeta
 from areal.api.alloc_mode import ModelAllocation
 from areal.api.cli_args import GRPOConfig, InferenceEngineConfig, PPOActorConfig
 from areal.infra import RolloutController
@@ -23,16 +23,48 @@ from trainers.protocol import EpisodeSpec, OnDone, Played, StepRecord, TrainerSt
 
 
 class ActorController(PPOActorController):  # type: ignore[misc]
-    """The training workers. `next_batch` gives what they learn from next."""
+    """The training workers. `next_batch` gives what they learn from next, if anything; `publish` passes on what an
+    update changed."""
 
     next_batch: Callable[[], list[TensorDict]]
+    publish: Callable[[], None]
+    _learnt = False
 
     def prepare_batch(self, *args: Any, **kwargs: Any) -> list[TensorDict]:
         del args, kwargs
         return self.next_batch()
 
-    def last_update(self) -> StepRecord:
-        return step_record(**self._custom_function_call("last_update"))
+    def compute_logp(self, data: list[TensorDict]) -> Any:
+        return super().compute_logp(data) if data else []
+
+    def compute_advantages(self, data: list[TensorDict]) -> Any:
+        return super().compute_advantages(data) if data else []
+
+    def ppo_update(self, data: list[TensorDict]) -> None:
+        self._learnt = bool(data)
+        if data:
+            super().ppo_update(data)
+
+    def step_lr_scheduler(self) -> None:
+        if self._learnt:
+            super().step_lr_scheduler()
+
+    def last_update(self) -> StepRecord | None:
+        """What the last update of all training workers came to; None if there was nothing to learn from."""
+        return step_record(**self._custom_function_call("last_figures")) if self._learnt else None
+
+    def update_weights(self, meta: WeightUpdateMeta) -> None:
+        """AReaL's trainer has made an update."""
+        del meta  # its version counts steps
+        self.publish()
+
+    def send_weights(self, meta: WeightUpdateMeta) -> None:
+        """Hand the trained weights to the rollout workers, as the version that `meta` names."""
+        super().update_weights(meta)
+        self._custom_function_call("take_version", int(meta.version))
+
+    def set_version(self, version: int) -> None:
+        """Nothing: AReaL's trainer counts its steps here; versions are weights that differ."""
 
     def save_run(self, path: Path, state: TrainerState) -> None:
         self._custom_function_call("save_run", str(path.absolute()), state)
@@ -44,6 +76,13 @@ class ActorController(PPOActorController):  # type: ignore[misc]
 
 class PlayerController(RolloutController):  # type: ignore[misc]
     """The rollout workers; implements `EpisodePlayer`."""
+
+    def set_version(self, version: int) -> None:
+        """Nothing: AReaL's trainer counts its steps here; versions are weights that differ, see `take_version`."""
+
+    def take_version(self, version: int) -> None:
+        """The version that the workers serve."""
+        super().set_version(version)
 
     def play(self, specs: Sequence[EpisodeSpec], on_done: OnDone) -> list[Played]:
         shares: list[list[Played]] = [
@@ -66,9 +105,8 @@ class ControllerPPOTrainer(HookedPPOTrainer):
 
     def serve(self, version: int) -> None:
         """Make the trained weights those of every worker, as `version`."""
-        self.actor.update_weights(self.weight_update_meta.with_version(version))
-        self.actor.set_version(version)
-        self.rollout.set_version(version)
+        self.actor.send_weights(self.weight_update_meta.with_version(version))
+        self.rollout.take_version(version)
 
     def _init_scheduler(self) -> Scheduler:
         return self._own_scheduler

@@ -72,7 +72,7 @@ class WorkerActor(PPOPolicyActor):
             self.rollout_engine.update_weights_from_disk(meta).result()
         dist.barrier(group=self.cpu_group)
 
-    def last_update(self) -> dict[str, dict[str, float]]:
+    def last_figures(self) -> dict[str, dict[str, float]]:
         """`figures` and `stats` of the last update, for `step_record`; of all workers together. Collective."""
         figures = self.watch.metrics(self._peers)
         return {

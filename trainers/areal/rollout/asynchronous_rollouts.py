@@ -8,7 +8,7 @@ from torch import Tensor
 
 from trainers.areal.rollout.group_stream import GroupStream
 from trainers.areal.rollout.rollout_worker import RolloutWorker
-from trainers.protocol import Collected, EpisodeSpec, OnDone, Played, Usage
+from trainers.protocol import Collected, EpisodeSpec, OnCollecting, OnDone, Played, Usage
 
 
 class AsynchronousRollouts:
@@ -25,15 +25,14 @@ class AsynchronousRollouts:
     def position(self) -> int:
         return self._stream.position
 
-    def collect(self, on_done: OnDone) -> tuple[Collected, Usage]:
-        collected, _, usage = self._stream.collect(on_done)
+    def collect(self, on_collecting: OnCollecting) -> tuple[Collected, Usage]:
+        collected, _, usage = self._stream.collect(on_collecting)
         return collected, usage
 
     def play(self, specs: Sequence[EpisodeSpec], on_done: OnDone) -> list[Played]:
         return self._worker.player.play(specs, on_done)
 
     def publish(self, version: int) -> None:
-        self._stream.before_version()
         self._worker.update_weights(version, self._trained_weights)
         self._stream.after_version()
 

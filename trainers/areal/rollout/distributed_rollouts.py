@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from cua_agent.trajectory import Trajectory
 from trainers.distributed.process_group import ProcessGroup
-from trainers.protocol import Collected, EpisodePlayer, EpisodeSpec, OnDone, Played, Rollouts, Usage
+from trainers.protocol import Collected, EpisodePlayer, EpisodeSpec, OnCollecting, OnDone, Played, Rollouts, Usage
 
 T = TypeVar("T")
 
@@ -43,8 +43,8 @@ class DistributedRollouts:
     def position(self) -> int:
         return self._position
 
-    def collect(self, on_done: OnDone) -> tuple[Collected, Usage]:
-        report = self._process_group.interruptible(on_done)
+    def collect(self, on_collecting: OnCollecting) -> tuple[Collected, Usage]:
+        report = self._process_group.interruptible(on_collecting)
         collected, usage, self._position = collect_on_all(
             self._process_group, lambda: self._own.collect(report), lambda: self._own.position
         )
@@ -75,6 +75,7 @@ def collect_on_all(
         collected.kept += part.kept
         collected.filtered += part.filtered
         collected.lost += part.lost
+        collected.dropped += part.dropped
     collected.kept.sort(key=lambda group: group.spec.group_id)
     usages = [usage for _, usage, _ in parts]
     usage = replace(sum(usages, Usage()), wall_s=max(usage.wall_s for usage in usages))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from areal.api import InferenceEngine as ArealEngine
 from areal.api import ModelRequest
 from areal.api.cli_args import GenerationHyperparameters
@@ -10,10 +12,12 @@ from cua_agent.inference.base import GenerateRequest, GenerateResponse, Inferenc
 
 
 class EngineClient:
-    """Implements `InferenceEngine` by asking `engine`; weights are updated on AReaL's side."""
+    """Implements `InferenceEngine` by asking `engine`; weights are updated on AReaL's side. `before_turn` is called
+    before each request."""
 
-    def __init__(self, engine: ArealEngine) -> None:
+    def __init__(self, engine: ArealEngine, before_turn: Callable[[], None] = lambda: None) -> None:
         self._engine = engine
+        self._before_turn = before_turn
 
     @property
     def version(self) -> int:
@@ -21,6 +25,7 @@ class EngineClient:
         return version
 
     async def generate(self, request: GenerateRequest) -> GenerateResponse:
+        self._before_turn()
         response = await self._engine.agenerate(to_areal(request))
         if response.stop_reason not in ("stop", "length"):
             raise InferenceFailure(f"the engine ended a turn with {response.stop_reason!r}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from trainers.protocol import Group
@@ -21,17 +21,19 @@ class FinishedGroup:
 
 
 class GroupResults:
-    """Finished groups by their index, and the policy version at which running ones started. Thread-safe."""
+    """Finished groups, and the policy version at which running ones started. Thread-safe."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._started: dict[int, int] = {}
         self._finished: list[FinishedGroup] = []
 
-    def start(self, index: int, version: int) -> None:
-        """A group starts with a policy version."""
+    def start(self, index: int, version: Callable[[], int]) -> None:
+        """A group is about to ask for its first token. Reading the version is one act with noting it: no version may be
+        published, and a batch handed out, in between."""
         with self._changed:
-            self._started[index] = version
+            if index not in self._started:
+                self._started[index] = version()
 
     def finish(self, finished: FinishedGroup) -> None:
         """A group ended; whoever waits in `take` wakes up."""
@@ -39,19 +41,16 @@ class GroupResults:
             self._finished.append(finished)
             self._changed.notify_all()
 
-    def started_at(self, index: int) -> int | None:
-        """The policy version at which the group started, which no token of it is older than; None before that."""
+    def starts(self) -> dict[int, int]:
+        """The policy version at which each group started that did and was not taken; no token of it is older."""
         with self._changed:
-            return self._started.get(index)
+            return dict(self._started)
 
     def take(self, timeout: float) -> list[FinishedGroup]:
         """All groups that finished since the last call; waits for one up to `timeout` seconds."""
         with self._changed:
             self._changed.wait_for(lambda: self._finished, timeout)
             taken, self._finished = self._finished, []
+            for finished in taken:
+                self._started.pop(finished.index, None)
             return taken
-
-    def forget(self, index: int) -> None:
-        """Nobody asks for the group any more."""
-        with self._changed:
-            self._started.pop(index, None)

@@ -77,7 +77,6 @@ class GroupWorkflow(RolloutWorkflow):  # type: ignore[misc]
         await asyncio.gather(*playing, return_exceptions=True)
 
     async def _arun(self, engine: InferenceEngine, index: int) -> TensorDict | None:
-        self._results.start(index, engine.get_version())
         spec = self._sampler.at(index)
         tensors: TensorDict | None = None
         try:
@@ -92,6 +91,7 @@ class GroupWorkflow(RolloutWorkflow):  # type: ignore[misc]
 
     async def _play(self, engine: InferenceEngine, index: int, spec: GroupSpec) -> FinishedGroup:
         pool = await self._environments.pool()
-        run = self._runner_for(EngineClient(engine))
+        client = EngineClient(engine, before_turn=lambda: self._results.start(index, engine.get_version))
+        run = self._runner_for(client)
         [group], lost = await play_groups(pool, run, [spec], self._rollout.group_size, self._rollout.infra_retries)
         return FinishedGroup(index, group, lost)

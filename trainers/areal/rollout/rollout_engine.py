@@ -91,7 +91,10 @@ class PolicyRolloutEngine(RemoteInfEngine):  # type: ignore[misc]
             self._on_loop(publish)  # between two tokens
         else:
             publish()
-        self.set_version(version)
+        super().set_version(version)
+
+    def set_version(self, version: int) -> None:
+        """Nothing: AReaL's trainer counts its steps here; a version is what `update_weights` serves."""
 
     def prepare_batch(self, *args: Any, **kwargs: Any) -> list[dict[str, Any]]:
         """The next batch for AReaL's trainer: from `next_batch`, which keeps the staleness bound for slow groups too,

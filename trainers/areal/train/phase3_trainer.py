@@ -10,12 +10,12 @@ from cua_agent.tasks import CUATask
 from cua_agent.trajectory import Trajectory
 from trainers.areal.config.translation import trainer_config
 from trainers.areal.rollout.distributed_rollouts import collect_on_all, position_of_rank
-from trainers.areal.rollout.group_stream import ReadyGroup
+from trainers.areal.rollout.group_window import ReadyGroup
 from trainers.areal.rollout.rollout_worker import RolloutWorker, serving_policy
 from trainers.areal.tensors import TensorDict, carries_signal, rows_to_tensors
 from trainers.areal.train.data_parallel import groups_of_rank
 from trainers.areal.train.hooked_ppo_trainer import Engines, Hooks, PolicyPPOTrainer
-from trainers.areal.train.phase2_learner import gradients_of, optimisation_of, step_record
+from trainers.areal.train.phase2_learner import gradients_of, optimisation_of
 from trainers.areal.train.ppo_actor import PPOPolicyActor
 from trainers.areal.train.ppo_lifecycle import PPOLifecycle
 from trainers.components import Components
@@ -41,7 +41,7 @@ from trainers.run.recorder import RunRecorder
 
 class Phase3Trainer:
     """Implements `Trainer`. Advantages and loss are AReaL's, computed from the rewards: `update` ignores those of its
-    batch. A skipped update counts as a version, because AReaL numbers versions by steps."""
+    batch."""
 
     def __init__(
         self,
@@ -54,12 +54,11 @@ class Phase3Trainer:
         check_supported(config)
         self._process_group = process_group
         self._config = config
-        self._progress = progress
         self._policy = components.policy
         serving = serving_policy(config, components.policy)
         self._actor = PPOPolicyActor(components.policy, config, process_group.size)
         self._worker = RolloutWorker(config, components, run_directory, serving, process_group)
-        hooks = Hooks(step_ended=self._step_ended, evaluate=lambda: self._run.evaluate_when_due())
+        hooks = Hooks(step_ended=lambda: self._run.step_ended(), evaluate=lambda: self._run.evaluate_when_due())
         engines = Engines(self._actor, self._worker.engine)
         self._ppo = PolicyPPOTrainer(trainer_config(config, run_directory, process_group.size), engines, hooks)
         self._stream = self._worker.stream(pixels=process_group.size == 1)
@@ -98,9 +97,12 @@ class Phase3Trainer:
     def update(self, batch: Batch) -> StepRecord:
         groups = self.tensors(batch)
         self._actor.ppo_update(groups)
-        record = step_record(self._actor.watch.metrics(self._process_group), self._actor.stats)
+        record = self._actor.last_update(self._process_group)
+        if record is None:
+            raise ValueError("a batch without trajectories")
         self._actor.lr_scheduler_step()
-        self._publish(self._recorder.new_version())
+        if not record.skipped:
+            self._serve(self._recorder.new_version())
         return record
 
     def loss_and_gradients(self, batch: Batch) -> LossRecord:
@@ -132,7 +134,6 @@ class Phase3Trainer:
         )
         self._recorder.restore(state)
         self._serve(state.policy_version)
-        self._actor.set_version(state.policy_version)
         self._stream.restore(position_of_rank(state.data_position, self._process_group))
         self._position = state.data_position
         self._ppo.start_at(state.step)
@@ -162,11 +163,11 @@ class Phase3Trainer:
 
     def _collect(self) -> tuple[Collected, list[ReadyGroup], Usage]:
         """What all processes collected, and the groups that this one did."""
-        report = self._process_group.interruptible(partial(self._progress.phase, "rollouts"))
+        report = self._process_group.interruptible(self._lifecycle.collecting())
         own: list[ReadyGroup] = []
 
         def collect() -> tuple[Collected, Usage]:
-            collected, ready, usage = self._stream.collect(report, at_least=1)
+            collected, ready, usage = self._stream.collect(report)
             own.extend(ready)
             return collected, usage
 
@@ -184,24 +185,21 @@ class Phase3Trainer:
         return self._with_reference([rows_to_tensors(self._policy, rows) for rows in shares])
 
     def _with_reference(self, groups: list[TensorDict]) -> list[TensorDict]:
-        if not self._config.loss.kl_coefficient:
+        if not groups or not self._config.loss.kl_coefficient:
             return groups
         logprobs = self._actor.reference_logprobs(groups)
         return [{**group, "ref_logp": scores} for group, scores in zip(groups, logprobs, strict=True)]
 
-    def _publish(self, version: int) -> None:
-        self._run.watch.mark("publishing")
-        self._stream.before_version()
-        self._serve(version)
-        self._actor.set_version(version)
-        self._stream.after_version()
+    def _publish(self) -> None:
+        version = self._run.learnt(self._actor.last_update(self._process_group))
+        if version is not None:
+            self._serve(version)
+            self._stream.after_version()
         self._run.watch.mark("published")
 
     def _serve(self, version: int) -> None:
         self._worker.update_weights(version, self._actor.trained_weights)
-
-    def _step_ended(self) -> None:
-        self._run.step_ended(step_record(self._actor.watch.metrics(self._process_group), self._actor.stats))
+        self._actor.take_version(version)
 
     def _save_state(self, path: Path, state: TrainerState) -> None:
         save_checkpoint(

@@ -17,10 +17,12 @@ from trainers.areal.config.translation import ppo_actor_config, reward_norm
 from trainers.areal.tensors import TensorDict, first_rows
 from trainers.areal.train.data_parallel import summed
 from trainers.areal.train.fsdp_actor import FSDPPolicyActor
+from trainers.areal.train.phase2_learner import step_record
 from trainers.config import ConfigError, LossConfig, TrainConfig
 from trainers.distributed.process_group import Communicator
 from trainers.grpo.kl import ESTIMATORS, MAX_LOG_RATIO
 from trainers.grpo.loss import LossSums, decoupled_ppo_clip, ppo_clip
+from trainers.protocol import StepRecord
 
 LossFunction = Callable[..., Tensor]
 
@@ -28,7 +30,8 @@ _CLIPPING = ("logprobs", "prox_logp", "advantages")
 
 
 class PPOPolicyActor(FSDPPolicyActor):
-    """`FSDPPolicyActor` under AReaL's `PPOActor`. `publish` passes new weights on, under a version."""
+    """`FSDPPolicyActor` under AReaL's `PPOActor`, which may be handed an empty batch: then it does nothing. `publish`
+    passes on what an update changed; `stats` are of the last one, empty if there was nothing to learn from."""
 
     def __init__(self, policy: PolicyModel, config: TrainConfig, processes: int = 1) -> None:
         super().__init__(ppo_actor_config(config, processes), policy, config.optim)
@@ -36,7 +39,7 @@ class PPOPolicyActor(FSDPPolicyActor):
         self._custom_loss = custom_loss(config.areal.loss)
         self.watch = LossWatch(config.loss)
         self.stats: Mapping[str, float] = {}
-        self.publish: Callable[[int], None] = lambda _: None
+        self.publish: Callable[[], None] = lambda: None
 
     def prepare_batch(self, *args: Any, **kwargs: Any) -> list[TensorDict]:
         """This process's share of the next batch, as the rollout engine gives it. AReaL would deal the groups out anew,
@@ -44,12 +47,19 @@ class PPOPolicyActor(FSDPPolicyActor):
         share: list[TensorDict] = self.rollout_engine.prepare_batch(*args, **kwargs)
         return share
 
+    def compute_logp(self, data: list[TensorDict]) -> list[Tensor]:
+        """AReaL's: the log-probs of every group at the present weights."""
+        logprobs: list[Tensor] = super().compute_logp(data) if data else []
+        return logprobs
+
     def compute_advantages(self, data: list[TensorDict]) -> list[TensorDict]:
         """AReaL's advantages; every entry of `data` is one group, of any number of episodes and rows.
 
         AReaL rewards the last token of a row and loses the reward when that one is not trained: a row that ends with a
         prompt counts as if it ended with its last trained token.
         """
+        if not data:
+            return []
         images = [group.pop("multi_modal_input", None) for group in data]  # AReaL would copy them all to every group
         masks = [group["attention_mask"] for group in data]
         ended = [{**group, "attention_mask": until_last_trained(group)} for group in data]
@@ -61,6 +71,17 @@ class PPOPolicyActor(FSDPPolicyActor):
                 group["multi_modal_input"] = own
         return groups
 
+    def ppo_update(self, data: list[TensorDict]) -> None:
+        """AReaL's update."""
+        self.stats = {}
+        if data:
+            super().ppo_update(data)
+
+    def lr_scheduler_step(self) -> None:
+        """A step of the schedule, if the last update changed the weights."""
+        if self.stats.get("update_successful"):
+            super().lr_scheduler_step()
+
     def train_batch(self, input_: Any, loss_fn: Any, loss_weight_fn: Any) -> dict[str, float]:
         """AReaL's optimiser step, with the loss watched, the KL added, and a custom loss in its place."""
         if self._custom_loss is not None and isinstance(loss_fn, functools.partial):
@@ -69,8 +90,21 @@ class PPOPolicyActor(FSDPPolicyActor):
         self.stats = super().train_batch(input_, self.watch, loss_weight_fn)
         return dict(self.stats)
 
+    def last_update(self, communicator: Communicator) -> StepRecord | None:
+        """What the last update came to, in all processes together; None if there was nothing to learn from."""
+        return step_record(self.watch.metrics(communicator), self.stats) if self.stats else None
+
     def update_weights(self, meta: WeightUpdateMeta) -> None:
-        self.publish(int(meta.version))
+        """AReaL's trainer has made an update."""
+        del meta  # its version counts steps
+        self.publish()
+
+    def set_version(self, version: int) -> None:
+        """Nothing: AReaL's trainer counts its steps here; versions are weights that differ, see `take_version`."""
+
+    def take_version(self, version: int) -> None:
+        """The version of the present weights, for AReaL's statistics."""
+        super().set_version(version)
 
 
 def until_last_trained(group: Mapping[str, Tensor]) -> Tensor:

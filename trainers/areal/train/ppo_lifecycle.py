@@ -11,11 +11,8 @@ from trainers.protocol import Batch, Collected, EvalRecord, StepRecord, TrainRes
 from trainers.run.interrupts import interrupts_held
 from trainers.run.lifecycle import RunLifecycle
 from trainers.run.recorder import RunRecorder
-from trainers.run.step_metrics import Timing, staleness
-
-
-class _Stopped(Exception):  # noqa: N818 (the run is over, nothing is wrong)
-    """Leaves AReaL's loop, which knows no early end."""
+from trainers.run.step_metrics import Staleness, Timing, staleness
+from trainers.run.stopping import Stopped
 
 
 class Stopwatch:
@@ -36,7 +33,8 @@ class PPOLifecycle:
         self._lifecycle = lifecycle
         self._recorder = recorder
         self._held = ExitStack()  # Ctrl-C, while a step changes weights that it would leave torn
-        self._present: tuple[Collected, Batch, Usage] | None = None
+        self._present: tuple[Collected, Batch, Staleness, Usage] | None = None
+        self._updates: list[StepRecord] = []
         self._latest: EvalRecord | None = None
         self.watch = Stopwatch()
 
@@ -46,15 +44,23 @@ class PPOLifecycle:
 
     def collected(self, collected: Collected, usage: Usage) -> None:
         """What the coming step trains on; Ctrl-C waits from here to the step's end."""
-        self._lifecycle.tell_lost(collected)
-        self._present, self._latest = (collected, self._lifecycle.batch_of(collected), usage), None
+        batch = self._lifecycle.batch_of(collected)
+        stale = staleness(batch.trajectories, self._recorder.state.policy_version)
+        self._present, self._latest = (collected, batch, stale, usage), None
         self.watch.mark("collected")
         self._held.enter_context(interrupts_held())
 
-    def step_ended(self, record: StepRecord) -> None:
-        """The step's update is published."""
+    def learnt(self, update: StepRecord | None) -> int | None:
+        """The step's update is over; there was none if there was nothing to learn from. Returns the version under which
+        to serve the weights if it changed them (AReaL's trainer counts its steps, whatever happened in them)."""
+        self._updates = [update] if update is not None else []
+        self.watch.mark("publishing")
+        return None if update is None or update.skipped else self._recorder.new_version()
+
+    def step_ended(self) -> None:
+        """What the step's update changed is published."""
         assert self._present is not None
-        collected, batch, usage = self._present
+        collected, batch, stale, usage = self._present
         watch, recorder = self.watch, self._recorder
         timing = Timing(
             rollout_s=usage.wall_s,
@@ -62,13 +68,11 @@ class PPOLifecycle:
             sync_s=watch.published - watch.publishing,
             step_s=watch.published - watch.collecting,
         )
-        stale = staleness(batch.trajectories, recorder.state.policy_version)
-        recorder.new_version()
-        recorder.step(collected, batch, [record], stale, timing, usage)
+        recorder.step(collected, batch, self._updates, stale, timing, usage)
         recorder.checkpoint_when_due()
         self._held.close()
         if not recorder.evaluation_due and (reason := recorder.out_of_budget()):
-            raise _Stopped(reason)
+            raise Stopped(reason)
 
     def evaluate_when_due(self) -> None:
         """AReaL's trainer asks after every step, or when its `Evaluator` says so."""
@@ -76,12 +80,13 @@ class PPOLifecycle:
             return
         self._latest, reason = self._lifecycle.evaluate_split("seeds")
         if reason := reason or self._recorder.out_of_budget():
-            raise _Stopped(reason)
+            raise Stopped(reason)
 
     def _train_until_stopped(self, loop: Callable[[], None]) -> tuple[str, EvalRecord | None]:
         try:
             with self._held:
                 loop()
-        except _Stopped as stopped:
-            return str(stopped), self._latest
+        except Stopped as stopped:  # AReaL's loop knows no early end
+            self._recorder.stopped(stopped)
+            return stopped.reason, self._latest
         return self._recorder.out_of_budget() or "max_steps", self._latest
