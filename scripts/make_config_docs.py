@@ -24,6 +24,9 @@ key or an illegal value ends the command with one line on standard error and exi
 `python train.py --config key=value ...` prints the whole configuration of a run without running it; a run keeps it in
 its `config.yaml`, secrets masked.
 
+A default below is what `python train.py` uses, its presets included (`backend=areal`, `env=pocket`); where the backends
+differ, `legacy: ...` follows. Other presets set other values: `--config` shows them.
+
 ## Presets
 
 A preset is a file of `conf/<group>/` that sets several keys at once. Presets apply in the order of this table, so an

@@ -184,6 +184,15 @@ def test_every_key_has_help_and_the_common_ones_exist() -> None:
     assert set(COMMON_KEYS) <= set(keys)
 
 
+def test_the_reference_shows_the_defaults_that_a_run_uses() -> None:
+    shown = {key.name: key.default for section in sections() for key in section.keys}
+    assert shown["optim.learning_rate"] == "0.0001, legacy: 0.0002"
+    assert shown["rollout.max_staleness"] == "2, legacy: 0"
+    assert shown["backend"] == "areal"
+    assert shown["env.tasks"] == "[battery,brightness,notification,timeout,word]"
+    assert shown["run_name"] == "null"
+
+
 def test_the_reference_document_is_up_to_date() -> None:
     script = runpy.run_path(str(CONF.parent / "scripts" / "make_config_docs.py"))
     assert script["TARGET"].read_text(encoding="utf-8") == script["render"](), "run: make docs"

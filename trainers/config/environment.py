@@ -41,7 +41,7 @@ class EnvConfig:
     )
     scale: int = Field(default=1, ge=1, le=8, description="simulated phone: screenshot pixels per logical pixel")
     latency: LatencyConfig = Field(default_factory=LatencyConfig)
-    tasks: tuple[str, ...] = Field(default=(), description="task categories to train and evaluate on; empty: all")
+    tasks: tuple[str, ...] = Field(default=(), description="task categories; empty: all")
     browser_path: PathText = Field(
         default="/usr/bin/chromium-headless-shell", description="miniwob: the browser's executable"
     )

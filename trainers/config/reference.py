@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import types
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
 from trainers.config import TrainConfig
-from trainers.config.compose import GROUPS, choices
+from trainers.config.compose import GROUPS, choices, load_config
+from trainers.config.validation import leaves
 
 COMMON_KEYS = (
     "max_steps",
@@ -68,19 +69,35 @@ class Section:
     keys: tuple[Key, ...]
 
 
-def sections(kind: type = TrainConfig, name: str = "") -> Iterator[Section]:
+def sections() -> list[Section]:
     """The sections of the configuration, depth first, top level first."""
+    return list(_sections(TrainConfig, "", used_defaults()))
+
+
+def used_defaults() -> dict[str, str]:
+    """What each key is in a run that sets nothing, presets included; where backends differ, the default one's value and
+    then the others'."""
+    default, *others = sorted(choices("backend"), key=lambda name: name != TrainConfig().backend)
+    values = {name: dict(leaves(asdict(load_config([f"backend={name}"])))) for name in (default, *others)}
+    texts = {}
+    for key, value in values[default].items():
+        differing = [f"{name}: {value_text(values[name][key])}" for name in others if values[name][key] != value]
+        texts[key] = ", ".join([value_text(value), *(differing if key != "backend" else [])])
+    return texts
+
+
+def _sections(kind: type, name: str, defaults: Mapping[str, str]) -> Iterator[Section]:
     infos: dict[str, FieldInfo] = kind.__pydantic_fields__  # type: ignore[attr-defined]
     prefix = f"{name}." if name else ""
     own = [
-        Key(prefix + field, _describe(info.annotation, info.metadata), value_text(info.default), info.description or "")
+        Key(prefix + field, _describe(info.annotation, info.metadata), defaults[prefix + field], info.description or "")
         for field, info in infos.items()
         if not dataclasses.is_dataclass(info.annotation)
     ]
     yield Section(name, (kind.__doc__ or "").strip(), tuple(own))
     for field, info in infos.items():
         if isinstance(info.annotation, type) and dataclasses.is_dataclass(info.annotation):
-            yield from sections(info.annotation, prefix + field)
+            yield from _sections(info.annotation, prefix + field, defaults)
 
 
 def help_text() -> str:
@@ -130,8 +147,12 @@ def _cell(text: str) -> str:
 
 
 def value_text(default: object) -> str:
-    """A default as it reads in help and documents."""
-    return default if isinstance(default, str) else json.dumps(default)
+    """A default as it is typed on the command line."""
+    if isinstance(default, str):
+        return default
+    if isinstance(default, list | tuple):
+        return f"[{','.join(map(value_text, default))}]"
+    return json.dumps(default)
 
 
 def _describe(annotation: Any, metadata: list[Any] | tuple[Any, ...] = ()) -> str:
