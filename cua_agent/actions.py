@@ -100,7 +100,9 @@ class LongPress:
 
 @dataclass(frozen=True)
 class TypeText:
-    """Type `text` into the focused field, after tapping `at` when given; replaces the field's content."""
+    """Type `text` into the focused field, after tapping `at` when given; replaces the field's content.
+
+    It is typed as it is or not at all (`cua_agent.typed_text`)."""
 
     text: str
     at: Location | None = None
@@ -133,7 +135,7 @@ class Drag:
 
 @dataclass(frozen=True)
 class PressKey:
-    """Press a keyboard key or combination; names are lower case (``enter``, ``control+a``)."""
+    """Press a keyboard key or combination (``enter``, ``control+a``); names are those of `cua_agent.keys`."""
 
     key: str
 

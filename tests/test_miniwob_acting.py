@@ -23,6 +23,11 @@ from tests.miniwob_rig import PAGES, TASKS, environments, needs_browser, pixels,
 
 pytestmark = needs_browser
 
+UNKNOWN_KEY = (
+    "unknown key 'entre'; allowed: enter, tab, escape, backspace, delete, insert, home, end, pageup, pagedown, space, "
+    "arrowup, arrowdown, arrowleft, arrowright, control, shift, alt, meta, f1 to f12, characters"
+)
+
 # Actions --------------------------------------------------------------------------------------------------------------
 
 
@@ -63,7 +68,7 @@ def test_refused_actions_answer_with_an_error_and_change_nothing():
             for action, error in (
                 (PressButton(Button.HOME), "a web page has no home button"),
                 (TypeText("abc"), "no text field is focused"),
-                (PressKey("entre"), "unknown key 'entre'"),
+                (PressKey("entre"), UNKNOWN_KEY),
             ):
                 result = await page.step(action)
                 assert (result.error, result.observation.text, result.done) == (error, error, False)
@@ -80,15 +85,35 @@ def test_typing_and_keys_reach_the_field():
             for text, held in (
                 ("first", "first"),
                 ("second", "second"),
-                ("a\ud800b", "a?b"),
-                ("x" * 100_000, "x" * 100_000),
+                ("  two  spaces\t", "  two  spaces\t"),
+                ("x" * 2000, "x" * 2000),
             ):
                 assert (await page.step(TypeText(text, box))).error is None
                 assert await page.probe("document.querySelector('#tt').value") == held
+            for text in ("a\nb", "x" * 300 + "\n", "x" * 2001, "a\ud800b"):
+                assert str((await page.step(TypeText(text))).error).startswith("nothing was typed: ")
+                assert await page.probe("document.querySelector('#tt').value") == "x" * 2000
+            await page.probe("document.querySelector('#tt').maxLength = 3")
+            result = await page.step(TypeText("abcd"))
+            assert result.error == "the field did not take the text as it is; it holds 'abc'"
             await page.step(TypeText("abc"))  # still focused
             await page.step(PressKey("home"))
             await page.step(PressKey("delete"))
             assert await page.probe("document.querySelector('#tt').value") == "bc"
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("words", [2, 50])
+def test_line_breaks_and_tabs_are_typed_where_there_are_lines(words: int):
+    text = "first line\n\n  second line\twith a tab " * words
+
+    async def run():
+        async with environments() as [page]:
+            await page.reset(TASKS["scroll-text"], 0)
+            area = await page.locate("textarea")
+            assert (await page.step(TypeText(text, area))).error is None
+            assert await page.probe("document.querySelector('#text-area').value") == text
 
     asyncio.run(run())
 

@@ -7,6 +7,7 @@ from pocket_rig import environment_in, perform, phone
 
 from cua_agent import actions
 from cua_agent.actions import Action, Button, Direction, Point, Target
+from cua_agent.envs.pocket.draw import draw
 from cua_agent.envs.pocket.environment import PocketEnvironment
 from cua_agent.envs.pocket.gestures import apply_action
 from cua_agent.envs.pocket.screens import HEIGHT, SLIDER, WIDTH
@@ -80,9 +81,7 @@ def test_home_from_anywhere() -> None:
     assert after(phone("Screen timeout"), actions.PressButton(Button.HOME)).screen == "home"
 
 
-@pytest.mark.parametrize(
-    "way", [actions.PressButton(Button.BACK), actions.PressKey("back"), actions.PressKey("escape")]
-)
+@pytest.mark.parametrize("way", [actions.PressButton(Button.BACK), actions.PressKey("Back"), actions.PressKey("Esc")])
 def test_ways_back(way: Action) -> None:
     assert after(phone("Display"), way).screen == "Settings"
     state = phone("Browser", focus="Address bar", query="river")
@@ -166,10 +165,12 @@ def test_the_search_field_filters_contacts_also_after_scrolling() -> None:
     assert after(state, tap("Anna")).contact == "Anna"
 
 
-def test_long_texts_are_cut() -> None:
-    assert after(phone("Browser"), actions.TypeText("x" * 2000, Target("Address bar"))).draft == {
-        "Address bar": "x" * 200
-    }
+def test_long_texts_are_typed_whole_or_not_at_all() -> None:
+    state = after(phone("Browser"), actions.TypeText("x" * 2000, Target("Address bar")))
+    assert state.draft == {"Address bar": "x" * 2000}
+    assert refused(state, actions.TypeText("y" * 2001)) is not None
+    assert state.draft == {"Address bar": "x" * 2000}
+    assert draw(state, 1).size == (128, 224)
 
 
 @pytest.mark.parametrize("title", DIALOGS)
@@ -188,6 +189,9 @@ def test_a_dialog_blocks_everything_but_its_button_and_back(title: str) -> None:
         assert (state.dialog, state.screen) == (None, "Settings")
 
 
+UNKNOWN_KEY = f"unknown key '{'x' * 20}'; allowed: enter, backspace, back, escape"
+
+
 @pytest.mark.parametrize(
     ("state", "action", "reason"),
     [
@@ -201,7 +205,11 @@ def test_a_dialog_blocks_everything_but_its_button_and_back(title: str) -> None:
         (phone("home"), actions.Swipe(at(64, 170), at(64, 60)), "nothing moved"),
         (phone("home"), actions.PressKey("enter"), "key 'enter' does nothing here"),
         (phone("home"), actions.PressKey("backspace"), "key 'backspace' does nothing here"),
-        (phone("home"), actions.PressKey("x" * 200), f"key '{'x' * 20}' does nothing here"),
+        (
+            phone("home"),
+            actions.PressKey("x" * 200),
+            f"unknown key '{'x' * 20}'; allowed: enter, backspace, back, escape",
+        ),
         (phone("home"), actions.PressButton(Button.POWER), "button power does nothing here"),
     ],
 )

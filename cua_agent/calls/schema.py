@@ -16,13 +16,12 @@ from typing import Any, TypeVar
 from cua_agent import actions
 from cua_agent.actions import COORDINATE_MAX, Action, Button, Direction, Location, Point, Space, Target
 from cua_agent.calls.errors import CallError
+from cua_agent.typed_text import MAX_TEXT
 
 PERFORM_ACTION, SLEEP, REPORT_TASK_COMPLETE = "perform_action", "sleep", "report_task_complete"
 
 MAX_SECONDS = 30.0
 """Longest sleep or long press: a model must not be able to stall a device."""
-MAX_TEXT = 2000
-"""Longest text that one call may type or report, in characters."""
 MAX_NAME = 200
 """Longest name of an element or key, in characters."""
 

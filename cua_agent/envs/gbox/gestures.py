@@ -11,22 +11,15 @@ from gbox_sdk.types.v1.boxes.action_press_key_params import KeysType
 from cua_agent import actions
 from cua_agent.actions import Action, Button, Direction, Location, Point
 from cua_agent.envs.gbox.settings import BoxType
+from cua_agent.keys import UnknownKey, keys_of, named
+from cua_agent.typed_text import untypeable
 
 Method = Literal["tap", "click", "long_press", "type", "swipe", "drag", "scroll", "press_key", "press_button"]
 
 _SWIPE_MS, _DRAG_MS = 300, 1000
 _MIDDLE = Point(500, 500)
-_KEYS = {name.casefold(): name for name in get_args(get_args(KeysType)[0])}
-_KEY_ALIASES = {
-    "ctrl": "control",
-    "esc": "escape",
-    "return": "enter",
-    "del": "delete",
-    "up": "arrowUp",
-    "down": "arrowDown",
-    "left": "arrowLeft",
-    "right": "arrowRight",
-}
+_BACK = "back"  # a key to the agent, a button to the service
+_KEYS = named((_BACK, *get_args(get_args(KeysType)[0])))
 _BUTTONS = {
     Button.BACK: "back",
     Button.HOME: "home",
@@ -36,7 +29,6 @@ _BUTTONS = {
     Button.VOLUME_UP: "volumeUp",
     Button.VOLUME_DOWN: "volumeDown",
 }
-_BACK_KEY = "back"  # a key to the agent, a button to the service
 
 
 class NoGesture(Exception):  # noqa: N818 (a normal event of an episode)
@@ -65,6 +57,8 @@ def gestures_of(action: Action, size: tuple[int, int], box: BoxType) -> list[Ges
         case actions.LongPress(at, seconds):
             return [Gesture("long_press", {**_xy(at, size), "duration": milliseconds(seconds)})]
         case actions.TypeText(text, at, press_enter):
+            if reason := untypeable(text, lines=True):
+                raise NoGesture(reason)
             typed = Gesture("type", {"text": text, "mode": "replace", "press_enter": press_enter})
             return [typed] if at is None else [_tap(at, size, box), typed]
         case actions.Swipe(start, end):
@@ -114,13 +108,14 @@ def _half_a_screen(direction: Direction, size: tuple[int, int]) -> dict[str, int
 
 
 def _key(key: str, box: BoxType) -> Gesture:
-    name = key.strip().casefold()
-    if name == _BACK_KEY:
+    try:
+        keys = keys_of(key, _KEYS)
+    except UnknownKey as unknown:
+        raise NoGesture(str(unknown)) from None
+    if keys == [_BACK]:
         return _button(Button.BACK, box)
-    parts = [part.strip() for part in name.split("+")]
-    keys = [_KEYS.get(_KEY_ALIASES.get(part, part).casefold()) for part in parts]
-    if None in keys:
-        raise NoGesture(f"unknown key {parts[keys.index(None)][:20]!r}")
+    if _BACK in keys:
+        raise NoGesture("back is no part of a combination")
     return Gesture("press_key", {"keys": keys, "combination": len(keys) > 1})
 
 

@@ -7,7 +7,9 @@ from collections.abc import Iterable
 from cua_agent import actions
 from cua_agent.actions import Action, Button, Direction, Point
 from cua_agent.envs.local_gbox import bodies
+from cua_agent.envs.local_gbox.errors import ApiError
 from cua_agent.envs.local_gbox.phone import Phone
+from cua_agent.typed_text import untypeable
 
 _DISTANCES = {"tiny": 0.1, "short": 0.2, "medium": 0.3, "long": 0.45}  # of the screen, along the direction
 _TOWARDS = {"up": (0, -1), "down": (0, 1), "left": (-1, 0), "right": (1, 0)}
@@ -28,7 +30,7 @@ _BUTTONS = {
 def actions_of(body: bodies.ActionBody, phone: Phone) -> list[Action]:
     """What the phone does for a request; empty when it has no use for it (a mouse move, a right click, a mute).
 
-    Raises `ApiError` when a place is outside the screen or a target is not on it.
+    Raises `ApiError` when a place is outside the screen, a target is not on it, or a text cannot be typed.
     """
     match body:
         case bodies.ClickAt() | bodies.ClickTarget():
@@ -84,6 +86,8 @@ def _typed(body: bodies.Type, phone: Phone) -> str:
     """The field's content afterwards."""
     focus = phone.state.focus
     kept = phone.state.draft.get(focus, "") if focus and body.mode == "append" else ""
+    if focus and (reason := untypeable(kept + body.text, lines=False)):
+        raise ApiError(400, reason)
     return kept + body.text
 
 

@@ -8,21 +8,24 @@ from typing import Any
 from cua_agent import actions
 from cua_agent.actions import Action, Direction, Location, Point
 from cua_agent.envs.miniwob.page import HEIGHT, WIDTH
+from cua_agent.keys import UnknownKey, keys_of, named
+from cua_agent.typed_text import untypeable
 
 MAX_WAIT_S = 3.0
 """Longest wait or press that is honoured: no task needs more, and the environment's time-out must not strike."""
 
 _MAX_KEYSTROKES = 200  # longer texts are inserted at once: a keystroke costs a round trip to the browser
+_SHOWN = 60  # characters of a field's content that an error repeats
 _DRAG_STEPS = 5
 _WHEEL = {Direction.UP: (0, -1), Direction.DOWN: (0, 1), Direction.LEFT: (-1, 0), Direction.RIGHT: (1, 0)}
-_KEYS = {
-    **{name.lower(): name for name in ("Enter", "Tab", "Escape", "Backspace", "Delete", "Insert", "Home", "End")},
-    **{name.lower(): name for name in ("PageUp", "PageDown", "ArrowUp", "ArrowDown", "ArrowLeft", "ArrowRight")},
-    **{name.lower(): name for name in ("Control", "Shift", "Alt", "Meta")},
-    **{f"f{n}": f"F{n}" for n in range(1, 13)},
-    **{"esc": "Escape", "ctrl": "Control", "return": "Enter", "space": "Space"},
-    **{"up": "ArrowUp", "down": "ArrowDown", "left": "ArrowLeft", "right": "ArrowRight"},
-}
+_KEYS = named(
+    (
+        *("Enter", "Tab", "Escape", "Backspace", "Delete", "Insert", "Home", "End", "PageUp", "PageDown", "Space"),
+        *("ArrowUp", "ArrowDown", "ArrowLeft", "ArrowRight", "Control", "Shift", "Alt", "Meta"),
+        *(f"F{n}" for n in range(1, 13)),
+    )
+)
+_CHARACTERS = "".join(map(chr, range(0x20, 0x7F)))
 
 
 class ActionRefused(Exception):  # noqa: N818 (a normal event of an episode)
@@ -62,20 +65,33 @@ async def perform(page: Any, action: Action) -> None:
 async def _type(page: Any, action: actions.TypeText) -> None:
     if action.at is not None:
         await page.mouse.click(*_pixel(action.at))
-    focused = await page.evaluate("cua.focused()")
+    focused = await page.evaluate("cua.focus()")
     if not focused:
         raise ActionRefused("no text field is focused")
-    if focused == "text":
+    if reason := untypeable(action.text, lines=focused == "lines"):
+        raise ActionRefused(reason)
+    text = action.text.replace("\r\n", "\n").replace("\r", "\n")
+    if focused != "select":
         await page.keyboard.press("Control+a")
-    text = action.text.encode("utf-8", "replace").decode()  # a lone surrogate cannot be sent
     if not text:
         await page.keyboard.press("Delete")
     elif len(text) > _MAX_KEYSTROKES:
         await page.keyboard.insert_text(text)
     else:
-        await page.keyboard.type(text)
+        await _keystrokes(page, text)
+    held = await page.evaluate("cua.held()")
+    if focused != "select" and held not in (None, text):
+        raise ActionRefused(f"the field did not take the text as it is; it holds {held[:_SHOWN]!r}")
     if action.press_enter:
         await page.keyboard.press("Enter")
+
+
+async def _keystrokes(page: Any, text: str) -> None:
+    """Type `text` key by key; the tab key would leave the field, so that a tab is inserted."""
+    for index, piece in enumerate(text.split("\t")):
+        if index:
+            await page.keyboard.insert_text("\t")
+        await page.keyboard.type(piece)
 
 
 async def _wheel(page: Any, position: tuple[int, int], delta: tuple[int, int]) -> None:
@@ -104,8 +120,7 @@ def _bounded(seconds: float) -> float:
 
 def _key(combination: str) -> str:
     """Playwright's name of a combination such as ``control+a``. Raises `ActionRefused` for an unknown key."""
-    names = [name.strip() for name in combination.split("+")] if len(combination) > 1 else [combination]
-    for name in names:
-        if name.lower() not in _KEYS and not (len(name) == 1 and name.isascii() and name.isprintable()):
-            raise ActionRefused(f"unknown key {combination[:40]!r}")
-    return "+".join(_KEYS.get(name.lower(), name) for name in names)
+    try:
+        return "+".join(keys_of(combination, _KEYS, _CHARACTERS))
+    except UnknownKey as unknown:
+        raise ActionRefused(str(unknown)) from None

@@ -65,12 +65,18 @@
     return image.decode().catch(() => {}); // a picture that does not exist never appears
   }
 
-  /** What typing would reach: "text", "select" or "" (nothing). */
-  function focused() {
-    const element = document.activeElement;
-    if (element.matches("select")) return "select";
-    return element.matches(`${ROLES.textbox}, ${ROLES.textarea}`) ? "text" : "";
+  let field = null;
+
+  /** What typing would reach: "line", "lines", "select" or "" (nothing); `held` tells of it from here on. */
+  function focus() {
+    field = document.activeElement;
+    if (field.matches("select")) return "select";
+    if (field.matches(ROLES.textarea)) return "lines";
+    return field.matches(ROLES.textbox) ? "line" : "";
   }
+
+  /** The text of the field that `focus` found; null where it cannot be told. */
+  const held = () => field.value ?? null;
 
   const clean = (text) => (text ?? "").replace(/\s+/g, " ").trim();
   const label = (node) => clean(node.innerText ?? node.textContent).replace(/:$/, "");
@@ -177,5 +183,5 @@
     return byRole(found, lower) ?? (["x", "×"].includes(lower) ? locate("Close") : null);
   }
 
-  window.cua = { start, settled, focused, locate, visiblePixel };
+  window.cua = { start, settled, focus, held, locate, visiblePixel };
 })();

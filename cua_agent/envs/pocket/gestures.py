@@ -16,9 +16,11 @@ from cua_agent.envs.pocket.screens import (
     set_brightness_at,
 )
 from cua_agent.envs.pocket.state import PhoneState
+from cua_agent.keys import UnknownKey, keys_of, named
+from cua_agent.typed_text import untypeable
 
 _MIN_SWIPE = 12  # logical pixels; a shorter movement is no swipe
-_MAX_TEXT = 200  # characters that a field holds
+_KEYS = named(("enter", "backspace", "back", "escape"))
 
 
 def apply_action(state: PhoneState, action: Action) -> str | None:
@@ -71,7 +73,9 @@ def _tap(state: PhoneState, at: Location) -> str | None:
 def _type(state: PhoneState, text: str, press_enter: bool) -> str | None:
     if state.dialog or state.focus is None:
         return "no text field has the focus"
-    _write(state, state.focus, text[:_MAX_TEXT])
+    if reason := untypeable(text, lines=False):
+        return reason
+    _write(state, state.focus, text)
     if press_enter:
         _submit(state)
     return None
@@ -110,7 +114,12 @@ def _move(state: PhoneState, start: tuple[int, int], end: tuple[int, int]) -> st
     return None
 
 
-def _key(state: PhoneState, key: str) -> str | None:
+def _key(state: PhoneState, combination: str) -> str | None:
+    try:
+        keys = keys_of(combination, _KEYS)
+    except UnknownKey as unknown:
+        return str(unknown)
+    key = "+".join(keys)
     if key == "enter" and state.focus:
         _submit(state)
         return None
