@@ -16,12 +16,13 @@ from cua_agent.envs.local_gbox import bodies
 SIZE = (720, 1520)
 MIDDLE, CORNER = Point(500, 500), Point(1000, 1000)
 
+TYPED = st.text(st.characters(exclude_categories=["Cc", "Cs"], include_characters="\n\t"), max_size=20)
 POINTS = st.builds(Point, st.integers(0, 1000), st.integers(0, 1000))
 ACTIONS = st.one_of(
     st.builds(actions.Tap, POINTS),
     st.builds(actions.DoubleTap, POINTS),
     st.builds(actions.LongPress, POINTS, st.floats(0, 30)),
-    st.builds(actions.TypeText, st.text(max_size=20), st.none() | POINTS, st.booleans()),
+    st.builds(actions.TypeText, TYPED, st.none() | POINTS, st.booleans()),
     st.builds(actions.Swipe, POINTS, POINTS),
     st.builds(actions.Drag, POINTS, POINTS),
     st.builds(actions.Scroll, st.sampled_from(Direction), st.none() | POINTS),
