@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from cua_agent.models import loaders
 from cua_agent.models.errors import UnsupportedModel
-from cua_agent.models.export import ExportDiffers, ExportError, export, main
+from cua_agent.models.export import ExportDiffers, ExportError, export, find_weights, main
 from cua_agent.models.loaders import load_policy
 from cua_agent.models.lora import LoraSpec
 from cua_agent.models.policy import PolicyModel
@@ -90,6 +90,18 @@ def test_what_cannot_be_exported_is_one_line(
 def test_a_directory_without_weights_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="no weights there"):
         export(tmp_path, tmp_path / "out")
+
+
+def test_a_run_directory_means_its_best_weights_and_no_others(tmp_path: Path) -> None:
+    for name in ("best", "last"):
+        (tmp_path / "run" / "checkpoints" / name).mkdir(parents=True)
+        (tmp_path / "run" / "checkpoints" / name / "config.json").write_text("{}")
+    best, last = tmp_path / "run" / "checkpoints" / "best", tmp_path / "run" / "checkpoints" / "last"
+    assert find_weights(tmp_path / "run") == best
+    (best / "config.json").unlink()
+    with pytest.raises(ExportError, match="no weights in") as error:
+        find_weights(tmp_path / "run")
+    assert str(error.value).endswith(f"{best}; allowed: {last}")
 
 
 def adapter_of_any_kind(directory: Path, family: str, **options: Any) -> PolicyModel:

@@ -49,10 +49,12 @@ class Options:
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written: `merged` tells whether there was an adapter to merge, `rounding` by how much the largest
-    change of a logit through rounding the weights to their dtype is, as a share of the largest logit."""
+    """What was written, and from which weights (`source`): `merged` tells whether there was an adapter to merge,
+    `rounding` by how much the largest change of a logit through rounding the weights to their dtype is, as a share of
+    the largest logit."""
 
     directory: Path
+    source: Path
     merged: bool
     parameters: int
     rounding: float
@@ -99,7 +101,7 @@ def _write(weights: Path, out: Path, dtype: str) -> Exported:
     rounded, parameters = _logits(policy), sum(parameter.numel() for parameter in model.parameters())
     del policy, model  # one model in memory at a time
     _compare("reading back what was written", _logits(load_policy(str(out), dtype="float32")), rounded)
-    return Exported(out, merged, parameters, _difference(rounded, trained))
+    return Exported(out, weights, merged, parameters, _difference(rounded, trained))
 
 
 def _merge(policy: PolicyModel) -> PolicyModel:
@@ -183,12 +185,21 @@ def _check_unquantised(checkpoint: Path, weights: Path) -> None:
 
 
 def find_weights(checkpoint: Path) -> Path:
-    """The directory of weights that `checkpoint` means. Raises `ExportError` when there is none."""
+    """The directory of weights that `checkpoint` means, of a run directory its best. Raises `ExportError` when there
+    is none; never takes other weights instead."""
     directory = checkpoint.expanduser()
-    for candidate in (directory, directory / "checkpoints" / "best", directory / "checkpoints" / "last"):
-        if any((candidate / name).is_file() for name in ("adapter_config.json", "config.json")):
+    best = directory / "checkpoints" / "best"
+    for candidate in (directory, best):
+        if _has_weights(candidate):
             return candidate
+    others = sorted(str(path) for path in (directory / "checkpoints").glob("*") if _has_weights(path))
+    if others:
+        raise ExportError(f"checkpoint={checkpoint}: no weights in {best}; allowed: {', '.join(others)}")
     raise ExportError(f"checkpoint={checkpoint}: no weights there; allowed: a checkpoint, an adapter, a run directory")
+
+
+def _has_weights(directory: Path) -> bool:
+    return any((directory / name).is_file() for name in ("adapter_config.json", "config.json"))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -215,6 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ExportDiffers, OSError, SafetensorError) as error:
         print(f"error: {first_line(error)}", file=sys.stderr)
         return FAILED
+    print(f"taken: {done.source}")
     how = "adapter merged into its base" if done.merged else "all weights"
     print(
         f"{done.directory}: {done.parameters:,} parameters, {how}; read back, it computes what was trained "
