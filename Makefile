@@ -63,8 +63,9 @@ lint: $(SETUP) ## ruff, mypy and the arrows between packages
 	$(PYTHON) -m mypy
 	.venv/bin/lint-imports --no-cache --no-logo
 
-docs: $(SETUP) ## rewrite docs/configuration.md from trainers/config
+docs: $(SETUP) ## rewrite docs/configuration.md from trainers/config, and the picture of the packages from their imports
 	$(PYTHON) scripts/make_config_docs.py
+	$(PYTHON) scripts/make_structure_picture.py
 
 clean: ## remove caches and build output; .venv and outputs/ stay
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,6 +1,8 @@
 """The direction of dependencies, and what importing the entry points costs."""
 
+import importlib
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -64,6 +66,27 @@ def test_a_wrong_import_is_found(checkout: Path, module: str, line: str, broken:
         file.write_text(sound, encoding="utf-8")
     assert done.returncode == 1
     assert any(broken in name and "BROKEN" in name for name in done.stdout.splitlines()), done.stdout
+
+
+def test_the_picture_of_the_packages_is_up_to_date() -> None:
+    script = runpy.run_path(str(ROOT / "scripts" / "make_structure_picture.py"))
+    assert script["TARGET"].read_text(encoding="utf-8") == script["render"](), "run: make docs"
+
+
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [
+        ("CUAGRPOTrainer", "trainers.legacy.trainer"),
+        ("AReaLGRPOTrainer", "trainers.areal.trainer"),
+        ("GBoxAReaLEnv", "trainers.areal.env"),
+        ("StandaloneGBoxCUAAgent", "cua_agent.agent"),
+        ("load_model_with_unsloth", "cua_agent.models.unsloth"),
+        ("get_training_tasks", "cua_agent.tasks"),
+        ("get_eval_tasks", "cua_agent.tasks"),
+    ],
+)
+def test_names_that_users_know_stay_where_they_are(name: str, module: str) -> None:
+    assert callable(getattr(importlib.import_module(module), name))
 
 
 @pytest.mark.parametrize(
