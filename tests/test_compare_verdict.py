@@ -1,14 +1,16 @@
 """Final figures by hand, what they let us say, and the gates."""
 
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.compare_rig import evaluation, learning_run, row, settings, summary_of, write_run
-from trainers.compare.bootstrap import Estimate
+from trainers.compare.bootstrap import Estimate, Sample, difference_of
 from trainers.compare.comparison import Comparison, compare, judgement, speed_in_words, success_in_words
 from trainers.compare.figures import Cell, Figure
+from trainers.compare.power import episodes_needed, seeds_needed
 from trainers.compare.runs import Run, load_run
 from trainers.compare.verdict import Gates, judge
 from trainers.compare.words import cell, contrast, signed, value
@@ -139,8 +141,8 @@ def failing(reference: list[Run], candidate: list[Run], **gates: float) -> list[
     assert len(verdict.reasons) == len(verdict.checks) == 7
     failed = [check.name for check in verdict.checks if not check.passed]
     assert verdict.go == (failed == [])
-    assert [line for line in verdict.reasons if line.startswith("FAIL: ")] == [
-        f"FAIL: {check.name}: {check.reason}" for check in verdict.checks if not check.passed
+    assert [line for line in verdict.reasons if not line.startswith("pass: ")] == [
+        f"{check.word}: {check.name}: {check.reason}" for check in verdict.checks if not check.passed
     ]
     return failed
 
@@ -256,3 +258,62 @@ def test_numbers_read_well() -> None:
     assert contrast(SPEED, Estimate(1.4, 1.3, 1.5, 3)) == "1.40× [1.30, 1.50]"
     assert contrast(SECONDS, Estimate(-1.2, -1.2, -1.2, 3)) == "−1.20 s"
     assert contrast(SECONDS, None) == "–"
+
+
+def test_a_wide_interval_is_undecided_and_says_what_would_decide(tmp_path: Path) -> None:
+    reference, candidate = arms(tmp_path, [0.99, 0.80, 0.95], [0.97, 0.96, 0.98])
+    verdict = judge(reference, candidate)
+    check = verdict.checks[2]
+    assert (verdict.go, verdict.decision, check.passed, check.undecided) == (False, "undecided", False, True)
+    assert "−5.0 lies in it: " in check.reason
+    assert "seeds a side" in check.reason
+    assert "should it stay so" in check.reason
+
+
+def test_a_gate_that_fails_is_a_no_go_whatever_else_is_undecided(tmp_path: Path) -> None:
+    reference, _ = arms(tmp_path, [], [0.97, 0.96, 0.98])
+    bad = [row(1), row(2, updates_skipped=1)]
+    candidate = [make(tmp_path, "areal", seed, end=end, rows=bad) for seed, end in enumerate([0.99, 0.8, 0.95])]
+    assert judge(reference, candidate).decision == "no-go"
+
+
+def test_an_interval_below_the_margin_is_a_no_go(tmp_path: Path) -> None:
+    reference, candidate = arms(tmp_path, [0.5, 0.51, 0.5], [0.97, 0.96, 0.98])
+    verdict = judge(reference, candidate)
+    assert verdict.decision == "no-go"
+    assert "its upper end is below −5.0" in verdict.checks[2].reason
+
+
+def samples(*values: float, episodes: int = 200) -> list[Sample]:
+    return [Sample(value, episodes) for value in values]
+
+
+def test_seeds_that_would_decide_are_those_of_the_formula() -> None:
+    # Variances of the runs: 0.01 and 0. Of an evaluation: the mean of 0.16, 0.09 and 0 over 100 episodes, and nothing.
+    left, right = samples(0.8, 0.9, 1.0, episodes=100), samples(0.5, 0.5, 0.5, episodes=10**9)
+    spread = 0.01 + (0.16 + 0.09 + 0.0) / 3 / 100 + 0.0 + 0.25 / 10**9
+    assert seeds_needed(left, right, 0.05) == math.ceil(spread * (1.96 / 0.05) ** 2) == 17
+    assert seeds_needed(left, right, 0.5) == 4  # at least one more than there are
+    assert seeds_needed(left[:1], right, 0.05) is None
+    assert seeds_needed(left, right, 0.0001) is None
+    assert seeds_needed(left, right, 0.0) is None
+
+
+def test_episodes_that_would_decide_are_those_of_the_formula() -> None:
+    single = samples(0.9), samples(0.9)
+    assert episodes_needed(*single, 0.02) == math.ceil(200 * 2 * (0.09 / 200) / (0.02 / 1.96) ** 2) == 1729
+    far_apart = samples(0.2, 0.9), samples(0.5, 0.5)
+    assert episodes_needed(*far_apart, 0.05) is None  # the runs differ, whatever is measured
+    assert episodes_needed(*single, 0.0) is None
+
+
+def test_so_many_seeds_do_decide() -> None:
+    """With as many seeds as advised, of the same spread, half of the interval is the distance that it was to be."""
+    few = samples(0.88, 0.92, 0.88, 0.92)
+    needed = seeds_needed(few, few, 0.02)
+    assert needed is not None
+    deviation = math.sqrt(0.02**2 * 4 / 3 * (needed - 1) / needed)
+    many = samples(*[0.9 - deviation, 0.9 + deviation] * (needed // 2))
+    estimate = difference_of(many, many)
+    assert estimate.low is not None
+    assert estimate.mean - estimate.low == pytest.approx(0.02, rel=0.1)

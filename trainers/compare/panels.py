@@ -217,12 +217,17 @@ def success_difference(axes: Axes, comparison: Comparison) -> None:
     axes.set_xlabel(f"points of success, against {against}", fontsize=None if len(against) < 12 else 8)
 
 
+_GATE_MARKS = {
+    "pass": ("✓", "#00695C", "normal"), "undecided": ("?", "#8A6100", "bold"), "FAIL": ("✗", "#8E1B1B", "bold"),
+}  # fmt: skip
+
+
 def gates(axes: Axes, verdict: Verdict) -> None:
     """The gates as a list, each with its mark."""
     axes.set_axis_off()
     for index, check in enumerate(verdict.checks):
         place = (0.0, 0.94 - 0.155 * index)  # of the axes
-        mark, colour, weight = ("✓", "#00695C", "normal") if check.passed else ("✗", "#8E1B1B", "bold")
+        mark, colour, weight = _GATE_MARKS[check.word]
         text = f"{check.name}: {check.reason}"
         axes.text(*place, mark, color=colour, fontweight="bold", va="center", transform=axes.transAxes)
         axes.text(

@@ -11,6 +11,7 @@ from trainers.compare.comparison import Comparison, judgement, progress_in_words
 from trainers.compare.runs import Axis
 from trainers.compare.series import held_out, metric
 from trainers.compare.style import RC, SOFT
+from trainers.compare.verdict import Decision
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,7 +21,9 @@ _WIDTH, _HEIGHT, _DPI = 10.2, 7.3, 165  # inches, dots per inch
 _LINE_LENGTH = 138  # characters of a sentence
 _TITLE_LENGTH = 82  # characters at full size
 _MOST_LINES = 4
-_BADGE = {True: ("GO", "#00695C"), False: ("NO-GO", "#8E1B1B")}
+_BADGE: dict[Decision, tuple[str, str]] = {
+    "go": ("GO", "#00695C"), "undecided": ("UNDECIDED", "#8A6100"), "no-go": ("NO-GO", "#8E1B1B"),
+}  # fmt: skip
 _TOP: tuple[tuple[Axis, str, str], ...] = (
     ("minutes", "Faster by the clock?", "By the clock"),
     ("steps", "As good by steps?", "By steps"),
@@ -53,7 +56,7 @@ def _write_words(figure: Figure, comparison: Comparison) -> tuple[float, float]:
     size = 13.5 if len(name) <= _TITLE_LENGTH else 13.5 * _TITLE_LENGTH / len(name)
     figure.text(0.012, 0.985, name, fontsize=size, fontweight="bold", va="top")
     if len(comparison.verdicts) == 1:
-        word, colour = _BADGE[comparison.verdicts[0].go]
+        word, colour = _BADGE[comparison.verdicts[0].decision]
         box = {"facecolor": colour, "edgecolor": "none", "boxstyle": "round,pad=0.35"}
         figure.text(0.985, 0.98, word, fontsize=12, fontweight="bold", color="white", ha="right", va="top", bbox=box)
     lines = [line for text in sentences(comparison) for line in textwrap.wrap(text, _LINE_LENGTH)][:_MOST_LINES]
@@ -124,9 +127,13 @@ def sentences(comparison: Comparison) -> list[str]:
     for arm, verdict in zip(comparison.candidates, comparison.verdicts, strict=True):
         speed = speed_in_words(comparison, arm)
         found += [success_in_words(comparison, arm), *([speed] if speed else [])]
-        failed = [f"{check.name} ({check.reason})" for check in verdict.checks if not check.passed]
-        if failed:
-            found.append(f"No-go for {arm.label}: {'; '.join(failed)}.")
+        if not verdict.go:
+            open_or_failed = [
+                c for c in verdict.checks if not c.passed and c.undecided == (verdict.decision != "no-go")
+            ]
+            why = "; ".join(f"{check.name} ({check.reason})" for check in open_or_failed)
+            found.append(f"{verdict.decision.capitalize()} for {arm.label}: {why}.")
+            found += [f"Different: {', '.join(key for key, _ in comparison.settings)}."] if comparison.settings else []
     return found
 
 

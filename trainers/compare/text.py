@@ -16,7 +16,7 @@ def markdown(comparison: Comparison, picture: str) -> str:
 
 
 def _blocks(comparison: Comparison, picture: str) -> Iterator[str]:
-    answer = f" ({'go' if comparison.verdicts[0].go else 'no-go'})" if len(comparison.verdicts) == 1 else ""
+    answer = f" ({comparison.verdicts[0].decision})" if len(comparison.verdicts) == 1 else ""
     yield f"# {title(comparison)}{answer}"
     yield from sentences(comparison)
     yield f"![{title(comparison)}]({picture})"
@@ -27,8 +27,8 @@ def _blocks(comparison: Comparison, picture: str) -> Iterator[str]:
     table = figure_table(comparison)
     yield _table(table.heading, table.rows)
     for arm, verdict in zip(comparison.candidates, comparison.verdicts, strict=True):
-        yield f"## Gates for {arm.label}: {'go' if verdict.go else 'no-go'}"
-        rows = [("pass" if check.passed else "**FAIL**", check.name, check.reason) for check in verdict.checks]
+        yield f"## Gates for {arm.label}: {verdict.decision}"
+        rows = [("pass" if check.passed else f"**{check.word}**", check.name, check.reason) for check in verdict.checks]
         yield _table(("", "gate", "measured"), rows)
     yield "## Configuration: the keys that differ"
     yield _settings(comparison)

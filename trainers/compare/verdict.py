@@ -5,16 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from trainers.compare.bootstrap import Sample, difference_of, evaluation_noise
 from trainers.compare.figures import final_success
+from trainers.compare.power import episodes_needed, seeds_needed
 from trainers.compare.runs import SYNCHRONOUS, Run, number
 from trainers.compare.settings import differences
 from trainers.compare.words import points
 
 YARDSTICK = ("env.", "model.", "reward.", "rollout.max_turns", "rollout.temperature", "eval.episodes")
 """Keys, and sections, that say what a success rate is a rate of."""
+
+
+Decision = Literal["go", "undecided", "no-go"]
 
 
 @dataclass(frozen=True)
@@ -30,20 +34,37 @@ class Gates:
 
 @dataclass(frozen=True)
 class Check:
-    """One gate: whether it is passed, and why in a sentence with the figures."""
+    """One gate: whether it is passed, and why in a sentence with the figures. One that is not passed may be
+    `undecided`: the figures say neither yes nor no."""
 
     name: str
     passed: bool
     reason: str
+    undecided: bool = False
+
+    @property
+    def word(self) -> str:
+        return "pass" if self.passed else "undecided" if self.undecided else "FAIL"
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """`go` when every gate is passed; `reasons` holds a line for each."""
+    """`go` when every gate is passed, `decision` when in a word; `reasons` holds a line for each gate."""
 
     go: bool
     reasons: list[str]
     checks: tuple[Check, ...]
+
+    @property
+    def decision(self) -> Decision:
+        return decision_of(self.checks)
+
+
+def decision_of(checks: Sequence[Check]) -> Decision:
+    """No-go when a gate fails, undecided when none does but not all are passed."""
+    if all(check.passed for check in checks):
+        return "go"
+    return "undecided" if all(check.passed or check.undecided for check in checks) else "no-go"
 
 
 def judge(reference: Sequence[Run], candidate: Sequence[Run], gates: Gates = Gates()) -> Verdict:
@@ -57,7 +78,7 @@ def judge(reference: Sequence[Run], candidate: Sequence[Run], gates: Gates = Gat
         _no_skipped_updates(candidate),
         _infra_errors(candidate, gates.infra_errors),
     )
-    reasons = [f"{'pass' if check.passed else 'FAIL'}: {check.name}: {check.reason}" for check in checks]
+    reasons = [f"{check.word}: {check.name}: {check.reason}" for check in checks]
     return Verdict(all(check.passed for check in checks), reasons, checks)
 
 
@@ -91,12 +112,24 @@ def _not_inferior(reference: Sequence[Run], candidate: Sequence[Run], margin: fl
     if low is None or high is None:
         low, high = evaluation_noise(ours, theirs)
         kind, runs = "interval over evaluation episodes only", f"{runs}: none over seeds with a single run"
-    passed = low >= -margin
-    reason = (
-        f"difference {points(estimate.mean)} points, {kind} {points(low)} to {points(high)} ({runs}); "
-        f"its lower end is {'above' if passed else 'below'} {points(-margin)}"
-    )
-    return Check(name, passed, reason)
+    measured = f"difference {points(estimate.mean)} points, {kind} {points(low)} to {points(high)} ({runs})"
+    if low >= -margin:
+        return Check(name, True, f"{measured}; its lower end is above {points(-margin)}")
+    if high < -margin:
+        return Check(name, False, f"{measured}; its upper end is below {points(-margin)}")
+    way = _what_would_decide(ours, theirs, abs(estimate.mean + margin))
+    return Check(name, False, f"{measured}; {points(-margin)} lies in it: {way}", undecided=True)
+
+
+def _what_would_decide(ours: Sequence[Sample], theirs: Sequence[Sample], distance: float) -> str:
+    """How many seeds or episodes, should difference and spread stay as they are."""
+    seeds, episodes = seeds_needed(ours, theirs, distance), episodes_needed(ours, theirs, distance)
+    ways = [f"about {seeds} seeds a side"] if seeds else []
+    ways += [f"{episodes:,} evaluation episodes a run"] if episodes else []
+    if not ways:
+        return "no affordable number of seeds or episodes would tell"
+    single = "" if seeds or min(len(ours), len(theirs)) > 1 else ", of these seeds only"
+    return f"{' or '.join(ways)} would decide, should it stay so{single}"
 
 
 def _final_samples(runs: Sequence[Run]) -> list[Sample] | None:

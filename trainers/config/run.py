@@ -65,7 +65,7 @@ class TrainConfig:
     )
     resume: PathText | None = Field(
         default=None,
-        description="run directory or checkpoint to go on from; auto: the newest run of this name or experiment",
+        description="run or checkpoint to go on from; auto: the newest run of this name or experiment",
     )
     scheduler: Literal["none", "local", "ray", "slurm"] = Field(
         default="none",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from trainers.compare.runs import SYNCHRONOUS, Run
-from trainers.compare.verdict import Check, judge
+from trainers.compare.verdict import Check, decision_of, judge
 from trainers.parity.ladder import Climb
 from trainers.parity.report import failures
 from trainers.parity.rungs import LADDER
@@ -31,9 +31,8 @@ def phase_of(run: Run) -> int:
 
 def words(phase: int, checks: Sequence[Check]) -> str:
     """The verdict and its reasons, a line each."""
-    go = all(check.passed for check in checks)
-    lines = [f"{'pass' if check.passed else 'FAIL'}: {check.name}: {check.reason}" for check in checks]
-    return "\n".join([f"phase {phase}: {'go' if go else 'no-go'}", *(f"  {line}" for line in lines)])
+    lines = [f"{check.word}: {check.name}: {check.reason}" for check in checks]
+    return "\n".join([f"phase {phase}: {decision_of(checks)}", *(f"  {line}" for line in lines)])
 
 
 def _ladder_holds(phase: int, ladder: Climb) -> Check:
