@@ -35,7 +35,8 @@ _PIECES = re.compile(
 
 
 def read_object(text: str, start: int, *, truncated: bool) -> tuple[dict[str, Any], int]:
-    """The JSON object that begins at `start`, and where it ends; `truncated`: the token limit cut `text` off.
+    """The JSON object that begins at `start`, alone or in a list of its own, and where it ends; `truncated`: the token
+    limit cut `text` off.
 
     Raises `CallError`.
     """
@@ -44,6 +45,8 @@ def read_object(text: str, start: int, *, truncated: bool) -> tuple[dict[str, An
     except (ValueError, RecursionError):  # RecursionError: thousands of nested brackets
         mended, end = _mend(text[start : start + LONGEST], truncated=truncated)
         value, end = _read_json5(mended), start + end
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
     if not isinstance(value, dict):
         raise CallError('the tool call must be a JSON object with "name" and "arguments"')
     return value, end

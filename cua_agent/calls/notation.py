@@ -19,22 +19,23 @@ CALL_START, CALL_END = "<tool_call>", "</tool_call>"
 THINK, THINK_END = "<think>", "</think>"
 
 _TAG = re.compile(f"{CALL_START}|{CALL_END}")
-_TAGGED = re.compile(r"<tool_call>\s*(?:```\w*\s*)?(?=\{|<function=)")
-_FENCED = re.compile(r"```(?:json)?\s*(?=\{)")
+_TAGGED = re.compile(r"<tool_call>\s*(?:```\w*\s*)?(?=[\[{]|<function=)")
+_FENCED = re.compile(r"```\w*\s*(?=\{)")
+_END_OF_TURN = re.compile(r"(?:<\|im_end\|>|<\|endoftext\|>|\s)+\Z")
 _FUNCTION = re.compile(r"<function=(?P<name>\w+)>(?P<body>.*?)(?:</function>|(?=</tool_call>))", re.DOTALL)
 _PARAMETER = re.compile(r"\s*<parameter=(?P<key>\w+)>\n?(?P<value>.*?)\n?</parameter>\s*", re.DOTALL)
 _ACTION_LINE = re.compile(r"^\s*Action:", re.MULTILINE)
 _ACTION_CALL = re.compile(r"\s*(?P<name>\w+)\((?P<arguments>.*)\)\s*", re.DOTALL)
 _KEYWORD = re.compile(r"""\s*(\w+)\s*=\s*(?:'((?:[^'\\]|\\.)*)'|"((?:[^"\\]|\\.)*)")\s*(?:,|$)""", re.DOTALL)
-_LEFT_OVER = " \t\r\n}])`"
-"""What may stand between a call and its end tag: brackets that are too many, the end of a code block."""
+_LEFT_OVER = " \t\r\n}]),;`"
+"""What may stand between a call and its end tag: brackets that are too many, a comma, the end of a code block."""
 _ESCAPED = {"n": "\n", "t": "\t", "'": "'", '"': '"', "\\": "\\"}
 
 
 def find_call(text: str, *, truncated: bool) -> dict[str, Any]:
     """The only call in a model's turn, as a mapping with the keys `name` and `arguments` or what the model wrote in
     their place. `truncated`: the token limit cut the turn off. Raises `CallError`."""
-    text = _after_thought(text, truncated=truncated)
+    text = _after_thought(_END_OF_TURN.sub("", text), truncated=truncated)
     call, end = _next_call(text, 0, truncated=truncated)
     if call is None:
         call = _action_line(text)

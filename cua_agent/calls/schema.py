@@ -26,6 +26,7 @@ MAX_NAME = 200
 """Longest name of an element or key, in characters."""
 
 _Choice = TypeVar("_Choice", bound=StrEnum)
+_LARGEST_WRITTEN = 10**18
 _NUMBER = r"[+-]?\d{1,9}(?:\.\d{1,9})?"
 _PAIR = re.compile(rf"[\[(]?\s*({_NUMBER})(?:\s*,\s*|\s+)({_NUMBER})\s*[\])]?")
 _BOX_TAGS = re.compile(r"<\|box_(?:start|end)\|>|</?point>")
@@ -66,6 +67,8 @@ class Arguments:
         value = self._take(key)
         if value is None and default is not None:
             return default
+        if key == "text" and _is_whole(value):  # digits to type
+            value = str(value)
         if not isinstance(value, str):
             raise CallError(f'"{key}" must be a string')
         if not (value or empty) or len(value) > limit:
@@ -230,6 +233,10 @@ def _pair(value: Any) -> tuple[float, float] | None:
         return None
     x, y = map(_number, value)
     return None if x is None or y is None else (x, y)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < _LARGEST_WRITTEN
 
 
 def _is_unicode(value: str) -> bool:
