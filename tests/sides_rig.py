@@ -54,3 +54,15 @@ def cut(row: Trajectory, length: int) -> Trajectory:
         name: getattr(row, name)[:length] for name in ("input_ids", "loss_mask", "logprobs", "versions")
     }
     return replace(row, **arrays)
+
+
+def with_value(row: Trajectory, name: str, place: int, value: float) -> Trajectory:
+    """`row` with another entry at `place` of one of its arrays."""
+    array = getattr(row, name).copy()
+    array[place] = value
+    return replace(row, **{name: array})
+
+
+def first_trained(row: Trajectory) -> int:
+    """Where the first trained token of the row is."""
+    return int(np.flatnonzero(row.loss_mask)[0])

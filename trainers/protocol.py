@@ -38,10 +38,11 @@ class LossRecord:
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One optimiser step (`skipped` when its loss or gradient was not finite and nothing was changed)."""
+    """One optimiser step. `skipped`: something in it was not finite (`reason` names it) and nothing was changed."""
 
     metrics: Mapping[str, float]
     skipped: bool = False
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -109,11 +110,13 @@ class Trainer(Protocol):
         ...
 
     def update(self, batch: Batch) -> StepRecord:
-        """One optimiser step on a given batch; no rollouts."""
+        """One optimiser step on a given batch; no rollouts. What is not finite in the batch, its loss or its gradient
+        makes it a skipped one. Raises `ValueError` on an empty batch or one that no episodes leave behind."""
         ...
 
     def loss_and_gradients(self, batch: Batch) -> LossRecord:
-        """Loss and gradients on a given batch; weights and optimiser stay as they are."""
+        """Loss and gradients on a given batch; weights and optimiser stay as they are. Raises `ValueError` as `update`,
+        and on what is not finite in the batch."""
         ...
 
     def evaluate(self, tasks: Sequence[CUATask]) -> EvalRecord:
@@ -137,11 +140,11 @@ class Learner(Protocol):
     """Turns batches into weight updates: owns the trained weights, their optimiser and its schedule."""
 
     def update(self, batch: Batch) -> StepRecord:
-        """One optimiser step on a given batch."""
+        """One optimiser step on a given batch; see `Trainer.update`."""
         ...
 
     def loss_and_gradients(self, batch: Batch) -> LossRecord:
-        """Loss and gradients on a given batch; nothing changes."""
+        """Loss and gradients on a given batch; see `Trainer.loss_and_gradients`."""
         ...
 
     def save(self, path: Path, state: TrainerState) -> None:

@@ -35,7 +35,7 @@ def rows_to_tensors(policy: PolicyModel, rows: Sequence[Trajectory], *, pixels: 
         "attention_mask": _padded([torch.ones(len(row), dtype=torch.bool) for row in rows], 0),
         "loss_mask": _padded([torch.from_numpy(row.loss_mask) for row in rows], 0),
         "predicts": _padded([torch.from_numpy(np.roll(row.loss_mask, -1)) for row in rows], 0),
-        "logprobs": _padded([torch.from_numpy(row.logprobs) for row in rows], 0.0),
+        "logprobs": _padded([torch.from_numpy(np.where(row.loss_mask, row.logprobs, 0)) for row in rows], 0.0),
         "versions": _padded([torch.from_numpy(row.versions) for row in rows], NO_VERSION),
         "rewards": torch.tensor([row.reward for row in rows], dtype=torch.float32),
         "mm_token_type_ids": (input_ids == policy.special.image_token_id).long(),
@@ -49,9 +49,12 @@ def rows_to_tensors(policy: PolicyModel, rows: Sequence[Trajectory], *, pixels: 
 
 
 def carries_signal(group: Mapping[str, Any], config: AdvantageConfig) -> bool:
-    """Whether the rewards of a group's episodes differ: AReaL's `should_accept_fn`; agrees with `has_signal`."""
+    """Whether the rewards of a group's episodes differ: AReaL's `should_accept_fn`; agrees with `has_signal`. One
+    that is not finite is let through, to be refused where its episode can be named."""
     first = first_rows(group["episode"])
     rewards = group["rewards"][first].double()
+    if not rewards.isfinite().all():
+        return True
     std = float(rewards.std(correction=0)) if len(rewards) >= MIN_GROUP_EPISODES else 0.0
     return std > 0 and std >= config.min_group_std
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from cua_agent.models.policy import PolicyModel
 from cua_agent.trajectory import Trajectory
 from trainers.config import LossConfig
+from trainers.grpo.checks import check_row
 from trainers.grpo.loss import token_coefficients
 from trainers.protocol import Batch
 
@@ -85,12 +86,11 @@ def micro_batches(policy: PolicyModel, batch: Batch, config: LossConfig, budget:
 def collate(policy: PolicyModel, rows: Sequence[Row]) -> MicroBatch:
     """Pad and stack `rows`, on the CPU.
 
-    Raises `ValueError` when the placeholders of a row do not match its images, or its loss mask covers the first
-    token (which nothing predicts) or a token that the policy cannot sample.
+    Raises `ValueError` as `check_row`.
     """
     trajectories = [row.trajectory for row in rows]
     for trajectory in trajectories:
-        _check(policy, trajectory)
+        check_row(policy, trajectory)
     length = max(len(t) for t in trajectories)
 
     def padded(arrays: Sequence[npt.NDArray[Any]], fill: float, dtype: torch.dtype) -> Tensor:
@@ -113,19 +113,3 @@ def collate(policy: PolicyModel, rows: Sequence[Row]) -> MicroBatch:
         patches=patches,
         image_grid_thw=image_grid_thw,
     )
-
-
-def _check(policy: PolicyModel, trajectory: Trajectory) -> None:
-    name = f"episode {trajectory.episode_id!r}"
-    placeholders = int((trajectory.input_ids == policy.special.image_token_id).sum())
-    features = sum(policy.image_tokens(*image.shape[:2]) for image in trajectory.images)
-    if placeholders != features:
-        raise ValueError(
-            f"{name}: {placeholders} image placeholders, but its {len(trajectory.images)} images give {features}"
-        )
-    trained = trajectory.loss_mask.astype(bool)
-    if trained[:1].any():
-        raise ValueError(f"{name}: the loss mask covers the first token, which nothing predicts")
-    impossible = np.intersect1d(trajectory.input_ids[trained], policy.special.banned)
-    if impossible.size:
-        raise ValueError(f"{name}: trains on token {impossible[0]}, which the policy never samples")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from cua_agent.models.policy import PolicyModel
 from cua_agent.trajectory import Trajectory
 from trainers.config import OptimConfig, TrainConfig
 from trainers.grpo.batching import collate, weigh_rows
+from trainers.grpo.checks import check_batch, check_finite, not_finite, update_not_finite
 from trainers.grpo.forward import loss_inputs, reference_logprobs, score_tokens
 from trainers.grpo.gradients import accumulate_gradients
 from trainers.grpo.loss import LossSums, grpo_loss
@@ -33,7 +33,7 @@ def warmup_factor(update: int, warmup_updates: int) -> float:
 class PolicyLearner:
     """AdamW with linear warm-up and gradient clipping on the float32 master weights of `policy`.
 
-    An update whose loss or gradient norm is not finite changes neither weights nor optimiser nor schedule.
+    An update of a batch, loss or gradient that is not finite changes neither weights nor optimiser nor schedule.
     """
 
     def __init__(self, policy: PolicyModel, config: TrainConfig) -> None:
@@ -45,7 +45,11 @@ class PolicyLearner:
         self.scheduler = LambdaLR(self.optimizer, lambda update: warmup_factor(update, warmup))
 
     def update(self, batch: Batch) -> StepRecord:
-        """One optimiser step. Metrics are those of `LossSums`, `grad_norm` (before clipping) and `lr`."""
+        """One optimiser step. Metrics are those of `LossSums`, `grad_norm` (before clipping) and `lr`; none when the
+        batch itself is not finite."""
+        check_batch(self._policy, batch)
+        if unusable := not_finite(batch):
+            return StepRecord({}, skipped=True, reason=unusable)
         with self._training_mode():
             sums = self._accumulate(batch)
         norm = torch.nn.utils.clip_grad_norm_(self._parameters(), self._config.optim.max_grad_norm)
@@ -54,16 +58,18 @@ class PolicyLearner:
             "grad_norm": float(norm),
             "lr": float(self.scheduler.get_last_lr()[0]),
         }
-        skipped = not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"]))
-        if not skipped:
+        reason = update_not_finite(metrics)
+        if reason is None:
             self.optimizer.step()
             self._masters.publish()
             self.scheduler.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return StepRecord(metrics, skipped)
+        return StepRecord(metrics, skipped=reason is not None, reason=reason or "")
 
     def loss_and_gradients(self, batch: Batch) -> LossRecord:
         """Loss and unclipped gradients at the present weights, which stay as they are."""
+        check_batch(self._policy, batch)
+        check_finite(batch)
         metrics = self._accumulate(batch).metrics()
         gradients = {
             name: parameter.grad.detach().cpu().clone()

@@ -135,7 +135,8 @@ def decoupled_ppo_clip(
     """
     clipped_loss, clipped = ppo_clip(logprobs, proximal, advantages, epsilon)
     weight = (proximal - old_logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
-    return torch.where(weight <= cap, clipped_loss * weight, 0.0), clipped & (weight <= cap)
+    beyond = weight > cap  # NaN is not, and shows
+    return torch.where(beyond, 0.0, clipped_loss * weight), clipped & ~beyond
 
 
 def policy_gradient(logprobs: Tensor, advantages: Tensor) -> Tensor:

@@ -105,6 +105,8 @@ class RunRecorder:
         metrics = step_metrics(self._state, collected, batch, updates, stale, timing, usage)
         self._writer.step(metrics)
         self._progress.step(metrics, self._config.max_steps)
+        for reason in dict.fromkeys(update.reason for update in updates if update.skipped):
+            self._progress.message(f"update skipped in step {self._state.step}, the policy is unchanged: {reason}")
 
     def evaluation(self, record: EvalRecord, split: EvalSplit) -> str | None:
         """An evaluation of the present weights ended; keeps the best ones, and returns why the run should stop."""

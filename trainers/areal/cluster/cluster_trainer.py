@@ -108,8 +108,7 @@ class ClusterTrainer:
         """What the training workers learn from next."""
         self._run.watch.mark("collecting")
         collected, tensors, usage = self._stream.collect(self._lifecycle.collecting())
-        self._run.collected(collected, usage)
-        return tensors
+        return tensors if self._run.collected(collected, usage) else []
 
     def _publish(self) -> None:
         version = self._run.learnt(self._ppo.actor.last_update())

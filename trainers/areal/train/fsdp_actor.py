@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -156,7 +157,24 @@ class FSDPPolicyActor(FSDPPPOActor):  # type: ignore[misc]
         if weight == 0:
             return logits.sum() * 0.0  # other processes wait for this one's backward pass
         logprobs, entropy = self._without_padding(logits, ctx)
-        return loss_fn(logprobs, entropy, ctx.mb_input) * (weight / total_loss_weight * loss_multiplier)
+        loss = loss_fn(logprobs, entropy, ctx.mb_input)
+        self._loss_is_finite *= loss.detach().isfinite()
+        return loss * (weight / total_loss_weight * loss_multiplier)
+
+    def train_batch(self, input_: Any, loss_fn: Any, loss_weight_fn: Any) -> dict[str, float]:
+        """AReaL's optimiser step; one whose loss or gradient is not finite changes nothing."""
+        self._loss_is_finite = torch.ones((), device=self.device)
+        stats: dict[str, float] = super().train_batch(input_, loss_fn, loss_weight_fn)
+        return stats
+
+    def optimizer_step(self) -> dict[str, float]:
+        """AReaL's, which looks at the gradient only: that of a loss that is not finite may be."""
+        dist.all_reduce(self._loss_is_finite, op=dist.ReduceOp.MIN, group=self.dp_group)
+        if self._loss_is_finite:
+            stats: dict[str, float] = super().optimizer_step()
+            return stats
+        self.optimizer_zero_grad()
+        return {"update_successful": 0.0, "grad_norm": math.nan, "lr": float(self.lr_scheduler.get_last_lr()[0])}
 
     def _compute_forward_result(self, logits: Tensor, ctx: FSDPTrainContext) -> Tensor:
         return self._without_padding(logits, ctx)[0]

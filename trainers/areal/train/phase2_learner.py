@@ -19,6 +19,7 @@ from trainers.areal.train.fsdp_actor import FSDPPolicyActor
 from trainers.config import TrainConfig
 from trainers.distributed.process_group import SINGLE_PROCESS, Communicator, ProcessGroup
 from trainers.grpo.batching import weigh_rows
+from trainers.grpo.checks import check_batch, check_finite, not_finite, update_not_finite
 from trainers.grpo.loss import LossInputs, LossSums, grpo_loss
 from trainers.protocol import Batch, LossRecord, StepRecord, TrainerState
 from trainers.run.checkpoint import Optimisation, load_checkpoint, save_checkpoint
@@ -43,7 +44,10 @@ class Phase2Learner:
         self._actor = start_actor(actor, config)
 
     def update(self, batch: Batch) -> StepRecord:
-        """One optimiser step; one whose loss or gradient is not finite changes nothing."""
+        """One optimiser step; one of a batch, loss or gradient that is not finite changes nothing."""
+        check_batch(self._policy, batch)
+        if unusable := not_finite(batch):
+            return StepRecord({}, skipped=True, reason=unusable)
         loss = BatchLoss(batch, self._config)
         tensors = self.tensors(batch)
         self._actor.train()  # dropout, and gradient checkpointing
@@ -57,6 +61,8 @@ class Phase2Learner:
         return record
 
     def loss_and_gradients(self, batch: Batch) -> LossRecord:
+        check_batch(self._policy, batch)
+        check_finite(batch)
         loss = BatchLoss(batch, self._config)
         tensors = self.tensors(batch)
         gradients = gradients_of(self._actor, lambda: self._actor.train_batch(tensors, loss, loss.weight))
@@ -154,15 +160,16 @@ def gradients_of(actor: FSDPPolicyActor, update: Callable[[], object]) -> dict[s
         actor.optimizer_zero_grad()
         return {"update_successful": 0.0}
 
-    step, actor.optimizer_step = actor.optimizer_step, keep_gradients
+    step, actor.optimizer_step = actor.optimizer_step, keep_gradients  # type: ignore[method-assign]
     try:
         update()
     finally:
-        actor.optimizer_step = step
+        actor.optimizer_step = step  # type: ignore[method-assign]
     return kept
 
 
 def step_record(figures: Mapping[str, float], stats: Mapping[str, float]) -> StepRecord:
-    """What an optimiser step of AReaL's engine came to; it leaves the weights alone when the gradient is not finite."""
+    """What an optimiser step of AReaL's engine came to."""
     metrics = {**figures, "grad_norm": stats["grad_norm"], "lr": stats["lr"]}
-    return StepRecord(metrics, skipped=not stats["update_successful"])
+    skipped = not stats["update_successful"]
+    return StepRecord(metrics, skipped, update_not_finite(metrics) or "" if skipped else "")

@@ -22,6 +22,7 @@ from trainers.components import Components
 from trainers.config import ConfigError, TrainConfig
 from trainers.distributed.process_group import ProcessGroup
 from trainers.grpo.advantages import batch_of
+from trainers.grpo.checks import check_batch, check_finite, check_row, not_finite
 from trainers.protocol import (
     Batch,
     Collected,
@@ -95,17 +96,20 @@ class Phase3Trainer:
         return self._run.train(self._train)
 
     def update(self, batch: Batch) -> StepRecord:
-        groups = self.tensors(batch)
-        self._actor.ppo_update(groups)
+        check_batch(self._policy, batch)
+        if unusable := not_finite(batch):
+            return StepRecord({}, skipped=True, reason=unusable)
+        self._actor.ppo_update(self.tensors(batch))
         record = self._actor.last_update(self._process_group)
-        if record is None:
-            raise ValueError("a batch without trajectories")
+        assert record is not None  # the batch is not empty
         self._actor.lr_scheduler_step()
         if not record.skipped:
             self._serve(self._recorder.new_version())
         return record
 
     def loss_and_gradients(self, batch: Batch) -> LossRecord:
+        check_batch(self._policy, batch)
+        check_finite(batch)
         groups = self.tensors(batch)
         gradients = gradients_of(self._actor, lambda: self._actor.ppo_update(groups))
         return LossRecord(self._actor.watch.metrics(self._process_group), gradients)
@@ -157,9 +161,10 @@ class Phase3Trainer:
         """What AReaL's trainer learns from next."""
         self._run.watch.mark("collecting")
         collected, own, usage = self._collect()
+        for row in (row for group in collected.kept for row in group.rows):
+            check_row(self._policy, row)
         tensors = self._own_tensors(collected.kept, own)
-        self._run.collected(collected, usage)
-        return tensors
+        return tensors if self._run.collected(collected, usage) else []
 
     def _collect(self) -> tuple[Collected, list[ReadyGroup], Usage]:
         """What all processes collected, and the groups that this one did."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -151,7 +152,10 @@ class LossWatch:
         """The mean over the micro-batch's trained tokens, as AReaL's losses are."""
         assert self._inner is not None
         trained = data["loss_mask"].bool()
-        policy_loss = self._inner(logprobs, entropy, data, **kwargs)
+        if data["prox_logp"].isfinite().all():
+            policy_loss = self._inner(*bounded_ratios(logprobs, entropy, data), **kwargs)
+        else:  # AReaL's would raise; a loss that is not finite makes a skipped update
+            policy_loss = math.nan * logprobs.sum()
         loss, kl = policy_loss, None
         if "ref_logp" in data:
             kl = ESTIMATORS[self._config.kl_estimator](logprobs[trained], data["ref_logp"][trained])
@@ -176,6 +180,22 @@ class LossWatch:
         sums = summed(self._sums, communicator)
         figures, count = sums.metrics(), max(sums.tokens, 1)
         return {**figures, "loss": figures["loss"] / count, "policy_loss": figures["policy_loss"] / count}
+
+
+def bounded_ratios(
+    logprobs: Tensor, entropy: Tensor, data: Mapping[str, Any]
+) -> tuple[Tensor, Tensor, Mapping[str, Any]]:
+    """The arguments of a loss of AReaL's with log-ratios of present to proximal and proximal to behaviour policy within
+    `MAX_LOG_RATIO`, as `trainers.grpo.loss` bounds them: beyond it there is no gradient."""
+    proximal = data["prox_logp"]
+    return _within(logprobs, proximal), entropy, {**data, "logprobs": _within(data["logprobs"], proximal)}
+
+
+def _within(logprobs: Tensor, others: Tensor) -> Tensor:
+    """`logprobs`, where they are further than `MAX_LOG_RATIO` from `others` at that distance and without gradient."""
+    distance = logprobs.detach() - others
+    nearest = others + distance.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    return torch.where(distance.abs() <= MAX_LOG_RATIO, logprobs, nearest)
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 
+from trainers.grpo.checks import not_finite
 from trainers.protocol import Batch, Collected, EvalRecord, StepRecord, TrainResult, Usage
 from trainers.run.interrupts import interrupts_held
 from trainers.run.lifecycle import RunLifecycle
@@ -35,6 +36,7 @@ class PPOLifecycle:
         self._held = ExitStack()  # Ctrl-C, while a step changes weights that it would leave torn
         self._present: tuple[Collected, Batch, Staleness, Usage] | None = None
         self._updates: list[StepRecord] = []
+        self._unusable: str | None = None
         self._latest: EvalRecord | None = None
         self.watch = Stopwatch()
 
@@ -42,17 +44,22 @@ class PPOLifecycle:
         """As `RunLifecycle.run`, with AReaL's `loop` in the middle."""
         return self._lifecycle.run(partial(self._train_until_stopped, loop))
 
-    def collected(self, collected: Collected, usage: Usage) -> None:
-        """What the coming step trains on; Ctrl-C waits from here to the step's end."""
+    def collected(self, collected: Collected, usage: Usage) -> bool:
+        """What the coming step trains on; Ctrl-C waits from here to the step's end. Returns whether its numbers can be
+        trained on; if not, AReaL's trainer gets an empty batch."""
         batch = self._lifecycle.batch_of(collected)
         stale = staleness(batch.trajectories, self._recorder.state.policy_version)
         self._present, self._latest = (collected, batch, stale, usage), None
         self.watch.mark("collected")
         self._held.enter_context(interrupts_held())
+        self._unusable = not_finite(batch)
+        return self._unusable is None
 
     def learnt(self, update: StepRecord | None) -> int | None:
         """The step's update is over; there was none if there was nothing to learn from. Returns the version under which
         to serve the weights if it changed them (AReaL's trainer counts its steps, whatever happened in them)."""
+        if self._unusable is not None:
+            update = StepRecord({}, skipped=True, reason=self._unusable)
         self._updates = [update] if update is not None else []
         self.watch.mark("publishing")
         return None if update is None or update.skipped else self._recorder.new_version()
