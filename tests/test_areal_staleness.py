@@ -93,7 +93,7 @@ def act(stream: Stream, action: str, seconds: float) -> None:
 
 
 @given(config=CONFIGS, fates=FATES, steps=STEPS, token_s=st.sampled_from([0.0, 0.002]))
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=18, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_whatever_happens_the_bound_holds_and_every_batch_comes(
     config: TrainConfig, fates: list[Fate], steps: list[tuple[str, float]], token_s: float
 ) -> None:
