@@ -228,12 +228,20 @@ def _rewrite_transformers(config: TrainConfig) -> None:
 
 
 def _report_failure(error: Exception, directory: Path) -> int:
-    log = directory / "error.log"
-    log.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+    from trainers.run.disk import full_in_words, is_full
+
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         traceback.print_exception(error)
     first_line = next(iter(str(error).splitlines()), "")
-    print(f"error: {type(error).__name__}: {first_line} (traceback: {log})", file=sys.stderr)
+    line = full_in_words(directory) if is_full(error) else f"{type(error).__name__}: {first_line}"
+    log = directory / "error.log"
+    try:
+        log.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+        where = f"traceback: {log}"
+    except OSError as failure:
+        log.unlink(missing_ok=True)
+        where = f"no traceback, {log} cannot be written: {failure.strerror}"
+    print(f"error: {line} ({where})", file=sys.stderr)
     return FAILED
 
 

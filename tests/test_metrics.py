@@ -25,6 +25,8 @@ RESULT = TrainResult(3, "max_steps", 0.5, 0.9, 0.9, 10.0, 4.0, 5.0, 0.7, 1.5, 0)
 
 
 class Recorder:
+    name = "recorder"
+
     def __init__(self) -> None:
         self.logged: list[tuple[int, dict[str, float]]] = []
         self.closed = 0

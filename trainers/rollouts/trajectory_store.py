@@ -85,8 +85,11 @@ def save_batch(path: Path, batch: Batch) -> None:
         "batch": json.dumps({"advantages": list(batch.advantages), "trajectories": rows}, default=float),
     }
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(save(arrays, metadata=header))
-    temporary.replace(path)
+    try:
+        temporary.write_bytes(save(arrays, metadata=header))
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def load_batch(path: Path) -> Batch:

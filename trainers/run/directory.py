@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -39,7 +40,6 @@ def create_run_directory(
     now = now or datetime.now()
     name = config.run_name or f"{now:%Y%m%d-%H%M%S}-{config.backend}-{config.experiment}-seed{config.seed}"
     directory = _make_new(Path(config.output_dir).expanduser(), name)
-    (directory / "config.yaml").write_text(to_yaml(masked_config(config)), encoding="utf-8")
     about = {
         "started": now.isoformat(),
         "resumed_from": config.resume,
@@ -48,7 +48,12 @@ def create_run_directory(
         **environment_information(),
     }
     masked_about = mask_secrets(about, os.environ)
-    (directory / "run.json").write_text(json.dumps(masked_about, indent=2) + "\n", encoding="utf-8")
+    try:
+        (directory / "config.yaml").write_text(to_yaml(masked_config(config)), encoding="utf-8")
+        (directory / "run.json").write_text(json.dumps(masked_about, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        shutil.rmtree(directory, ignore_errors=True)
+        raise ConfigError(f"output_dir={config.output_dir}: cannot write to {directory}: {error.strerror}") from None
     return directory
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -99,6 +101,11 @@ class ProgressReporter(Protocol):
 class Tracker(Protocol):
     """A service that draws curves."""
 
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        ...
+
     def log(self, values: Mapping[str, float], step: int) -> None:
         """Numbers of a step, by name."""
         ...
@@ -111,12 +118,14 @@ class Tracker(Protocol):
 class MetricsWriter:
     """Appends `metrics.jsonl` and `eval.jsonl` in `directory`, writes `summary.json`, and feeds the trackers.
 
-    Each row is on disk when the call returns, so an interrupted run keeps all it had.
+    Each row is on disk when the call returns, so an interrupted run keeps all it had. A tracker that fails is let
+    go, and `tell` is told once.
     """
 
-    def __init__(self, directory: Path, trackers: list[Tracker]) -> None:
+    def __init__(self, directory: Path, trackers: list[Tracker], tell: Callable[[str], None] = print) -> None:
         self._directory = directory
         self._trackers = trackers
+        self._tell = tell
         directory.mkdir(parents=True, exist_ok=True)
 
     def step(self, metrics: StepMetrics) -> None:
@@ -143,7 +152,8 @@ class MetricsWriter:
     def close(self) -> None:
         """Flush and end the trackers; safe to call twice."""
         while self._trackers:
-            self._trackers.pop().close()
+            tracker = self._trackers.pop()
+            self._guarded(tracker, tracker.close)
 
     def _append(self, name: str, row: Mapping[str, Any]) -> None:
         with (self._directory / name).open("a", encoding="utf-8") as file:
@@ -151,8 +161,16 @@ class MetricsWriter:
 
     def _track(self, values: Mapping[str, float | int | None], step: int) -> None:
         numbers = {key: float(value) for key, value in values.items() if value is not None}
-        for tracker in self._trackers:
-            tracker.log(numbers, step)
+        self._trackers = [t for t in self._trackers if self._guarded(t, partial(t.log, numbers, step))]
+
+    def _guarded(self, tracker: Tracker, call: Callable[[], None]) -> bool:
+        """Whether `call` went well; curves elsewhere are no reason to lose a run."""
+        try:
+            call()
+        except Exception as error:
+            self._tell(f"{tracker.name} gets no further metrics: {next(iter(str(error).splitlines()), error)}")
+            return False
+        return True
 
 
 def open_trackers(config: LoggingConfig, directory: Path, settings: Mapping[str, Any]) -> list[Tracker]:
@@ -167,14 +185,24 @@ def open_trackers(config: LoggingConfig, directory: Path, settings: Mapping[str,
 
 
 class _TensorBoard:
-    def __init__(self, directory: Path) -> None:
-        from tensorboardX import SummaryWriter
+    """Event files, written in the calling thread: tensorboardX's own thread dies on a full disk, and its queue then
+    blocks the run."""
 
-        self._writer = SummaryWriter(str(directory))
+    name = "TensorBoard"
+
+    def __init__(self, directory: Path) -> None:
+        from tensorboardX.event_file_writer import EventsWriter
+
+        directory.mkdir(parents=True, exist_ok=True)
+        self._writer = EventsWriter(str(directory / "events"))
 
     def log(self, values: Mapping[str, float], step: int) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.summary import scalar
+
         for key, value in values.items():
-            self._writer.add_scalar(key, value, step)
+            self._writer.write_event(Event(step=step, wall_time=time.time(), summary=scalar(key, value)))
+        self._writer.flush()
 
     def close(self) -> None:
         self._writer.close()
@@ -186,6 +214,7 @@ class _HostedRun:
     def __init__(self, module: str, project: str, directory: Path, settings: Mapping[str, Any]) -> None:
         import importlib
 
+        self.name = module
         try:
             self._module = importlib.import_module(module)
         except ImportError as error:

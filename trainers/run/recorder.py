@@ -13,6 +13,7 @@ from trainers.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from trainers.protocol import Batch, Collected, EvalRecord, StepRecord, TrainerState, TrainResult, Usage
 from trainers.rollouts.trajectory_store import TrajectoryStore
 from trainers.run.checkpoint_files import prune_checkpoints
+from trainers.run.disk import full_in_words, is_full
 from trainers.run.metrics import MetricsWriter, ProgressReporter, open_trackers
 from trainers.run.resuming import StartingPoint, carry_best
 from trainers.run.step_metrics import Staleness, Timing, advance, step_metrics
@@ -49,7 +50,7 @@ class RunRecorder:
         self._clock = time.perf_counter()
         self._store = TrajectoryStore(directory / "trajectories", config.logging.save_trajectories)
         identity = {"backend": config.backend, "phase": config.active_phase, "seed": config.seed}
-        self._writer = MetricsWriter(directory, open_trackers(config.logging, directory, identity))
+        self._writer = MetricsWriter(directory, open_trackers(config.logging, directory, identity), progress.message)
 
     @property
     def state(self) -> TrainerState:
@@ -87,7 +88,11 @@ class RunRecorder:
 
     def batch(self, batch: Batch) -> None:
         """Record what the coming step trains on."""
-        self._store.record(self._state.step + 1, batch)
+        try:
+            self._store.record(self._state.step + 1, batch)
+        except OSError as error:  # training does not need it
+            self._store = replace(self._store, keep=0)
+            self._progress.message(f"batches are not recorded any further: {error}")
 
     def step(
         self,
@@ -160,7 +165,14 @@ class RunRecorder:
         """Save what there is when `error` or Ctrl-C ends the run, and say so; a process that fails alone cannot."""
         if not self._process_group.failed_on_all(error):
             return
-        path = self.last_checkpoint()
+        if is_full(error):
+            return
+        try:
+            path = self.last_checkpoint()
+        except Exception as failure:  # what ended the run is what is told in the end
+            why = full_in_words(self._directory) if is_full(failure) else failure
+            self._progress.message(f"stopped after step {self._state.step}; its weights could not be saved: {why}")
+            return
         self._progress.message(f"stopped after step {self._state.step}; saved {path}")
 
     def finish(self, reason: str, end: EvalRecord, templates: EvalRecord) -> TrainResult:
