@@ -34,6 +34,11 @@ class RewardValues(Protocol):
         """No report in the turns that there were."""
         ...
 
+    @property
+    def partial(self) -> float:
+        """Added without success, times the degree to which the goal holds."""
+        ...
+
 
 @dataclass(frozen=True)
 class SuccessOnly:
@@ -43,6 +48,7 @@ class SuccessOnly:
     false_claim: float = 0.0
     failure: float = 0.0
     out_of_turns: float = 0.0
+    partial: float = 0.0
 
 
 def outcome_of(score: float, *, claimed: bool, world_done: bool) -> Outcome:
@@ -60,19 +66,20 @@ def outcome_of(score: float, *, claimed: bool, world_done: bool) -> Outcome:
 
 
 def reward_of(outcome: Outcome, score: float, values: RewardValues) -> float:
-    """The episode's reward: `values.success` times `score` for a success, the outcome's value otherwise.
+    """The episode's reward: `values.success` for a success, else the outcome's value plus `values.partial` times the
+    degree `score` (0..1) to which the goal holds.
 
-    A partial score gives no partial reward: half-reached goals would teach to stop half-way. Lost episodes get 0,
-    which no advantage ever sees.
+    Lost episodes get 0, which no advantage ever sees.
     """
     match outcome:
         case Outcome.SUCCESS:
-            return values.success * score
+            return values.success
         case Outcome.FALSE_CLAIM:
-            return values.false_claim
+            worth = values.false_claim
         case Outcome.FAILURE:
-            return values.failure
+            worth = values.failure
         case Outcome.OUT_OF_TURNS:
-            return values.out_of_turns
+            worth = values.out_of_turns
         case Outcome.INFRA_ERROR:
             return 0.0
+    return worth + values.partial * min(max(score, 0.0), GOAL_REACHED)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from trainers.config.types import Momentum
@@ -39,6 +39,18 @@ class RewardConfig:
     false_claim: float = Field(default=0.0, description="reported complete, but the goal does not hold")
     failure: float = Field(default=0.0, description="the world ended the episode, goal not reached")
     out_of_turns: float = Field(default=0.0, description="ran out of turns")
+    partial: float = Field(
+        default=0.0, ge=0, le=0.5, description="added without success, times how far the goal holds, 0 to 1"
+    )
+
+    @model_validator(mode="after")
+    def _success_is_best(self) -> RewardConfig:
+        best = max(self.false_claim, self.failure, self.out_of_turns) + self.partial
+        if self.partial and best >= self.success:
+            raise ValueError(
+                f"partial={self.partial:g} makes up to {best:g} of no success; allowed: below success={self.success:g}"
+            )
+        return self
 
 
 @dataclass(frozen=True, config=STRICT)
