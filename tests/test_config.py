@@ -33,6 +33,7 @@ def another_value(key: str, kind: Any, default: Any) -> Any:
         "env.tasks": ("settings", "clock"),
         "max_minutes": 2.5,
         "eval.patience": 4,
+        "reward.partial": 0.25,
         "model.coordinates": "absolute",
         "model.thinking": True,
         "inference.servers": ("http://one:8000", "https://two/v1"),
