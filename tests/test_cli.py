@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,10 @@ import train
 from cua_agent.agent import ContextTooShort
 from trainers.config import ConfigError, TrainConfig
 from trainers.protocol import TrainResult
+from trainers.run.checkpoint_files import read_state
+from trainers.run.files import read_rows
+from trainers.run.lineage import lineage_of, training_rows
+from trainers.run.resuming import find_checkpoint
 
 ROOT = Path(__file__).parents[1]
 TRAIN = [sys.executable, str(ROOT / "train.py")]
@@ -256,34 +261,81 @@ def test_what_the_machine_lacks_is_one_line_and_status_2(arguments: list[str], w
 SMALL = ["max_steps=2", "rollout.groups_per_step=2", "rollout.group_size=2", "eval.episodes=4", "eval.every_steps=0"]
 
 
+def pasted(line: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """A command that was printed, run by a shell; `python` is this one, and the repository is at hand."""
+    if not (cwd / "train.py").exists():
+        (cwd / "train.py").symlink_to(ROOT / "train.py")
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(line, shell=True, capture_output=True, text=True, cwd=cwd, env=environment, timeout=600)
+
+
 @pytest.mark.slow
-def test_a_small_run_from_another_directory_leaves_everything_it_promises(tmp_path: Path) -> None:
-    done = command(*SMALL, "run_name=small", cwd=tmp_path)
+def test_a_small_run_leaves_everything_it_promises_and_its_commands_work_when_pasted(tmp_path: Path) -> None:
+    done = command(*SMALL, "run_name=small", "output_dir=jürgen's (a), b=c", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    run = tmp_path / "outputs" / "small"
+    run = tmp_path / "jürgen's (a), b=c" / "small"
     summary = json.loads((run / "summary.json").read_text())
     assert (summary["backend"], summary["steps"], summary["seed"]) == ("areal", 2, 0)
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 2
     expected = {"config.yaml", "run.json", "eval.jsonl", "checkpoints", "tensorboard", "learning_curve.png"}
     assert expected <= {file.name for file in run.iterdir()}
+    episode, resume, curves, _ = (line.strip() for line in done.stdout.splitlines()[-4:])
+    for line in (episode, curves):
+        assert pasted(line, tmp_path).returncode == 0, line
+    on = pasted(resume.replace("max_steps=4", "max_steps=3"), tmp_path)
+    assert on.returncode == 0, on.stderr
+    assert on.stdout.splitlines()[0] == "max_steps: 2 -> 3"
+    (resumed,) = set(run.parent.iterdir()) - {run}
+    assert [row["step"] for row in training_rows(lineage_of(resumed))] == [1, 2, 3]
+    assert (resumed / "checkpoints" / "best" / "manifest.json").is_file()
+
+
+def killed(arguments: list[str], run: Path, ready: Callable[[], bool], number: signal.Signals) -> tuple[int, str]:
+    """Exit status and errors of a run that got the signal `number` when it was `ready`."""
+    process = subprocess.Popen(
+        [*TRAIN, *arguments], cwd=run.parents[1], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 300
+    while not ready() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(number)
+    _, error = process.communicate(timeout=300)
+    return process.returncode, error
+
+
+@pytest.mark.slow
+def test_after_a_kill_the_same_command_goes_on_with_what_there_is(tmp_path: Path) -> None:
+    outputs = tmp_path / "outputs"
+    many = [*SMALL[1:], "max_steps=1000", "eval.baseline=false", "checkpoint.every_steps=2", "run_name=cut"]
+    three = lambda: len(read_rows(outputs / "cut" / "metrics.jsonl")) >= 3  # noqa: E731
+    assert killed(many, outputs / "cut", three, signal.SIGKILL)[0] == -signal.SIGKILL
+    started = lambda: (outputs / "cut-2" / "run.json").exists()  # noqa: E731
+    assert killed(many, outputs / "cut-2", started, signal.SIGKILL)[0] == -signal.SIGKILL
+    saved = find_checkpoint(str(outputs / "cut"))
+    step = read_state(saved).step
+    done = command("resume=auto", "run_name=cut", f"max_steps={step + 1}", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[:3] == [
+        "resume=auto: passed over outputs/cut-2: it has no checkpoint",
+        f"resume=auto: outputs/cut, step {step}",
+        f"max_steps: 1000 -> {step + 1}",
+    ]
+    about = json.loads((outputs / "cut-3" / "run.json").read_text())
+    assert (about["resumed_from"], about["resumed_step"]) == (str(outputs / "cut"), step)
+    rows = training_rows(lineage_of(outputs / "cut-3"))
+    assert [row["step"] for row in rows] == list(range(1, step + 2))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_saves_and_can_be_resumed(number: signal.Signals, tmp_path: Path) -> None:
     many = [*SMALL[1:], "max_steps=1000", "eval.baseline=false", "run_name=cut"]
-    process = subprocess.Popen([*TRAIN, *many], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    metrics = tmp_path / "outputs" / "cut" / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not metrics.exists() and time.monotonic() < deadline:
-        time.sleep(0.2)
-    process.send_signal(number)
-    _, error = process.communicate(timeout=120)
-    assert process.returncode == 130, error
-    assert "resume=" in error
-    trained = len(metrics.read_text().splitlines())
-    done = command(*SMALL[1:], f"max_steps={trained + 1}", "resume=outputs/cut", "run_name=on", cwd=tmp_path)
+    run = tmp_path / "outputs" / "cut"
+    status, error = killed(many, run, (run / "metrics.jsonl").exists, number)
+    assert status == 130, error
+    trained = len(read_rows(run / "metrics.jsonl"))
+    done = pasted(f"{error.partition('go on with: ')[2].strip()} max_steps={trained + 1} run_name=on", tmp_path)
     assert done.returncode == 0, done.stderr
-    rows = (tmp_path / "outputs" / "on" / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(row)["step"] for row in rows] == [trained + 1]
+    assert [row["step"] for row in read_rows(tmp_path / "outputs" / "on" / "metrics.jsonl")] == [trained + 1]

@@ -7,6 +7,7 @@ import pytest
 
 from tests.compare_rig import evaluation, learning_run, row, settings, summary_of, write_run
 from trainers.compare.arms import sort_into_arms
+from trainers.compare.plan import without_beginnings
 from trainers.compare.runs import Run, load_run
 from trainers.compare.series import held_out, lines, metric, smoothed, window
 from trainers.compare.settings import differences, fingerprint, labels
@@ -148,6 +149,18 @@ def test_a_resumed_run_whose_beginning_is_lost_has_no_minutes_and_says_so(tmp_pa
 def test_runs_that_name_each_other_end(tmp_path: Path) -> None:
     resumed(tmp_path / "a", str(tmp_path / "b"), 1, 2)
     assert load_run(resumed(tmp_path / "b", str(tmp_path / "a"), 3, 4)).steps == [3, 4]
+
+
+def test_the_beginning_of_a_run_is_no_run_of_its_own_unless_it_did_something_else(tmp_path: Path) -> None:
+    rows = [row(1), row(2)]
+    for name, keys in (("a", {}), ("other", {"optim__learning_rate": 0.5})):
+        write_run(tmp_path / name, settings(**keys), rows, [])
+    longer = settings(max_steps=99)
+    for name, former in (("b", "a"), ("c", "other")):
+        write_run(tmp_path / name, longer, [row(3)], [], resumed_from=str(tmp_path / former), resumed_step=2)
+    kept, notes = without_beginnings([tmp_path / name for name in ("a", "b", "c", "other")])
+    assert [directory.name for directory in kept] == ["b", "c", "other"]
+    assert notes == ["a is the beginning of b, not a run of its own"]
 
 
 def test_seeds_names_logs_and_checkpoints_make_no_configuration() -> None:

@@ -13,8 +13,10 @@ from trainers.compare.runs import read_config
 from trainers.compare.settings import fingerprint
 from trainers.config import ConfigError, TrainConfig, from_mapping
 from trainers.config.compose import load_config
+from trainers.config.saved import by_key, default_settings
 from trainers.config.validation import leaves, shown
 from trainers.run.directory import masked_config
+from trainers.run.lineage import lineage_of
 
 Identity = tuple[str, int]
 """Fingerprint of a configuration, and the seed."""
@@ -83,6 +85,26 @@ def named_runs(patterns: Sequence[str]) -> list[Path]:
         for match in matches:
             directories.setdefault(match.resolve(), match)
     return list(directories.values())
+
+
+def without_beginnings(directories: Sequence[Path]) -> tuple[list[Path], list[str]]:
+    """The runs but for those that another one of the same settings goes on with: they are a part of that one. And a
+    line for each that is left out."""
+    continued = {part.directory.resolve(): run for run in directories for part in lineage_of(run).parts[:-1]}
+    kept, notes = [], []
+    for directory in directories:
+        later = continued.get(directory.resolve())
+        if later is not None and _practice(directory) == _practice(later):
+            notes.append(f"{directory.name} is the beginning of {later.name}, not a run of its own")
+        else:
+            kept.append(directory)
+    return kept, notes
+
+
+def _practice(directory: Path) -> str:
+    """What a run does, however long it does it."""
+    settings = {**default_settings(), **by_key(read_config(directory))}
+    return fingerprint({key: value for key, value in settings.items() if key not in ("max_steps", "max_minutes")})
 
 
 def _glob(path: Path) -> Iterable[Path]:

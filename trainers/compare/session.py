@@ -9,7 +9,7 @@ from pathlib import Path
 from trainers.compare.comparison import compare
 from trainers.compare.launch import Display, open_display, run
 from trainers.compare.options import CompareConfig
-from trainers.compare.plan import Found, Planned, find, named_runs, plan, report_directory
+from trainers.compare.plan import Found, Planned, find, named_runs, plan, report_directory, without_beginnings
 from trainers.compare.runs import load_run
 from trainers.config import ConfigError
 from trainers.config.texts import quoted
@@ -73,4 +73,7 @@ def prepare(options: CompareConfig, overrides: Sequence[str], train: Sequence[st
     given = named_runs(options.runs)
     for directory in given:
         load_run(directory)
+    given, notes = without_beginnings(given)
+    for note in notes:
+        print(note)
     return Session(options, planned, given, train, report_directory(options, planned, given))
