@@ -176,7 +176,9 @@ def trained(run: Run, args: argparse.Namespace) -> dict[str, Any]:
     }
     rows = _rows(args.out / "runs" / run.slug / "metrics.jsonl")
     result["steps"] = len(rows)
-    result |= {name: round(median(row[name] for row in rows), 4) for name in FIGURES if rows and name in rows[0]}
+    for name in FIGURES:
+        if values := [row[name] for row in rows if row.get(name) is not None]:  # a step without signal has no loss
+            result[name] = round(median(values), 4)
     if status != 0 or len(rows) != STEPS:
         result["error"] = f"exit status {status}, {len(rows)} steps"
         result["tail"] = log.read_text(errors="replace").splitlines()[-TAIL:]

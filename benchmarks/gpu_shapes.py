@@ -116,7 +116,7 @@ def synthetic_batch(policy: PolicyModel, count: int, most_turns: int, sampled: i
             Trajectory(
                 input_ids=ids,
                 loss_mask=mask,
-                logprobs=np.full(len(ids), -7.0, np.float32) * mask,
+                logprobs=(-7.0 * mask).astype(np.float32),
                 versions=(mask - 1).astype(np.int32),
                 images=[rng.integers(0, 256, (height, width, 3), dtype=np.uint8) for _ in range(turns)],
                 reward=float(number % 2),

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+from cua_agent.models.errors import ModelError
+from cua_agent.models.loaders import load_policy
 from tests.refusals import refusal
 from trainers.config import ConfigError, LoaderConfig, TrainConfig
 from trainers.distributed.torchrun import check_processes
@@ -93,6 +95,18 @@ def test_a_launcher_s_local_rank_is_kept(tmp_path: Path, monkeypatch: pytest.Mon
         monkeypatch.setenv(name, value)
     prepare_process(tmp_path, "cuda")
     assert os.environ["LOCAL_RANK"] == "1"
+
+
+@pytest.mark.parametrize(("device", "planned"), [("cuda", False), ("cpu", True)])
+def test_attention_on_a_gpu_is_not_planned_for_every_length(
+    device: str, planned: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    cudnn: list[bool] = [True]
+    monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", lambda on: cudnn.append(on))
+    with pytest.raises(ModelError):
+        load_policy(str(tmp_path / "nowhere"), device=device)
+    assert cudnn[-1] is planned
 
 
 def test_one_card_for_several_processes_is_refused() -> None:

@@ -299,6 +299,9 @@ def test_the_canary_must_move_with_the_trainer() -> None:
     former = [reading("v0", -2.0, -2.1)]  # the two programs differ by 0.1 to begin with
     judge(former, reading("v1", -1.9, -2.0), tolerance=0.15)
     judge(former, reading("v1", -1.99, -2.1), tolerance=0.15)  # too small a move to tell
+    judge(former, reading("v1", -1.99, -2.04), tolerance=0.15, full_weights=True)  # they round anew
+    with pytest.raises(CanaryError, match="since v0"):
+        judge(former, reading("v1", -1.99, -2.04), tolerance=0.15)
     with pytest.raises(CanaryError, match=r"since v0 the trainer's log-probabilities moved by 0\.1 on average"):
         judge(former, reading("v1", -2.1, -2.1), tolerance=0.15)
     small = [reading("v0", -2.0, -2.1), *(reading(f"v{i}", -2.0 - i / 100, -2.1) for i in range(1, 5))]

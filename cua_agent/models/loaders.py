@@ -81,6 +81,8 @@ def load_policy(
     if load_in_4bit and loader != "unsloth":
         raise ValueError("loader.load_in_4bit=true needs loader=unsloth")
     check_device(device)
+    if device.startswith("cuda"):
+        torch.backends.cuda.enable_cudnn_sdp(False)  # it plans 0.1 s for every new length, and lengths rarely repeat
     if device.startswith("cuda:"):
         torch.cuda.set_device(device)  # for kernels and libraries that take the present one
     source = find_model(path)

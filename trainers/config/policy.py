@@ -99,5 +99,7 @@ class InferenceConfig:
         default=600.0, gt=0, description="vllm: how long a silent server (restarted, say) is waited for"
     )
     canary_tolerance: float | None = Field(
-        default=None, gt=0, description="vllm: largest mean log-prob gap to the trainer; null: 5e-4, bfloat16 0.15"
+        default=None,
+        gt=0,
+        description="vllm: largest mean log-prob gap to the trainer; null: 5e-4, on a GPU 1e-2; bfloat16 0.15",
     )

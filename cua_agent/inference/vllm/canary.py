@@ -26,8 +26,12 @@ from cua_agent.prompts import END_OF_TURN, first_prompt, system_prompt
 
 TOLERANCES = {torch.float32: 5e-4, torch.bfloat16: 0.15}
 """Largest mean difference of log-probabilities between server and trainer, by the policy's dtype."""
+TF32_TOLERANCE = 1e-2
+"""In float32 on a GPU: vLLM multiplies in TF32 there, which costs 2.4e-3 (seen on an H200)."""
 MOVE_TOLERANCE = 0.2
 """Tolerance of a move as a part of the above: what differs between the two programs cancels out of a difference."""
+ROUNDED_MOVE_TOLERANCE = 0.5
+"""The same when all weights changed: how their products round does not cancel (bfloat16: 0.06 off, seen on an H200)."""
 MOVE_SHARE = 0.5
 """How far a move may be off, besides, as a part of its size."""
 MAX_CHOICES = 20
@@ -104,12 +108,16 @@ def own_logprobs(policy: PolicyModel, canary: Canary) -> tuple[float, ...]:
 
 
 def tolerance_for(policy: PolicyModel) -> float:
-    """The mean log-prob gap that the policy's dtype explains."""
-    return TOLERANCES.get(next(policy.model.parameters()).dtype, TOLERANCES[torch.bfloat16])
+    """The mean log-prob gap that the policy's dtype explains, on its device, for lack of the server's."""
+    dtype = next(policy.model.parameters()).dtype
+    if dtype == torch.float32 and policy.device.type == "cuda":
+        return TF32_TOLERANCE
+    return TOLERANCES.get(dtype, TOLERANCES[torch.bfloat16])
 
 
-def judge(former: Sequence[Reading], now: Reading, tolerance: float) -> None:
+def judge(former: Sequence[Reading], now: Reading, tolerance: float, *, full_weights: bool = False) -> None:
     """Compare a reading with itself and with the former ones of the same server. Raises `CanaryError`."""
+    floor = (ROUNDED_MOVE_TOLERANCE if full_weights else MOVE_TOLERANCE) * tolerance
     gap = _mean_gap(now.observed, now.expected)
     if not gap <= tolerance:  # NaN is a gap, too
         raise CanaryError(
@@ -120,7 +128,7 @@ def judge(former: Sequence[Reading], now: Reading, tolerance: float) -> None:
         own_move = now.expected - reading.expected
         server_move = now.observed - reading.observed
         size, off = float(np.abs(own_move).mean()), _mean_gap(server_move, own_move)
-        if off > MOVE_TOLERANCE * tolerance + MOVE_SHARE * size:
+        if off > floor + MOVE_SHARE * size:
             raise CanaryError(
                 f"{now.name}: since {reading.name} the trainer's log-probabilities moved by {size:.2g} on average, the "
                 f"server's by {np.abs(server_move).mean():.2g}; it does not follow the published weights"

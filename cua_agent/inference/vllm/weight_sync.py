@@ -190,7 +190,7 @@ class Replica:
             answer = self._client.call(wire.probe(name, probe.wire, canary.choices))
             observed += wire.read_probe(answer, probe.ids, canary.choices)
         reading = Reading(publication.name, np.array(publication.expected), np.array(observed))
-        judge(self._readings, reading, self._plan.tolerance)
+        judge(self._readings, reading, self._plan.tolerance, full_weights=self._plan.lora_rank is None)
         self._readings.append(reading)
 
     def _cure(self, error: Refused, publication: Publication) -> str:
