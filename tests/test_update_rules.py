@@ -104,6 +104,12 @@ def unknown_token(row: Trajectory) -> Trajectory:
     return with_value(row, "input_ids", 3, 10**6)
 
 
+def shortened(row: Trajectory) -> Trajectory:
+    short = replace(row)
+    short.versions = short.versions[:-1]
+    return short
+
+
 def untrained(row: Trajectory) -> Trajectory:
     return replace(row, loss_mask=np.zeros_like(row.loss_mask))
 
@@ -118,6 +124,7 @@ BAD: dict[str, tuple[Callable[[list[Trajectory]], list[Trajectory]], str]] = {
         lambda rows: [with_value(rows[0], "versions", first_trained(rows[0]), -1), *rows[1:]],
         "which no version of the policy served",
     ),
+    "lengths": (lambda rows: [shortened(rows[0]), *rows[1:]], r"versions has \d+ entries, input_ids has \d+"),
     "lost image": (lambda rows: [replace(rows[0], images=[]), *rows[1:]], "4 image placeholders, but its 0 images"),
     "float image": (
         lambda rows: [replace(rows[0], images=[rows[0].images[0].astype(np.float32)]), *rows[1:]],

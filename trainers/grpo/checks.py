@@ -26,9 +26,9 @@ def check_batch(policy: PolicyModel, batch: Batch) -> None:
 
 
 def check_row(policy: PolicyModel, row: Trajectory) -> None:
-    """Raise `ValueError` on a row that no episode leaves behind: the placeholders do not match the images; the loss
-    mask covers the first token, which nothing predicts, or a token that the policy cannot sample or that no version
-    served; a token or an image is none that the model knows."""
+    """Raise `ValueError` on a row that no episode leaves behind: its arrays differ in length; the placeholders do not
+    match the images; the loss mask covers the first token, which nothing predicts, or a token that the policy cannot
+    sample or that no version served; a token or an image is none that the model knows."""
     problem = next(_problems(policy, row), None)
     if problem is not None:
         raise ValueError(f"episode {row.episode_id!r}: {problem}")
@@ -65,6 +65,9 @@ def update_not_finite(metrics: Mapping[str, float]) -> str | None:
 
 
 def _problems(policy: PolicyModel, row: Trajectory) -> Iterator[str]:
+    for name in ("loss_mask", "logprobs", "versions"):
+        if len(getattr(row, name)) != len(row):
+            yield f"{name} has {len(getattr(row, name))} entries, input_ids has {len(row)}"
     trained = row.loss_mask.astype(bool)
     yield from _image_problems(policy, row)
     vocabulary: int = policy.base_model.config.get_text_config().vocab_size
