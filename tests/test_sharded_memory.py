@@ -1,0 +1,58 @@
+"""FSDP saves memory only when nobody holds on to what it sharded."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from cua_agent.models.loaders import load_policy
+from tests.tiny_random import build
+from trainers.components import build_policy
+from trainers.config import InferenceConfig, LoraConfig, LossConfig, ModelConfig, TrainConfig
+
+pytest.importorskip("areal")
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lora", [True, False])
+def test_whole_weights_are_gone_once_they_are_sharded(weights: Path, lora: bool, tmp_path: Path) -> None:
+    from trainers.areal.process import prepare_process
+    from trainers.areal.train.phase2_learner import Phase2Learner
+
+    prepare_process(tmp_path)
+    config = TrainConfig(
+        backend="areal",
+        phase=2,
+        model=ModelConfig(path=str(weights)),
+        lora=LoraConfig(enabled=lora, r=4),
+        loss=LossConfig(kl_coefficient=0.1),  # with a reference
+    )
+    policy = build_policy(config)
+    held = [weakref.ref(p) for p in [*policy.model.parameters(), *(policy.reference_weights or {}).values()]]
+    with closing(Phase2Learner(policy, config)):
+        gc.collect()
+        assert [ref().shape for ref in held if ref() is not None] == []  # type: ignore[union-attr]
+        assert all(hasattr(parameter, "device_mesh") for parameter in policy.model.parameters())
+
+
+def test_servers_need_no_copy_of_the_policy_in_this_process(weights: Path) -> None:
+    from trainers.areal.rollout.rollout_worker import serving_policy
+
+    policy = load_policy(str(weights))
+    config = TrainConfig()
+    assert serving_policy(replace(config, inference=InferenceConfig(name="vllm")), policy) is policy
+    copy = serving_policy(config, policy)  # in this process, training and sampling go on at the same time
+    trained, sampled = (dict(p.model.named_parameters()) for p in (policy, copy))
+    assert all(trained[name] is not sampled[name] for name in trained)
+    assert all(torch.equal(trained[name], sampled[name]) for name in trained)
