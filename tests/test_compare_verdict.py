@@ -12,6 +12,7 @@ from trainers.compare.comparison import Comparison, compare, judgement, speed_in
 from trainers.compare.figures import Cell, Figure
 from trainers.compare.power import episodes_needed, seeds_needed
 from trainers.compare.runs import Run, load_run
+from trainers.compare.tables import run_table
 from trainers.compare.verdict import Gates, judge
 from trainers.compare.words import cell, contrast, signed, value
 
@@ -126,6 +127,21 @@ def test_sentences_hold_the_figures(tmp_path: Path) -> None:
         "areal phase 3: 1.00× [1.00, 1.00] the training steps per hour of legacy, "
         "90 % success after 0.2 min of training instead of 0.2 min."
     )
+
+
+def test_success_is_told_by_category_and_machines_that_differ(tmp_path: Path) -> None:
+    def run(backend: str, counts: dict[str, list[int]], machine: str) -> Run:
+        tree, rows = settings(backend), [row(1)]
+        evaluations = [evaluation(0, 0.4), evaluation(1, 0.75, by_category=counts)]
+        summary = summary_of(tree, rows, evaluations)
+        return load_run(write_run(tmp_path / backend, tree, rows, evaluations, summary, platform=machine, cpus=2))
+
+    runs = [run("legacy", {"a": [9, 10], "b": [6, 10]}, "one"), run("areal", {"a": [5, 10], "b": [10, 10]}, "two")]
+    comparison = compare(runs, target=0.9, margin=0.05)
+    assert figure(comparison, "success_a") == ([0.9, 0.5], [None, pytest.approx(-0.4)])
+    assert figure(comparison, "success_b") == ([0.6, 1.0], [None, pytest.approx(0.4)])
+    assert "The runs were made on 2 different machines: their minutes do not compare." in comparison.notes
+    assert [line[-1] for line in run_table(comparison).rows] == ["one, 2 CPUs", "two, 2 CPUs"]
 
 
 def test_one_seed_claims_nothing(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from trainers.compare import words
 from trainers.compare.arms import Arm, sort_into_arms
 from trainers.compare.bootstrap import Estimate
-from trainers.compare.figures import FigureRow, figures, tabulate
+from trainers.compare.figures import FigureRow, category_figures, figures, tabulate
 from trainers.compare.runs import Run
 from trainers.compare.settings import differences
 from trainers.compare.verdict import Gates, Verdict, judge
@@ -60,7 +60,7 @@ def compare(runs: Sequence[Run], target: float, margin: float, notes: Sequence[s
     gates = Gates(success_margin=margin)
     return Comparison(
         arms=tuple(arms),
-        rows=tuple(tabulate(arms, figures(target))),
+        rows=tuple(tabulate(arms, [*figures(target), *category_figures(runs)])),
         settings=tuple(differences([arm.settings for arm in arms])),
         verdicts=tuple(judge(arms[0].finished, arm.finished, gates) for arm in arms[1:]),
         notes=(*notes, *_notes(arms)),
@@ -144,6 +144,9 @@ def _notes(arms: Sequence[Arm]) -> list[str]:
     seeds = {tuple(run.seed for run in arm.finished) for arm in arms}
     if len(seeds) > 1:
         notes.append("The arms have different seeds.")
+    machines = {run.machine for arm in arms for run in arm.runs if run.machine}
+    if len(machines) > 1:
+        notes.append(f"The runs were made on {len(machines)} different machines: their minutes do not compare.")
     commits = {run.commit for arm in arms for run in arm.runs if run.commit}
     if len(commits) > 1:
         notes.append(f"The runs were made from {len(commits)} different commits.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -82,6 +83,13 @@ def figures(target: float) -> list[Figure]:
     ]
 
 
+def category_figures(runs: Sequence[Run]) -> list[Figure]:
+    """Final success on each category of tasks, where there are several."""
+    names = sorted({name for run in runs for evaluation in run.evaluated("seeds") for name in evaluation.by_category})
+    found = [Figure(f"success_{name}", f"success on {name}, end", "%", partial(_on_category, name)) for name in names]
+    return found if len(found) > 1 else []
+
+
 def tabulate(arms: Sequence[Arm], figures: Sequence[Figure]) -> list[FigureRow]:
     """The figures that at least one run can say, over the finished runs of each arm."""
     rows = []
@@ -140,6 +148,14 @@ def _at_end(run: Run, split: str) -> Sample | None:
     evaluations = run.evaluated(split)
     last_step = run.steps[-1] if run.rows else 0
     return _rate(evaluations[-1]) if evaluations and evaluations[-1].step >= last_step else None
+
+
+def _on_category(name: str, run: Run) -> Sample | None:
+    evaluations = run.evaluated("seeds")
+    if _at_end(run, "seeds") is None or name not in evaluations[-1].by_category:
+        return None
+    successes, episodes = evaluations[-1].by_category[name]
+    return Sample(successes / episodes, episodes)
 
 
 def _best(run: Run) -> Sample | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -32,13 +32,15 @@ _NAN = float("nan")
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Held-out success after `step` training steps; `reward` is NaN where it was not written."""
+    """Held-out success after `step` training steps; `reward` is NaN where it was not written,
+    `by_category` holds (successes, episodes)."""
 
     split: str
     step: int
     episodes: int
     success: float
     reward: float
+    by_category: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class Run:
     summary: Mapping[str, Any] | None = None
     error: str | None = None
     commit: str | None = None
+    machine: str | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -151,6 +154,7 @@ def load_run(directory: Path) -> Run:
         _json_object(directory, "summary.json"),
         last_error(directory),
         about.get("git_commit"),
+        f"{about['platform']}, {about.get('cpus')} CPUs" if about.get("platform") else None,
         lineage.notes,
     )
 
@@ -207,8 +211,20 @@ def _evaluations(directory: Path) -> list[Evaluation]:
         success, episodes = number(row, "success_rate"), number(row, "episodes")
         if math.isfinite(success) and episodes > 0:
             key = (row["split"], row["step"])
-            found[key] = Evaluation(*key, int(episodes), success, number(row, "reward_mean"))
+            reward = number(row, "reward_mean")
+            found[key] = Evaluation(*key, int(episodes), success, reward, _by_category(row))
     return sorted(found.values(), key=lambda evaluation: evaluation.step)
+
+
+def _by_category(row: Row) -> dict[str, tuple[int, int]]:
+    """(successes, episodes) of each category; none where the row does not say it in that form."""
+    said = row.get("by_category")
+    counts = said.items() if isinstance(said, dict) else ()
+    return {
+        str(name): (pair[0], pair[1])
+        for name, pair in counts
+        if isinstance(pair, list) and len(pair) == 2 and all(isinstance(n, int) for n in pair) and pair[1] > 0
+    }
 
 
 def _json_object(directory: Path, name: str) -> dict[str, Any] | None:

@@ -53,9 +53,12 @@ def run_table(comparison: Comparison) -> Table:
                     success,
                     words.value(minutes, "min") if minutes == minutes else "–",
                     (run.commit or "–")[:7],
+                    run.machine or "–",
                 )
             )
-    return Table(("run", "configuration", "seed", "state", "steps", "last success", "training", "commit"), tuple(rows))
+    return Table(
+        ("run", "configuration", "seed", "state", "steps", "last success", "training", "commit", "machine"), tuple(rows)
+    )
 
 
 def write_figures(comparison: Comparison, output: Path) -> Path:
