@@ -6,23 +6,22 @@ A fault replaces one function of the code under test. Its evidence lies under th
 
 from __future__ import annotations
 
-import statistics
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import torch
-
+from cua_agent.trajectory import Trajectory
+from tests import parity_damage as do
+from tests.parity_damage import Wrap
 from tests.parity_rig import toy_parts
 from trainers.parity.plan import Plan, load_plan
 from trainers.parity.worker import main, work
 
-Wrap = Callable[..., Any]
 AREAL = ("phase2", "phase3")
 ASYNCHRONOUS = ("phase1", "phase2", "phase3")
 _NO_IMAGE = "image placeholders, but its images give"
@@ -30,19 +29,20 @@ _NO_IMAGE = "image placeholders, but its images give"
 
 @dataclass(frozen=True)
 class Fault:
-    """`target` ("module:name" or "module:Class.name") is replaced by a function that is called with the original and
-    then the arguments. The first rung that fails on `piece` must be `rung`; with `noticed`, because the code under test
-    itself stops with that message."""
+    """`target` ("module:name" or "module:Class.name"; or one for each of `sides`) is replaced by a function that is
+    called with the original and then the arguments. The first rung that fails on `piece` must be `rung`; with
+    `noticed`, because the code under test itself stops with that message."""
 
     rung: int
     piece: str
     sides: tuple[str, ...]
-    target: str
+    target: str | tuple[str, ...]
     wrap: Wrap
     noticed: str = ""
 
-    def applied(self) -> AbstractContextManager[Any]:
-        module, _, path = self.target.partition(":")
+    def applied(self, side: str) -> AbstractContextManager[Any]:
+        target = self.target if isinstance(self.target, str) else self.target[self.sides.index(side)]
+        module, _, path = target.partition(":")
         owner: Any = import_module(module)
         *parents, name = path.split(".")
         for parent in parents:
@@ -55,135 +55,108 @@ class Fault:
         return patch.object(owner, name, faulty)
 
 
-def _mask_shifted(original: Wrap, *args: Any, **kwargs: Any) -> Any:
-    tensors = original(*args, **kwargs)
-    return {**tensors, "loss_mask": tensors["loss_mask"].roll(1, dims=-1)}
-
-
-def _image_blackened(original: Wrap, *args: Any, **kwargs: Any) -> Any:
-    tensors = original(*args, **kwargs)
-    next(images for images in tensors["multi_modal_input"] if images)["pixel_values"].fill_(0)
-    return tensors
-
-
-def _images_dropped(original: Wrap, *args: Any, **kwargs: Any) -> Any:
-    tensors = original(*args, **kwargs)
-    return {name: tensor for name, tensor in tensors.items() if name != "multi_modal_input"}
-
-
-def _areal_norm(original: Wrap, *args: Any, **kwargs: Any) -> Any:
-    """AReaL's own defaults: sample deviation, epsilon 1e-5."""
-    return replace(original(*args, **kwargs), std_unbiased=True, eps=1e-5)
-
-
-def _first_group_flipped(original: Wrap, self: Any, rewards: torch.Tensor) -> Any:
-    out = original(self, rewards)
-    out[: len(self._episodes[0])] *= -1
-    return out
-
-
-def _first_row_flipped(original: Wrap, self: Any, batch: Any) -> Any:
-    tensors = original(self, batch)
-    tensors["advantages"][0] *= -1
-    return tensors
-
-
-def _attention_leaks(original: Wrap, cu_seqlens: torch.Tensor) -> Any:
-    """One long sequence, as far as the model can tell."""
-    return (sum(original(cu_seqlens)),)
-
-
-def _other_temperature(original: Wrap, *args: Any, **kwargs: Any) -> Any:
-    return replace(original(*args, **kwargs), temperature=0.9)
-
-
-def _wrong_lora_scale(original: Wrap, model: Any, spec: Any) -> Any:
-    return original(model, replace(spec, alpha=2 * spec.alpha))
-
-
-def _adapter_in_the_reference(original: Wrap, self: Any) -> Any:
-    return nullcontext()
-
-
-def _hot_reference(original: Wrap, actor: Any, data: Any) -> Any:
-    temperature = actor.config.temperature
-    actor._head._temperature = 1.1 * temperature
-    try:
-        return original(actor, data)
-    finally:
-        actor._head._temperature = temperature
-
-
-def _sample_deviation(original: Wrap, values: Any) -> Any:
-    return statistics.stdev(values)
-
-
-def _clipped_otherwise(original: Wrap, *args: Any, **kwargs: Any) -> Any:
-    return replace(original(*args, **kwargs), eps_clip=0.05)
-
-
-def _never_rejected(original: Wrap, *args: Any, **kwargs: Any) -> Any:
-    return replace(original(*args, **kwargs), rejection_sampling=None)
-
-
-def _gradient_off(original: Wrap, *args: Any, **kwargs: Any) -> Any:
-    """The loss that is reported is right, the one that is differentiated is not."""
-    return original(*args, **kwargs) * 1.001
-
-
-def _warmup_late(original: Wrap, update: int, warmup: int) -> Any:
-    return original(max(update - 1, 0), warmup)
-
-
-def _stale_weights(original: Wrap, self: Any, version: int, weights: Any) -> Any:
-    """The version moves on, the weights that are served do not."""
-    return original(self, version, {} if version else weights)
-
-
 LEARNER, FULL, ACTOR = (
     "trainers.areal.train.phase2_learner",
     "trainers.areal.train.phase3_trainer",
     "trainers.areal.train.ppo_actor",
 )
-SHARDED = "trainers.areal.train.fsdp_actor:FSDPPolicyActor"
 SERVED = "trainers.areal.rollout.rollout_engine:PolicyRolloutEngine.update_weights"
 ADAPTED = "cua_agent.models.loaders:attach_lora"
 REFERENCE = "cua_agent.models.policy:PolicyModel.reference"
+ENGINE = "trainers.areal.train.fsdp_actor"
+OPTIMISER = f"{ENGINE}:FSDPPolicyActor._create_optimizer"
+CONFIGURED = (f"{LEARNER}:actor_config", f"{ACTOR}:ppo_actor_config")
+TENSORS = (f"{LEARNER}:rows_to_tensors", f"{FULL}:rows_to_tensors")
+LOADED = ("trainers.grpo.learner:load_checkpoint", f"{LEARNER}:load_checkpoint", f"{FULL}:load_checkpoint")
 
-FAULTS = {
-    "mask_shifted": Fault(0, "full/plain", ("phase2",), f"{LEARNER}:rows_to_tensors", _mask_shifted),
-    "mask_shifted_ppo": Fault(0, "full/plain", ("phase3",), f"{FULL}:rows_to_tensors", _mask_shifted),
-    "image_blackened": Fault(0, "full/plain", ("phase2",), f"{LEARNER}:rows_to_tensors", _image_blackened),
-    "image_blackened_ppo": Fault(0, "full/plain", ("phase3",), f"{FULL}:rows_to_tensors", _image_blackened),
-    "image_dropped": Fault(0, "full/plain", ("phase2",), f"{LEARNER}:rows_to_tensors", _images_dropped, _NO_IMAGE),
-    "image_dropped_ppo": Fault(0, "full/plain", ("phase3",), f"{FULL}:rows_to_tensors", _images_dropped, _NO_IMAGE),
-    "areal_norm": Fault(0, "full/plain", ("phase3",), f"{ACTOR}:reward_norm", _areal_norm),
-    "sample_deviation": Fault(0, "full/plain", ("phase1", "phase2"), "statistics:pstdev", _sample_deviation),
-    "group_flipped": Fault(0, "full/ragged", ("phase3",), f"{ACTOR}:RaggedNorm.__call__", _first_group_flipped),
-    "row_flipped": Fault(0, "full/plain", ("phase2",), f"{LEARNER}:Phase2Learner.tensors", _first_row_flipped),
-    "attention_leaks": Fault(
-        1, "full/packed", AREAL, "trainers.areal.train.fsdp_actor:sequence_lengths", _attention_leaks
+REPLAYED = {
+    "mask_shifted": Fault(0, "full/plain", AREAL, TENSORS, do.mask_shifted),
+    "image_blackened": Fault(0, "full/plain", AREAL, TENSORS, do.image_blackened),
+    "image_dropped": Fault(0, "full/plain", AREAL, TENSORS, do.images_dropped, _NO_IMAGE),
+    "versions_late": Fault(0, "full/plain", AREAL, TENSORS, do.versions_late),
+    "areal_norm": Fault(0, "full/plain", ("phase3",), f"{ACTOR}:reward_norm", do.areal_norm),
+    "deviation_kept": Fault(0, "full/knobs", ("phase3",), f"{ACTOR}:reward_norm", do.deviation_kept),
+    "sample_deviation": Fault(0, "full/plain", ("phase1", "phase2"), "statistics:pstdev", do.sample_deviation),
+    "group_flipped": Fault(0, "full/ragged", ("phase3",), f"{ACTOR}:RaggedNorm.__call__", do.first_group_flipped),
+    "row_flipped": Fault(0, "full/plain", ("phase2",), f"{LEARNER}:Phase2Learner.tensors", do.first_row_flipped),
+    "attention_leaks": Fault(1, "full/packed", AREAL, f"{ENGINE}:sequence_lengths", do.attention_leaks),
+    "temperature": Fault(1, "full/plain", AREAL, CONFIGURED, do.other_temperature),
+    "temperature_ignored": Fault(1, "full/knobs", AREAL, CONFIGURED, do.temperature_ignored),
+    "temperature_squared": Fault(1, "full/knobs", AREAL, CONFIGURED, do.temperature_squared),
+    "scored_at_one": Fault(1, "full/knobs", ("phase1",), "trainers.grpo.gradients:score_tokens", do.scored_at_one),
+    "nothing_banned": Fault(
+        1, "full/knobs", AREAL, "trainers.areal.train.scoring_head:ScoringHead.__init__", do.nothing_banned
     ),
-    "temperature": Fault(1, "full/plain", ("phase2",), f"{LEARNER}:actor_config", _other_temperature),
-    "temperature_ppo": Fault(1, "full/plain", ("phase3",), f"{ACTOR}:ppo_actor_config", _other_temperature),
-    "lora_scale": Fault(1, "lora/moved", ASYNCHRONOUS, ADAPTED, _wrong_lora_scale),
-    "reference": Fault(1, "lora/kl", ("phase1",), REFERENCE, _adapter_in_the_reference),
-    "reference_hot": Fault(1, "full/kl", AREAL, f"{SHARDED}.reference_logprobs", _hot_reference),
-    "clip": Fault(1, "full/moved", ("phase3",), f"{ACTOR}:ppo_actor_config", _clipped_otherwise),
-    "rejection": Fault(1, "full/stale", ("phase3",), f"{ACTOR}:ppo_actor_config", _never_rejected),
-    "gradient": Fault(2, "full/plain", ("phase2",), f"{LEARNER}:BatchLoss.__call__", _gradient_off),
-    "gradient_ppo": Fault(2, "full/plain", ("phase3",), f"{ACTOR}:LossWatch.__call__", _gradient_off),
-    "warmup": Fault(3, "full/plain", AREAL, "trainers.areal.train.fsdp_actor:warmup_factor", _warmup_late),
-    "stale_adapter": Fault(4, "lora/greedy", ASYNCHRONOUS, SERVED, _stale_weights),
-    "stale_weights": Fault(4, "full/greedy", ("phase3",), SERVED, _stale_weights),
+    "lora_scale": Fault(1, "lora/moved", ASYNCHRONOUS, ADAPTED, do.wrong_lora_scale),
+    "reference": Fault(1, "lora/kl", ("phase1",), REFERENCE, do.adapter_in_the_reference),
+    "reference_hot": Fault(1, "full/kl", AREAL, f"{ENGINE}:FSDPPolicyActor.reference_logprobs", do.hot_reference),
+    "estimator": Fault(
+        1, "full/knobs", AREAL, (f"{LEARNER}:BatchLoss.__init__", f"{ACTOR}:LossWatch.__init__"), do.other_estimator
+    ),
+    "token_mean": Fault(1, "full/ours", ("phase2",), f"{LEARNER}:weigh_rows", do.weighed_by_tokens),
+    "longer": Fault(1, "lora/reinforce", ("phase2",), f"{LEARNER}:weigh_rows", do.longer),
+    "clip": Fault(1, "full/moved", ("phase3",), f"{ACTOR}:ppo_actor_config", do.clipped_otherwise),
+    "dual_clip": Fault(1, "full/moved", ("phase1", "phase2"), "trainers.grpo.loss:ppo_clip", do.dual_clip),
+    "areal_dual_clip": Fault(1, "full/moved", ("phase3",), f"{ACTOR}:ppo_actor_config", do.areal_dual_clip),
+    "rejection": Fault(1, "full/stale", ("phase3",), f"{ACTOR}:ppo_actor_config", do.never_rejected),
+    "gradient": Fault(
+        2, "full/plain", AREAL, (f"{LEARNER}:BatchLoss.__call__", f"{ACTOR}:LossWatch.__call__"), do.gradient_off
+    ),
+    "entropy": Fault(2, "full/ours", ("phase2",), f"{LEARNER}:BatchLoss.__call__", do.entropy_is_constant),
 }
+
+OPTIMISED = {
+    "rate": Fault(0, "full/plain", AREAL, CONFIGURED, do.tuned(lr=lambda rate: 10 * rate)),
+    "betas": Fault(0, "full/plain", ("phase2",), CONFIGURED[0], do.tuned(beta2=lambda _: 0.999)),
+    "first_beta": Fault(0, "full/plain", ("phase3",), CONFIGURED[1], do.tuned(beta1=lambda _: 0.95)),
+    "epsilon": Fault(0, "full/plain", AREAL, CONFIGURED, do.tuned(eps=lambda _: 1e-6)),
+    "other_epsilon": Fault(0, "full/plain", ("phase1",), "trainers.grpo.learner:AdamW", do.other_epsilon),
+    "decay": Fault(0, "full/plain", ("phase3",), CONFIGURED[1], do.tuned(weight_decay=lambda _: 0.01)),
+    "no_decay": Fault(0, "full/knobs", ("phase2",), CONFIGURED[0], do.tuned(weight_decay=lambda _: 0.0)),
+    "decay_as_gradient": Fault(0, "full/plain", ("phase2",), OPTIMISER, do.decay_as_gradient),
+    "biases_spared": Fault(0, "full/plain", ("phase3",), OPTIMISER, do.biases_spared, "trained other parameters"),
+    "warmup": Fault(3, "full/plain", AREAL, f"{ENGINE}:warmup_factor", do.warmup_late),
+    "warmup_in_batches": Fault(3, "full/ours", ("phase2",), f"{ENGINE}:FSDPPolicyActor.__init__", do.warmup_in_batches),
+    "schedule_runs": Fault(3, "full/plain", AREAL, f"{ENGINE}:FSDPPolicyActor.lr_scheduler_step", do.schedule_runs),
+    "unclipped": Fault(3, "full/knobs", AREAL, CONFIGURED, do.tuned(gradient_clipping=lambda _: 1e9)),
+    "unreported": Fault(
+        3, "full/plain", AREAL, (f"{LEARNER}:step_record", f"{ACTOR}:step_record"), do.entropy_unreported
+    ),
+    "moments_lost": Fault(3, "full/resumed", ASYNCHRONOUS, LOADED, do.moments_lost),
+    "adapter_moments_lost": Fault(3, "lora/resumed", ("phase3",), LOADED[-1:], do.moments_lost),
+    "schedule_lost": Fault(3, "full/resumed", ASYNCHRONOUS, LOADED, do.schedule_lost),
+    "version_lost": Fault(3, "full/resumed", ASYNCHRONOUS, LOADED, do.forgotten("policy_version")),
+}
+
+LIVE = {
+    "stale_adapter": Fault(4, "lora/greedy", ASYNCHRONOUS, SERVED, do.stale_weights),
+    "stale_weights": Fault(4, "full/live", ("phase3",), SERVED, do.stale_weights),
+    "no_reference": Fault(4, "full/live", ("phase3",), f"{FULL}:Phase3Trainer._own_tensors", do.without_reference),
+    "sample_filter": Fault(
+        4, "full/live", ASYNCHRONOUS, "trainers.areal.rollout.group_stream:carries_signal", do.filtered_by_sample
+    ),
+    "position_lost": Fault(4, "full/live", ("phase1", "phase3"), (LOADED[0], LOADED[2]), do.forgotten("data_position")),
+    "step_lost": Fault(4, "full/live", ("phase2",), LOADED[1], do.forgotten("step")),
+    "live_schedule_runs": Fault(
+        4, "full/live", ("phase3",), f"{ENGINE}:FSDPPolicyActor.lr_scheduler_step", do.schedule_runs
+    ),
+    "live_moments_lost": Fault(4, "full/live", ("phase3",), LOADED[2], do.moments_lost),
+    "not_proximal": Fault(4, "full/live", ("phase3",), f"{ACTOR}:PPOPolicyActor.compute_logp", do.sampled_as_proximal),
+    "gap_unreported": Fault(4, "full/live", ("phase1",), "trainers.run.recorder:step_metrics", do.gap_unreported),
+}
+
+FAULTS = REPLAYED | OPTIMISED | LIVE
 
 
 @dataclass(frozen=True)
 class FaultyPlan(Plan):
-    """A plan whose evidence goes to a place of its own."""
+    """A plan whose evidence goes to a place of its own. What is seen before the first update needs one batch only."""
 
     fault: str = ""
+
+    def batches(self, piece: str) -> list[Sequence[Trajectory]]:
+        batches = super().batches(piece)
+        return batches if FAULTS[self.fault].rung > 2 else batches[:1]
 
     def evidence(self, side: str, piece: str) -> Path:
         return super().evidence(f"{side}-{self.fault}", piece)
@@ -193,7 +166,7 @@ def replay_with_faults(side: Any, directory: Path) -> None:
     plan = load_plan(directory)
     for name, fault in FAULTS.items():
         if side in fault.sides:
-            with fault.applied():
+            with fault.applied(side):
                 work(side, FaultyPlan(plan.directory, plan.pieces, fault=name), fault.piece, toy_parts)
 
 

@@ -8,11 +8,12 @@ import pytest
 from tests.parity_faults import FAULTS
 from tests.parity_rig import record_toy, toy_parts
 from trainers.parity.evidence import load_episodes, load_evidence
-from trainers.parity.ladder import climb, replay_on
+from trainers.parity.greedy import LiveCase
+from trainers.parity.ladder import climb, compare, replay_on
 from trainers.parity.plan import Plan, make_plan
-from trainers.parity.replay import SIDES
+from trainers.parity.replay import SIDES, Side
 from trainers.parity.report import failures
-from trainers.parity.rungs import Measurement, measure, measure_episodes
+from trainers.parity.rungs import REPLAYED
 
 pytest.importorskip("areal")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -37,18 +38,24 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
 def test_every_phase_computes_what_the_legacy_backend_computes(plan: Plan) -> None:
     result = climb(plan, "toy")
     assert failures(result) == []
-    assert result.passed and len(result.measurements) == 3 * 2 * (7 * 6 + 1)
+    pieces = len(plan.pieces)
+    assert result.passed and pieces == 11 + 8
+    assert len(result.measurements) == 3 * ((pieces - 2) * len(REPLAYED) + 2 * 2) - 2 * (len(REPLAYED) - 1)
+    assert {(m.phase, m.piece) for m in result.measurements if m.known} == {(3, "full/ours"), (3, "lora/reinforce")}
+
+
+def test_the_cases_reach_every_branch_of_the_loss(plan: Plan) -> None:
+    figures = {
+        name: load_evidence(plan.evidence("legacy", f"full/{name}")).figures.metrics for name in ("moved", "knobs")
+    }
+    assert all(found["clip_fraction"] > 0.1 and found["ratio_max"] > 3 for found in figures.values())
 
 
 @pytest.mark.parametrize(("name", "side"), [(name, side) for name, fault in FAULTS.items() for side in fault.sides])
-def test_a_fault_fails_the_right_rung_first(plan: Plan, name: str, side: str) -> None:
-    fault, phase = FAULTS[name], int(side.removeprefix("phase"))
-    ours, theirs = plan.evidence("legacy", fault.piece), plan.evidence(f"{side}-{name}", fault.piece)
-    found: list[Measurement]
-    if plan.is_greedy(fault.piece):
-        found = [measure_episodes(phase, fault.piece, load_episodes(ours), load_episodes(theirs))]
-    else:
-        found = measure(phase, fault.piece, load_evidence(ours), load_evidence(theirs))
-    failed = [m for m in found if not m.passed]
-    assert all(fault.noticed in m.note if fault.noticed else not m.note for m in failed)
+def test_a_fault_fails_the_right_rung_first(plan: Plan, name: str, side: Side) -> None:
+    fault, theirs = FAULTS[name], plan.evidence(f"{side}-{name}", FAULTS[name].piece)
+    live = isinstance(plan.case(fault.piece), LiveCase)
+    error = load_episodes(theirs).error if live else load_evidence(theirs).figures.error
+    assert fault.noticed in str(error) if fault.noticed else error is None
+    failed = [m for m in compare(plan, fault.piece, side, theirs) if not m.passed]
     assert min(m.rung.number for m in failed) == fault.rung

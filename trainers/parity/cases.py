@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -15,9 +15,6 @@ from trainers.config import CheckpointConfig, LoggingConfig, TrainConfig
 Weights = Literal["full", "lora"]
 WEIGHTS: tuple[Weights, ...] = ("full", "lora")
 
-ALL_AT_ONCE = 1 << 16
-"""A token budget that one micro-batch holds a whole batch in."""
-
 Reshape = Callable[[Sequence[Trajectory], int], list[Trajectory]]
 """From recorded rows (and the id of image placeholders) to those of a case."""
 
@@ -26,33 +23,49 @@ Reshape = Callable[[Sequence[Trajectory], int], list[Trajectory]]
 class Case:
     """One way to replay a recording.
 
-    `moved`: how far the weights are from those that sampled, as a share of each parameter's size; recorded log-probs
-    are off-policy by that. `loss` replaces keys of `LossConfig`. `split`: several micro-batches, several rows each.
-    `rescored`: what was reshaped gets the log-probs that it would have been sampled with.
+    `keys` replaces keys of the recorded configuration, named as on the command line. `moved`: how far the weights are
+    from those that sampled, as a share of each parameter's size. `reshape` changes the recorded rows; with `rescored`
+    they get the log-probs that they would have been sampled with, and with `drifted` these are moved to where every
+    branch of the loss is taken. `budget`: tokens of a forward pass, as a share of the longest row (None: as recorded).
+    `broken_after`: updates after which all sides but the first save, end, and go on in a fresh trainer. `refused_by`
+    names sides that must refuse the case: a known difference. `weights`: the kind it is replayed on, if not both.
     """
 
     name: str
     about: str
+    keys: Mapping[str, Any] = field(default_factory=dict)
     moved: float = 0.0
-    loss: dict[str, Any] = field(default_factory=dict)
     reshape: Reshape | None = None
-    split: bool = False
     rescored: bool = False
+    drifted: bool = False
+    budget: float | None = None
+    broken_after: int = 0
+    refused_by: tuple[str, ...] = ()
+    weights: Weights | None = None
 
     def rows(self, recorded: Sequence[Trajectory], image_token_id: int) -> list[Trajectory]:
-        """`recorded` as the case wants its rows: shortened, split, packed."""
+        """The rows to replay, of recorded ones."""
         return list(recorded) if self.reshape is None else self.reshape(recorded, image_token_id)
 
     def config(self, recorded: TrainConfig, weights: Weights, longest: int) -> TrainConfig:
         """The configuration to replay with; `longest` is the length of the longest row."""
-        budget = max(64, 2 * longest) if self.split else ALL_AT_ONCE
-        replayed = replayable(recorded, weights)
-        return replace(
-            replayed,
-            loss=replace(recorded.loss, **{"decoupled": False, "kl_coefficient": 0.0, **self.loss}),
-            optim=replace(replayed.optim, updates_per_batch=1, micro_batch_tokens=budget),
-            areal=replace(recorded.areal, packed_tokens=budget),
-        )
+        keys = {**_PLAIN, **self.keys}
+        if self.budget is not None:
+            tokens = max(64, int(self.budget * longest))
+            keys |= {"optim.micro_batch_tokens": tokens, "areal.packed_tokens": tokens}
+        return with_keys(replayable(recorded, weights), keys)
+
+
+_PLAIN = {"loss.decoupled": False, "loss.kl_coefficient": 0.0, "optim.updates_per_batch": 1}
+"""What a recorded configuration may ask for and only some cases are about."""
+
+
+def with_keys(config: TrainConfig, keys: Mapping[str, Any]) -> TrainConfig:
+    """`config` with other values of the dotted `keys`."""
+    for key, value in keys.items():
+        section, name = key.split(".")
+        config = replace(config, **{section: replace(getattr(config, section), **{name: value})})
+    return config
 
 
 def replayable(recorded: TrainConfig, weights: Weights) -> TrainConfig:
@@ -101,31 +114,111 @@ def with_losses(rows: Sequence[Trajectory], image_token_id: int) -> list[Traject
     return out
 
 
+DRIFTS = (0.0, 0.1, -0.1, 0.7, -0.7, 1.5, -1.5)
+"""What is added to the log-probs of trained tokens in turn: their ratios become 1, 0.9, 1.1, 0.5, 2, 0.2 and 4.5."""
+
+
+def drifted(rows: Sequence[Trajectory]) -> list[Trajectory]:
+    """The rows as if policies all around had sampled them: ratios on both sides of every clip range and cap, with
+    advantages of both signs."""
+    out = []
+    place = 0
+    for row in rows:
+        trained = row.loss_mask == 1
+        count = int(trained.sum())
+        drifts = np.resize(np.roll(DRIFTS, -place), count)
+        logprobs = row.logprobs.copy()
+        logprobs[trained] = np.minimum(logprobs[trained] + drifts, 0.0)
+        out.append(replace(row, logprobs=logprobs))
+        place = (place + count) % len(DRIFTS)
+    return out
+
+
 CASES = (
-    Case("plain", "recorded batches as they are: screenshots, unequal lengths, one micro-batch"),
-    Case("moved", "the same on weights that moved away from those that sampled", moved=0.05),
-    Case("packed", "several micro-batches, several sequences packed in each", moved=0.05, split=True),
+    Case("plain", "recorded batches as they are: screenshots, unequal lengths, the recorded token budgets"),
+    Case("moved", "weights that moved away from those that sampled, ratios far off 1", moved=0.05, drifted=True),
+    Case(
+        "packed",
+        "several micro-batches, several sequences packed in each",
+        moved=0.05,
+        drifted=True,
+        budget=2.0,
+        weights="full",
+    ),
     Case(
         "text",
         "rows without screenshots between rows with them",
         moved=0.05,
-        split=True,
+        budget=2.0,
         reshape=mixed_with_text,
         rescored=True,
+        weights="full",
     ),
     Case(
         "ragged",
-        "groups with failed episodes, several rows an episode, rows that end with a prompt",
+        "groups with failed episodes, several rows an episode, rows that end with a prompt or exceed the token budget",
         moved=0.05,
+        budget=0.5,
         reshape=with_losses,
+        weights="full",
     ),
-    Case("kl", "KL to the frozen reference", moved=0.05, loss={"kl_coefficient": 0.1}),
+    Case("kl", "KL to the frozen reference", moved=0.05, keys={"loss.kl_coefficient": 0.1}),
     Case(
         "stale",
         "decoupled loss on tokens of older policies, some beyond the cap",
         moved=0.1,
-        split=True,
-        loss={"decoupled": True, "behaviour_weight_cap": 1.2},
+        drifted=True,
+        budget=2.0,
+        keys={"loss.decoupled": True, "loss.behaviour_weight_cap": 1.2},
+    ),
+    Case(
+        "knobs",
+        "keys away from their defaults: temperature, estimator of the KL, no division by the deviation, a narrow clip "
+        "range, momenta, weight decay, warm-up, gradient clipping",
+        moved=0.05,
+        rescored=True,
+        drifted=True,
+        keys={
+            "rollout.temperature": 1.5,
+            "loss.kl_coefficient": 0.05,
+            "loss.kl_estimator": "k1",
+            "loss.clip_epsilon": 0.05,
+            "advantage.normalise_by_std": False,
+            "optim.betas": (0.8, 0.9),
+            "optim.weight_decay": 0.1,
+            "optim.warmup_steps": 3,
+            "optim.max_grad_norm": 0.05,
+        },
+    ),
+    Case(
+        "ours",
+        "what only our loss computes: entropy bonus, mean over episodes, two updates per batch",
+        moved=0.05,
+        rescored=True,
+        budget=2.0,
+        keys={
+            "rollout.temperature": 0.7,
+            "loss.entropy_coefficient": 0.05,
+            "loss.normalisation": "sequence_mean",
+            "optim.updates_per_batch": 2,
+        },
+        refused_by=("phase3",),
+        weights="full",
+    ),
+    Case(
+        "reinforce",
+        "what only our loss computes: policy gradient without ratios, a constant length",
+        moved=0.05,
+        keys={"loss.kind": "policy_gradient", "loss.normalisation": "constant", "loss.constant_length": 64},
+        refused_by=("phase3",),
+        weights="lora",
+    ),
+    Case(
+        "resumed",
+        "saved after two updates, and gone on with in a fresh trainer",
+        moved=0.05,
+        keys={"optim.warmup_steps": 3, "optim.weight_decay": 0.1},
+        broken_after=2,
     ),
 )
 

@@ -3,13 +3,14 @@
 rows.safetensors        <i>/<what> of row i as the loss sees it (see `trainers.parity.rows`)
 gradients.safetensors   by parameter name
 weights.safetensors     by parameter name, after all updates
+moments.safetensors     <parameter name>/<what>: the optimiser's state after all updates
 figures.json            everything else
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,19 +21,25 @@ from safetensors.numpy import load_file, save_file
 
 Arrays = dict[str, npt.NDArray[Any]]
 
-_TENSORS = ("rows", "gradients", "weights")
+Rows = list[dict[str, list[int]]]
+"""What an episode says: sampled tokens and their versions, a mapping a row."""
+
+_TENSORS = ("rows", "gradients", "weights", "moments")
 
 
 @dataclass(frozen=True)
 class Figures:
-    """`loss` of the first batch; `scale`, what a relative error of it is relative to (see `loss_scale`); `moved`, how
-    far the updates took the weights, relative to their size; `metrics`: what a step reports besides; `error`: what
-    broke the replay off."""
+    """`settings` of the optimiser before and after the updates; `loss` of the first batch; `scale`, what a relative
+    error of it is relative to (see `loss_scale`); `metrics`: what is reported of it besides; `updates`: what the
+    updates report, and the counters after them; `moved`: how far they took the weights, relative to their size;
+    `error`: what broke the replay off."""
 
     loss: float = float("nan")
     scale: float = float("nan")
     moved: float = 0.0
     metrics: Mapping[str, float] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    updates: Mapping[str, float] = field(default_factory=dict)
     error: str | None = None
 
 
@@ -44,6 +51,7 @@ class Evidence:
     rows: Arrays = field(default_factory=dict, repr=False)
     gradients: Arrays = field(default_factory=dict, repr=False)
     weights: Arrays = field(default_factory=dict, repr=False)
+    moments: Arrays = field(default_factory=dict, repr=False)
 
     def save(self, directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
@@ -64,10 +72,11 @@ def load_evidence(directory: Path) -> Evidence:
 
 @dataclass(frozen=True)
 class Episodes:
-    """Greedy episodes by id (those that were played twice under several names): sampled tokens and their versions, a
-    list a row; or why there are none."""
+    """Greedy episodes by id (those that were played twice under several names), and what each training step reported,
+    times left out; or why there are none."""
 
-    rows: Mapping[str, list[dict[str, list[int]]]] = field(default_factory=dict, repr=False)
+    rows: Mapping[str, Rows] = field(default_factory=dict, repr=False)
+    steps: Sequence[Mapping[str, float | None]] = field(default_factory=list, repr=False)
     error: str | None = None
 
     def save(self, directory: Path) -> None:

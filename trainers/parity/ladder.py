@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from trainers.parity.evidence import load_episodes, load_evidence
+from trainers.parity.greedy import LiveCase
 from trainers.parity.plan import Plan
-from trainers.parity.replay import SIDES, Side
-from trainers.parity.rungs import Measurement, Rung, measure, measure_episodes
+from trainers.parity.replay import REFERENCE, SIDES, Side
+from trainers.parity.rungs import Measurement, Rung, measure, measure_live, measure_refusal
 from trainers.run.directory import environment_information
 
 WORKER = (sys.executable, "-m", "trainers.parity.worker")
-REFERENCE: Side = "legacy"
 
 
 @dataclass(frozen=True)
@@ -72,14 +72,19 @@ def climb(plan: Plan, source: str, sides: Sequence[Side] = SIDES) -> Climb:
     """Compare the evidence of every phase in `sides` with that of the legacy side."""
     found: list[Measurement] = []
     for side in (side for side in sides if side != REFERENCE):
-        phase = int(side.removeprefix("phase"))
         for piece in plan.pieces:
-            ours, theirs = plan.evidence(REFERENCE, piece), plan.evidence(side, piece)
-            if plan.is_greedy(piece):
-                found.append(measure_episodes(phase, piece, load_episodes(ours), load_episodes(theirs)))
-            else:
-                found += measure(phase, piece, load_evidence(ours), load_evidence(theirs))
+            found += compare(plan, piece, side, plan.evidence(side, piece))
     return Climb(source, tuple(found), environment_information())
+
+
+def compare(plan: Plan, piece: str, side: Side, theirs: Path) -> list[Measurement]:
+    """All rungs of one piece: the evidence of `side` in `theirs` against that of the legacy side."""
+    phase, case, ours = int(side.removeprefix("phase")), plan.case(piece), plan.evidence(REFERENCE, piece)
+    if isinstance(case, LiveCase):
+        return measure_live(phase, piece, load_episodes(ours), load_episodes(theirs))
+    if side in case.refused_by:
+        return [measure_refusal(phase, piece, load_evidence(theirs), case.keys)]
+    return measure(phase, piece, load_evidence(ours), load_evidence(theirs))
 
 
 def to_json(ladder: Climb) -> str:
@@ -96,7 +101,7 @@ def read_ladder(file: Path) -> Climb:
         rows = [
             Measurement(
                 Rung(**row["rung"]), row["phase"], row["piece"], math.inf if row["error"] is None else row["error"],
-                row["note"],
+                row["note"], row["known"],
             )
             for row in content["measurements"]
         ]  # fmt: skip

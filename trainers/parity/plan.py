@@ -16,8 +16,8 @@ from pathlib import Path
 from cua_agent.models.policy import PolicyModel
 from cua_agent.trajectory import Trajectory
 from trainers.config import ConfigError, TrainConfig
-from trainers.parity.cases import CASES, WEIGHTS, Case, Weights, replayable
-from trainers.parity.greedy import greedy_config
+from trainers.parity.cases import CASES, WEIGHTS, Case, Weights, drifted, replayable
+from trainers.parity.greedy import LIVE_CASES, LiveCase
 from trainers.parity.recording import UPDATES, Recording, read_config, write_config
 from trainers.parity.replay import PartsFor
 from trainers.parity.starts import make_start, rescored
@@ -26,7 +26,8 @@ from trainers.rollouts.trajectory_store import TrajectoryStore
 from trainers.run.checkpoint import load_weights
 from trainers.run.directory import display_path
 
-GREEDY = "greedy"
+_NAMED: dict[str, Case | LiveCase] = {case.name: case for case in (*CASES, *LIVE_CASES)}
+_LIVE_MOVED = 0.01
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,9 @@ class Plan:
         """Where a side leaves what it computed in a piece of work."""
         return self.directory / "evidence" / side / piece
 
-    def is_greedy(self, piece: str) -> bool:
-        """Whether a piece of work is a greedy run."""
-        return piece.endswith(f"/{GREEDY}")
+    def case(self, piece: str) -> Case | LiveCase:
+        """What the piece is about."""
+        return _NAMED[piece.rpartition("/")[2]]
 
     def _piece(self, piece: str) -> Path:
         return self.directory / "pieces" / piece
@@ -75,8 +76,10 @@ def make_plan(recording: Recording, directory: Path, parts_for: PartsFor) -> Pla
     """Lay out all cases in the new directory `directory`. A run's recording, which has the weights to replay it on, is
     replayed on these; one that was played, on full weights and on an adapter."""
     pieces: dict[str, str] = {}
-    for weights in _weights(recording):
-        pieces |= _lay_out(recording, directory, weights, parts_for)
+    kinds = _weights(recording)
+    for weights in kinds:
+        wanted = [name for name, case in _NAMED.items() if len(kinds) == 1 or case.weights in (None, weights)]
+        pieces |= _lay_out(recording, directory, weights, wanted, parts_for)
     source = f"{len(recording.steps)} batches of {display_path(recording.directory)}"
     (directory / "plan.json").write_text(json.dumps({"pieces": pieces, "source": source}, indent=1))
     return Plan(directory, pieces, source)
@@ -88,35 +91,40 @@ def _weights(recording: Recording) -> tuple[Weights, ...]:
     return ("lora",) if recording.config.lora.enabled else ("full",)
 
 
-def _lay_out(recording: Recording, directory: Path, weights: Weights, parts_for: PartsFor) -> dict[str, str]:
+def _lay_out(
+    recording: Recording, directory: Path, weights: Weights, wanted: Sequence[str], parts_for: PartsFor
+) -> dict[str, str]:
     config = replayable(recording.config, weights)
     policy = parts_for(config).policy
     if (checkpoint := _checkpoint(recording, weights)) is not None:
         load_weights(checkpoint, policy)
     recorded = recording.batches()
     pieces: dict[str, str] = {}
-    for case in CASES:
-        piece = f"{weights}/{case.name}"
-        batches = [_of_case(case, batch, policy, config) for batch in recorded]
-        longest = max(len(row) for rows in batches for row in rows)
-        of_case = case.config(recording.config, weights, longest)
+    for name in wanted:
+        piece, case = f"{weights}/{name}", _NAMED[name]
+        if isinstance(case, LiveCase):
+            moved, of_case = _LIVE_MOVED, case.config(recording.config, weights)
+        else:
+            batches = [case.rows(batch.trajectories, policy.special.image_token_id) for batch in recorded]
+            longest = max(len(row) for rows in batches for row in rows)
+            moved, of_case = case.moved, case.config(recording.config, weights, longest)
+            _record(directory / "pieces" / piece, [_scored(case, rows, policy, of_case) for rows in batches])
         write_config(directory / "pieces" / piece, of_case)
-        store = TrajectoryStore(directory / "pieces" / piece / "trajectories", keep=UPDATES)
-        for step in range(UPDATES):
-            rows = batches[step % len(batches)]
-            store.record(step + 1, Batch(rows, [0.0] * len(rows)))
-        pieces[piece] = _start(directory, weights, case.moved, of_case, recording, parts_for)
-    piece = f"{weights}/{GREEDY}"
-    of_greedy = greedy_config(recording.config, weights)
-    write_config(directory / "pieces" / piece, of_greedy)
-    return {**pieces, piece: _start(directory, weights, 0.01, of_greedy, recording, parts_for)}
+        pieces[piece] = _start(directory, weights, moved, of_case, recording, parts_for)
+    return pieces
 
 
-def _of_case(case: Case, recorded: Batch, policy: PolicyModel, config: TrainConfig) -> list[Trajectory]:
-    rows = case.rows(recorded.trajectories, policy.special.image_token_id)
+def _record(directory: Path, batches: Sequence[Sequence[Trajectory]]) -> None:
+    store = TrajectoryStore(directory / "trajectories", keep=UPDATES)
+    for step in range(UPDATES):
+        rows = batches[step % len(batches)]
+        store.record(step + 1, Batch(rows, [0.0] * len(rows)))
+
+
+def _scored(case: Case, rows: list[Trajectory], policy: PolicyModel, config: TrainConfig) -> list[Trajectory]:
     if case.rescored:
         rows = rescored(policy, rows, config.rollout.temperature)
-    return rows
+    return drifted(rows) if case.drifted else rows
 
 
 def _start(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,9 +19,10 @@ from trainers.config import TrainConfig
 from trainers.grpo.advantages import batch_of
 from trainers.parity.errors import distance
 from trainers.parity.evidence import Arrays, Evidence, Figures
+from trainers.parity.optimiser import counters, moments, settings
 from trainers.parity.rows import areal_rows, loss_scale, our_rows
-from trainers.protocol import Batch, EvalRecord, Trainer
-from trainers.run.metrics import StepMetrics
+from trainers.protocol import Batch, EvalRecord, StepRecord, Trainer
+from trainers.run.metrics import ProgressReporter, StepMetrics
 from trainers.run.sharding import whole
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 Side = Literal["legacy", "phase1", "phase2", "phase3"]
 SIDES: tuple[Side, ...] = ("legacy", "phase1", "phase2", "phase3")
+REFERENCE: Side = "legacy"
 
 PartsFor = Callable[[TrainConfig], Components]
 
@@ -65,11 +67,16 @@ class Opened:
 
 
 @contextmanager
-def opened(config: TrainConfig, components: Components) -> Iterator[Opened]:
-    """The trainer that `config` names, in a temporary run directory."""
+def opened(
+    config: TrainConfig,
+    components: Components,
+    directory: Path | None = None,
+    progress: ProgressReporter | None = None,
+) -> Iterator[Opened]:
+    """The trainer that `config` names, in the run directory `directory` (None: a temporary one)."""
     torch.set_num_threads(config.threads)
-    with tempfile.TemporaryDirectory() as directory:
-        trainer = _trainer(config, Path(directory), components)
+    with tempfile.TemporaryDirectory() as temporary:
+        trainer = _trainer(config, directory or Path(temporary), progress or Silent(), components)
         try:
             yield Opened(trainer, components)
         finally:
@@ -77,28 +84,59 @@ def opened(config: TrainConfig, components: Components) -> Iterator[Opened]:
 
 
 def replay(
-    config: TrainConfig, start: Path, recorded: Sequence[Sequence[Trajectory]], parts_for: PartsFor = build_components
+    config: TrainConfig,
+    start: Path,
+    recorded: Sequence[Sequence[Trajectory]],
+    parts_for: PartsFor = build_components,
+    *,
+    broken_after: int = 0,
 ) -> Evidence:
-    """Loss and gradients of the first of several `recorded` batches at the weights of the checkpoint `start`, and the
-    weights after an update on each."""
+    """Loss and gradients of the first of several `recorded` batches at the weights of the checkpoint `start`, and what
+    became of them after as many updates. After `broken_after` of these (0: never) the trainer is saved and closed, and
+    a fresh one goes on."""
     batches = [batch_of(rows, config.advantage) for rows in recorded]
-    components = parts_for(config)
-    with opened(config, replace(components, environments=nowhere)) as side:
-        side.trainer.load(start)
-        before = trained_weights(side)
-        rows = _rows(side, batches[0], config)
-        record = side.trainer.loss_and_gradients(batches[0])
-        for batch in batches:
-            side.trainer.update(batch)
-        weights = trained_weights(side)
+    updates = [batch for batch in batches for _ in range(config.optim.updates_per_batch)][: len(batches)]
+
+    with tempfile.TemporaryDirectory() as directory:
+        saved = Path(directory)
+        with _nowhere(config, parts_for) as side:
+            side.trainer.load(start)
+            side.trainer.save(saved / "before")
+            before = trained_weights(side)
+            rows = _rows(side, batches[0], config)
+            record = side.trainer.loss_and_gradients(batches[0])
+            reports = [side.trainer.update(batch) for batch in updates[: broken_after or None]]
+            side.trainer.save(saved / "after")
+            weights = trained_weights(side)
+        if broken_after:
+            with _nowhere(config, parts_for) as side:
+                side.trainer.load(saved / "after")
+                reports += [side.trainer.update(batch) for batch in updates[broken_after:]]
+                side.trainer.save(saved / "after")
+                weights = trained_weights(side)
         figures = Figures(
             loss=record.metrics["loss"],
             scale=loss_scale(batches[0], config),
-            moved=distance(before, weights).relative,
             metrics={name: value for name, value in record.metrics.items() if name != "loss"},
+            settings={f"{key} {when}": v for when in ("before", "after") for key, v in settings(saved / when).items()},
+            updates={**_by_update(reports), **counters(saved / "after")},
+            moved=distance(before, weights).relative,
         )
         gradients = {name: gradient.numpy() for name, gradient in record.gradients.items()}
-        return Evidence(figures, rows, gradients, weights)
+        return Evidence(figures, rows, gradients, weights, moments(saved / "after"))
+
+
+def _nowhere(config: TrainConfig, parts_for: PartsFor) -> AbstractContextManager[Opened]:
+    """A fresh trainer that plays nothing."""
+    return opened(config, replace(parts_for(config), environments=nowhere))
+
+
+def _by_update(reports: Sequence[StepRecord]) -> dict[str, float]:
+    return {
+        f"{number}/{name}": value
+        for number, report in enumerate(reports, start=1)
+        for name, value in {**report.metrics, "skipped": float(report.skipped)}.items()
+    }
 
 
 def trained_weights(side: Opened) -> Arrays:
@@ -109,21 +147,21 @@ def trained_weights(side: Opened) -> Arrays:
     }
 
 
-def _trainer(config: TrainConfig, directory: Path, components: Components) -> Trainer:
+def _trainer(config: TrainConfig, directory: Path, progress: ProgressReporter, components: Components) -> Trainer:
     if config.backend == "areal":
         from trainers.areal.trainer import AReaLGRPOTrainer
 
-        return AReaLGRPOTrainer(config, directory, Silent(), components)
+        return AReaLGRPOTrainer(config, directory, progress, components)
     from trainers.legacy.trainer import CUAGRPOTrainer
 
-    return CUAGRPOTrainer(config, directory, Silent(), components)
+    return CUAGRPOTrainer(config, directory, progress, components)
 
 
 def _rows(side: Opened, batch: Batch, config: TrainConfig) -> Arrays:
     if config.active_phase in (None, 1):
         return our_rows(side.components.policy, batch, config)
     trainer: AReaLGRPOTrainer = side.trainer  # type: ignore[assignment]
-    return areal_rows(batch, trainer.tensors(batch))
+    return areal_rows(batch, trainer.tensors(batch), versions_shifted=config.active_phase == 2)
 
 
 @asynccontextmanager

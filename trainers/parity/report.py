@@ -10,42 +10,45 @@ from rich.table import Table
 from rich.text import Text
 
 from trainers.parity.cases import CASES
+from trainers.parity.greedy import LIVE_CASES
 from trainers.parity.ladder import Climb
 from trainers.parity.rungs import Measurement, Rung
 
 
 def table(ladder: Climb) -> Table:
-    """Phase x rung: the worst error, below what is allowed."""
-    rungs = ladder.rungs
+    """Rung x phase: the worst error, beside what is allowed."""
     title = "Worst error of every rung"
-    out = Table("", *map(_title, rungs), title=title, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    out.add_row("allowed", *(_number(rung.tolerance) for rung in rungs), end_section=True)
-    for phase in _phases(ladder):
-        cells = [ladder.worst(phase, rung) for rung in rungs]
-        out.add_row(f"phase {phase}", *(Text(_cell(cell).removesuffix(" ok"), style=_style(cell)) for cell in cells))
+    phases = _phases(ladder)
+    columns = ["rung", "allowed", *(f"phase {phase}" for phase in phases)]
+    out = Table(*columns, title=title, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for rung in ladder.rungs:
+        cells = [ladder.worst(phase, rung) for phase in phases]
+        said = (Text(_cell(cell).removesuffix(" ok"), style=_style(cell)) for cell in cells)
+        out.add_row(_title(rung), _number(rung.tolerance), *said)
     return out
 
 
 def markdown(ladder: Climb) -> str:
-    """The same table, then every single measurement, what failed first."""
-    rungs = ladder.rungs
+    """The same table, known differences, then every single measurement, what failed first."""
+    rungs, phases = ladder.rungs, _phases(ladder)
     lines = [
         "# Parity ladder",
         "",
         f"Measured on {ladder.source}. Verdict: **{'passed' if ladder.passed else 'FAILED'}**. Every cell is the worst "
-        "error over all cases, below the largest error that passes.",
+        "error over all cases.",
         "",
-        "| | " + " | ".join(map(_title, rungs)) + " |",
-        "|---" * (len(rungs) + 1) + "|",
-        "| allowed | " + " | ".join(_number(rung.tolerance) for rung in rungs) + " |",
+        "| rung | allowed | " + " | ".join(f"phase {phase}" for phase in phases) + " |",
+        "|---" * (len(phases) + 2) + "|",
     ]
-    for phase in _phases(ladder):
-        cells = " | ".join(_cell(ladder.worst(phase, rung)) for rung in rungs)
-        lines.append(f"| phase {phase} | {cells} |")
+    for rung in rungs:
+        cells = " | ".join(_cell(ladder.worst(phase, rung)) for phase in phases)
+        lines.append(f"| {_title(rung)} | {_number(rung.tolerance)} | {cells} |")
+    if known := [f"- phase {m.phase}, {m.piece}: {m.note}" for m in ladder.measurements if m.known]:
+        lines += ["", "## Known differences", "", *known]
     about = (f"- {_title(rung)}: {rung.measure}; at most {_number(rung.tolerance)}" for rung in rungs)
     lines += ["", "## Rungs", "", *about]
     names = {m.piece.rpartition("/")[2] for m in ladder.measurements}
-    if cases := [f"- {case.name}: {case.about}" for case in CASES if case.name in names]:
+    if cases := [f"- {case.name}: {case.about}" for case in (*CASES, *LIVE_CASES) if case.name in names]:
         lines += ["", "## Cases", "", *cases]
     lines += _details(ladder)
     return "\n".join(lines) + "\n"

@@ -1,7 +1,7 @@
 """Rung 0's view of a batch: every row as the loss of a backend sees it, in the order of the batch.
 
-Of row i: `<i>/input_ids` int64 [L], `<i>/loss_mask` bool [L], `<i>/old_logprobs` and `<i>/advantages` float32 [n], of
-its n trained tokens, and `<i>/pixel_values`, `<i>/image_grid_thw` when it has images.
+Of row i: `<i>/input_ids` int64 [L], `<i>/loss_mask` bool [L], `<i>/old_logprobs` and `<i>/advantages` float32 [n] and
+`<i>/versions` int32 [n], of its n trained tokens, and `<i>/pixel_values`, `<i>/image_grid_thw` when it has images.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from cua_agent.models.policy import PolicyModel
@@ -29,24 +30,31 @@ def our_rows(policy: PolicyModel, batch: Batch, config: TrainConfig) -> Arrays:
         for row, (index, own_images) in enumerate(zip(indices, images, strict=True)):
             length = int(micro.attention_mask[row].sum())
             trained = micro.loss_mask[row, :length]
-            advantages = micro.advantages[row].expand(int(trained.sum()))
-            old = micro.old_logprobs[row, :length][trained]
-            out |= _row(index, micro.input_ids[row, :length], trained, old, advantages, own_images)
+            of_tokens = {
+                "old_logprobs": micro.old_logprobs[row, :length][trained],
+                "advantages": micro.advantages[row].expand(int(trained.sum())),
+                "versions": torch.from_numpy(batch.trajectories[index].versions).to(trained.device)[trained],
+            }
+            out |= _row(index, micro.input_ids[row, :length], trained, of_tokens, own_images)
     return out
 
 
-def areal_rows(batch: Batch, tensors: Sequence[Mapping[str, Any]]) -> Arrays:
+def areal_rows(batch: Batch, tensors: Sequence[Mapping[str, Any]], *, versions_shifted: bool) -> Arrays:
     """The rows of AReaL's tensors, a mapping a group or one for all: phases 2 and 3. Per-token entries are where the
-    token is predicted, one place before it."""
+    token is predicted, one place before it; versions only with `versions_shifted`, because AReaL leaves its own at
+    their tokens."""
     places = iter(_grouped(batch) if len(tensors) > 1 else range(len(batch.trajectories)))
     out: Arrays = {}
     for group in tensors:
         for row, length in enumerate(group["attention_mask"].sum(-1).tolist()):
             trained = group["loss_mask"][row].roll(1)[:length].bool()
-            old = group["logprobs"][row].roll(1)[:length][trained]
-            advantages = group["advantages"][row].roll(1)[:length][trained].float()
+            of_tokens = {
+                "old_logprobs": group["logprobs"][row].roll(1)[:length][trained],
+                "advantages": group["advantages"][row].roll(1)[:length][trained].float(),
+                "versions": group["versions"][row].roll(int(versions_shifted))[:length][trained],
+            }
             images = group["multi_modal_input"][row] if "multi_modal_input" in group else {}
-            out |= _row(next(places), group["input_ids"][row, :length], trained, old, advantages, images)
+            out |= _row(next(places), group["input_ids"][row, :length], trained, of_tokens, images)
     return out
 
 
@@ -64,9 +72,9 @@ def _grouped(batch: Batch) -> Iterator[int]:
 
 
 def _row(
-    index: int, ids: Tensor, trained: Tensor, old: Tensor, advantages: Tensor, images: Mapping[str, Tensor]
+    index: int, ids: Tensor, trained: Tensor, of_tokens: Mapping[str, Tensor], images: Mapping[str, Tensor]
 ) -> Arrays:
-    tensors = {"input_ids": ids, "loss_mask": trained, "old_logprobs": old, "advantages": advantages, **images}
+    tensors = {"input_ids": ids, "loss_mask": trained, **of_tokens, **images}
     return {f"{index}/{name}": np.array(tensor.detach().cpu().numpy()) for name, tensor in tensors.items()}
 
 

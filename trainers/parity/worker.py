@@ -13,9 +13,9 @@ from pathlib import Path
 
 from trainers.components import build_components
 from trainers.parity.evidence import Episodes, Evidence, Figures
-from trainers.parity.greedy import play
+from trainers.parity.greedy import LiveCase, play
 from trainers.parity.plan import Plan, load_plan
-from trainers.parity.replay import PartsFor, Side, on_side, replay
+from trainers.parity.replay import REFERENCE, PartsFor, Side, on_side, replay
 
 STUCK_S = 1200.0
 """A piece of work that takes longer than this ends the process, with a traceback of every thread."""
@@ -32,17 +32,18 @@ def main(side: Side, directory: Path, parts_for: PartsFor = build_components) ->
 def work(side: Side, plan: Plan, name: str, parts_for: PartsFor = build_components) -> None:
     """One piece of the plan on one side; what breaks it off becomes its result."""
     faulthandler.dump_traceback_later(STUCK_S, exit=True)
-    out = plan.evidence(side, name)
+    out, case = plan.evidence(side, name), plan.case(name)
+    broken_after = 0 if side == REFERENCE else case.broken_after
     try:
         config, start = on_side(plan.config(name), side), plan.start(name)
-        if plan.is_greedy(name):
-            play(config, start, parts_for).save(out)
+        if isinstance(case, LiveCase):
+            play(config, start, parts_for, broken_after=broken_after).save(out)
         else:
-            replay(config, start, plan.batches(name), parts_for).save(out)
+            replay(config, start, plan.batches(name), parts_for, broken_after=broken_after).save(out)
     except Exception as error:
         traceback.print_exc()
         why = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
-        broken: Episodes | Evidence = Episodes(error=why) if plan.is_greedy(name) else Evidence(Figures(error=why))
+        broken = Episodes(error=why) if isinstance(case, LiveCase) else Evidence(Figures(error=why))
         broken.save(out)
     finally:
         faulthandler.cancel_dump_traceback_later()
