@@ -9,12 +9,14 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
+from cua_agent.secrets import masked_output
 from trainers.config import ConfigError
 
 DONE, FAILED, BAD_CONFIGURATION, INTERRUPTED = 0, 1, 2, 130
 TRAIN = (sys.executable, "-u", str(Path(__file__).resolve().with_name("train.py")))
 
 
+@masked_output()
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit status."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)

@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from cua_agent.secrets import mask_text, masked_output
 from trainers.config import ConfigError, TrainConfig
 from trainers.config.compose import Composition, compose_run
 from trainers.config.validation import AUTO, BUILT_IN_MODELS
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 DONE, FAILED, BAD_CONFIGURATION, INTERRUPTED = 0, 1, 2, 130
 
 
+@masked_output()
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit status."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -42,10 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = composition.config
         if options:
             return _show(config)
-        _check_world(config)
         _prepare_process(config)
         from trainers.distributed.torchrun import process_group_of_environment
+        from trainers.run.requirements import check_requirements
 
+        check_requirements(config)
         with process_group_of_environment(config) as process_group:
             return _run(composition, overrides, process_group)
     except ConfigError as error:
@@ -78,17 +81,6 @@ def _show(config: TrainConfig) -> int:
 
     print(to_yaml(masked_config(config)), end="")
     return DONE
-
-
-def _check_world(config: TrainConfig) -> None:
-    """Raise `ConfigError` when the world lacks a package or a key."""
-    from cua_agent.envs.base import WorldUnavailable
-    from cua_agent.envs.registry import check_world
-
-    try:
-        check_world(config.env)
-    except WorldUnavailable as error:
-        raise ConfigError(str(error)) from error
 
 
 def _refuse(error: ConfigError) -> int:
@@ -236,7 +228,7 @@ def _report_failure(error: Exception, directory: Path) -> int:
     line = full_in_words(directory) if is_full(error) else f"{type(error).__name__}: {first_line}"
     log = directory / "error.log"
     try:
-        log.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+        log.write_text(mask_text("".join(traceback.format_exception(error))), encoding="utf-8")
         where = f"traceback: {log}"
     except OSError as failure:
         log.unlink(missing_ok=True)

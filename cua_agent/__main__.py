@@ -18,6 +18,7 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 from pydantic.fields import FieldInfo
 
 from cua_agent.envs.gbox.settings import GBoxSettings, Reset
+from cua_agent.secrets import masked_output
 from cua_agent.tasks import CUATask, EnvName, get_eval_tasks, get_training_tasks, seed_for
 
 if TYPE_CHECKING:
@@ -233,6 +234,7 @@ def run(options: Options) -> int:
     return FAILED if episode.failure else DONE
 
 
+@masked_output()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status: 0 done, 1 failed, 2 bad configuration, 130 interrupted."""
     parsed = _parser().parse_args(arguments)

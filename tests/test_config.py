@@ -60,7 +60,7 @@ def test_every_key_is_reached_from_the_command_line_with_its_type(tmp_path, monk
     wanted = {key: another_value(key, kind, value_of(TrainConfig(), key)) for key, kind in LEAVES.items()}
     wanted |= {"model.path": str(tmp_path), "resume": str(tmp_path), "env.latency.kind": "constant"}
     wanted["experiment"] = "quick"  # also the name of a group
-    wanted |= {"env.gbox.base_url": "http://127.0.0.1:1", "env.gbox.api_key": "no secret"}
+    wanted |= {"env.gbox.base_url": "http://127.0.0.1:1", "env.gbox.api_key": "${oc.env:ANOTHER_KEY}"}
     wanted |= {"env.gbox.scale": 0.5, "env.gbox.expires_in_s": 7200.0, "env.tasks": ("toggle",)}
     # What goes together with 4-bit weights, screens in words and the engine in process.
     wanted |= {"phase": 1, "env.name": "pocket", "loader.attn_implementation": "eager"}

@@ -1,17 +1,21 @@
 """What env=gbox needs is asked for in one line before anything heavy is loaded, and the key is never written down."""
 
+import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 from cua_agent.__main__ import main as play_main
 from cua_agent.envs.base import WorldUnavailable
+from cua_agent.envs.gbox.settings import api_key
 from cua_agent.envs.registry import check_world
 from cua_agent.tasks import get_eval_tasks, get_training_tasks
-from trainers.config import ConfigError
+from trainers.config import ConfigError, from_mapping
 from trainers.config.compose import load_config
 from trainers.run.directory import create_run_directory, named_after
 
@@ -61,12 +65,14 @@ def test_a_key_that_is_written_out_is_refused_and_not_repeated(override: str) ->
 def test_the_key_is_nowhere_in_the_run_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MY_KEY", KEY)
     config = load_config(["env=gbox", "env.gbox.api_key='${oc.env:MY_KEY}'", f"output_dir={tmp_path}", "run_name=r"])
-    assert config.env.gbox.api_key == KEY
+    assert api_key(config.env.gbox).get_secret_value() == KEY
     assert KEY not in repr(config)
+    assert KEY not in json.dumps(asdict(config))
     directory = create_run_directory(config)
     for file in directory.iterdir():
         assert KEY not in file.read_text()
-    assert "api_key: '***'" in (directory / "config.yaml").read_text()
+    written = OmegaConf.to_container(OmegaConf.load(directory / "config.yaml"))
+    assert from_mapping(written) == config  # type: ignore[arg-type]
 
 
 def test_boxes_carry_the_name_of_the_run_directory(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from cua_agent.secrets import masked_output
 from trainers.config import ConfigError
 from trainers.run.curves import CURVE, draw, read_curve
 from trainers.run.lineage import is_run_directory, lineage_of
@@ -14,6 +15,7 @@ from trainers.run.lineage import is_run_directory, lineage_of
 DONE, BAD_CONFIGURATION = 0, 2
 
 
+@masked_output()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Draw one picture of several runs; returns the exit status. A run and its resumptions are one curve."""
     parser = argparse.ArgumentParser(description="Draw the learning curves of run directories.")

@@ -19,6 +19,7 @@ from pydantic import Field, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from cua_agent.models.errors import ModelError, first_line
+from cua_agent.secrets import masked_output
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -202,6 +203,7 @@ def _has_weights(directory: Path) -> bool:
     return any((directory / name).is_file() for name in ("adapter_config.json", "config.json"))
 
 
+@masked_output()
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit status: 0 done, 1 failed or another model, 2 what cannot be exported."""
     from safetensors import SafetensorError

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from cua_agent.secrets import masked_output
 from trainers.areal.process import EXTRA, quiet
 from trainers.config import ConfigError, TrainConfig
 from trainers.config.compose import load_config
@@ -36,6 +37,7 @@ def render(config: TrainConfig) -> str:
     return "\n".join([*comments, to_yaml(native_config(config, directory))])
 
 
+@masked_output()
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m trainers.areal.export", description=__doc__.partition("\n")[0])

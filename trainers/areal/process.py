@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from cua_agent.proxies import LOCAL_HOSTS, bypass_proxies
 from trainers.config import ConfigError
 
 EXTRA = "backend=areal needs the package areal: pip install --no-deps -r requirements/cpu.txt, or the extra [areal]"
@@ -40,7 +41,6 @@ def prepare_process(run_directory: Path, device: str = "cpu", *, controller: boo
         "LOCAL_RANK": "0",
         "MASTER_ADDR": "127.0.0.1",
         "TORCHDYNAMO_DISABLE": "1",  # compiling the first log-prob call takes minutes on a CPU
-        "WANDB_MODE": "disabled",  # AReaL's own logger; runs are logged by trainers.run.metrics
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
@@ -48,6 +48,7 @@ def prepare_process(run_directory: Path, device: str = "cpu", *, controller: boo
         os.environ["LOCAL_RANK"] = device.partition(":")[2] or "0"
     if "TORCHELASTIC_RUN_ID" not in os.environ:  # no launcher: a port of its own, also for a child of such a process
         os.environ["MASTER_PORT"] = str(_free_port())
+    bypass_proxies([*LOCAL_HOSTS, *_own_addresses()])  # AReaL's processes speak HTTP with each other
     quiet()
     use_platform(device)
     _resolve_names_in(run_directory / "areal" / "names")
@@ -60,6 +61,16 @@ def use_platform(device: str) -> None:
         from areal.infra import platforms
 
         platforms.current_platform._platform, platforms.current_platform._initialized = platforms.CpuPlatform(), True
+
+
+def _own_addresses() -> list[str]:
+    """What AReaL calls this machine; none where it has no network."""
+    from areal.utils.network import gethostip
+
+    try:
+        return [gethostip()]
+    except RuntimeError:
+        return []
 
 
 def _free_port() -> int:
@@ -113,6 +124,21 @@ def _resolve_names_in(directory: Path) -> None:
     from areal.utils import name_resolve
 
     name_resolve.reconfigure(NameResolveConfig(type="nfs", nfs_record_root=str(directory)))
+
+
+class _NoTracker:
+    """Stands for a tracker's package; does nothing, whatever it is told to."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_, **__: None
+
+
+def no_trackers() -> None:
+    """AReaL starts every tracker, be it disabled: it would take over the one run that a process has at wandb or
+    trackio, which is `trainers.run.metrics`'s, and Ctrl-C (areal/utils/stats_logger.py)."""
+    from areal.utils import stats_logger
+
+    vars(stats_logger).update(dict.fromkeys(("wandb", "swanlab", "trackio"), _NoTracker()))
 
 
 def no_async_saver() -> None:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
+from cua_agent.secrets import referenced_variable
 from trainers.config import ConfigError, TrainConfig, from_mapping
 from trainers.config.saved import (
     CONFIG,
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
+_REFERS = "env.gbox.api_key"
+"""The key that is saved as the name of a variable, not as a value."""
 GROUPS = ("backend", "env", "model", "loader", "inference", "experiment")
 
 _TEXTS = {key: shape for key, shape in text_keys(TrainConfig).items() if key not in GROUPS}
@@ -107,7 +110,8 @@ def _resumed(saved: SavedRun, typed: Sequence[Typed]) -> Composition:
     if chosen:
         changed, presets = _changed_by_presets(saved, chosen)
         settings |= changed
-    tree = _compose("run", nested(literal(settings)), [each.text for each in keys])[0]
+    start = {**literal(settings), _REFERS: settings[_REFERS]}
+    tree = _compose("run", nested(start), [each.text for each in keys])[0]
     config = from_mapping(tree)
     unknown = ", ".join(f"{key}={shown(value, 20)}" for key, value in saved.unknown.items())
     notes = (f"{saved.directory / CONFIG} has keys that do not exist any more, left out: {unknown}",) if unknown else ()
@@ -166,14 +170,15 @@ def _compose(name: str, schema: Mapping[str, Any], overrides: list[str]) -> tupl
             with open_dict(composed):
                 del composed["hydra"]
             unresolved = cast(dict[str, Any], OmegaConf.to_container(composed))
-            _check_secrets(unresolved)
+            reference = _key_reference(unresolved)
             check_texts(unresolved, _TEXTS)
-            tree = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+            tree = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True, throw_on_missing=True))
+            tree["env"]["gbox"]["api_key"] = reference
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_first_line(error)) from error
     except YAMLError as error:
         raise ConfigError(f"a file of conf/ is not YAML: {shown(str(error), 250)}") from error
-    return cast(dict[str, Any], tree), {group: name for group, name in presets.items() if isinstance(name, str)}
+    return tree, {group: name for group, name in presets.items() if isinstance(name, str)}
 
 
 def parse_override(override: str, kind: type = TrainConfig) -> tuple[str, Any]:
@@ -223,11 +228,13 @@ def _check(override: Override) -> None:
         raise _no_such(key, shown(value))
 
 
-def _check_secrets(tree: Any) -> None:
-    """Refuse a key that is written out: it would be seen in process lists and in files."""
-    key = tree["env"]["gbox"]["api_key"]
-    if key is not None and not str(key).startswith("${"):
+def _key_reference(tree: Any) -> str | None:
+    """What `env.gbox.api_key` refers to, unresolved: a configuration goes to files and other processes. A key that is
+    written out is refused: it would be seen in process lists."""
+    reference: str | None = tree["env"]["gbox"]["api_key"]
+    if reference is not None and referenced_variable(str(reference)) is None:
         raise ConfigError("env.gbox.api_key=***: allowed: null, or a reference such as '${oc.env:NAME}'")
+    return reference
 
 
 def _refuse_sweep(override: Override) -> None:

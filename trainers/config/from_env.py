@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cua_agent.secrets import masked_output
 from trainers.config import ConfigError, TrainConfig
 from trainers.config.compose import choices
 from trainers.config.old_variables import FIXED, OBSOLETE, PRESETS, REMARKS, STAYS, VARIABLES, Variable
@@ -53,7 +54,7 @@ def read_env(text: str) -> tuple[dict[str, str], list[str]]:
     values: dict[str, str] = {}
     notes: list[str] = []
     for binding in parse_stream(io.StringIO(text)):
-        if binding.error:
+        if binding.error or (binding.key is not None and binding.value is None):  # also the second half of a key
             notes.append(f"line {binding.original.line}: not NAME=value")
         elif binding.key is not None:
             if binding.key in values:
@@ -194,6 +195,7 @@ def _scalar(value: object) -> str:
     return json.dumps(value)
 
 
+@masked_output()
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit status: 0 done, 2 a file or value that cannot be converted."""
     parser = argparse.ArgumentParser(prog="python -m trainers.config.from_env", description=__doc__)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from cua_agent.envs.gbox.settings import BoxType, GBoxSettings, Reset
-from trainers.config.types import Name
+from trainers.config.types import Name, without_user
 from trainers.config.validation import STRICT
 
-Url = Annotated[str, Field(pattern=r"^https?://[^\s/]+")]
+Url = Annotated[str, Field(pattern=r"^https?://[^\s/]+"), AfterValidator(without_user)]
+KeyReference = Annotated[str, Field(pattern=r"^\$\{oc\.env:\w+\}$")]
 ANDROID_FAMILIES = ("battery", "brightness", "timeout", "toggle")
 """Task families whose start a real phone can be put into (`cua_agent.envs.gbox.start`)."""
 
@@ -25,7 +26,7 @@ class GBoxConfig(GBoxSettings):
     base_url: Url | None = Field(
         default=_DEFAULTS.base_url, description="address of the service; null: GBOX_CLIENT_BASE_URL, else the cloud"
     )
-    api_key: str | None = Field(
+    api_key: KeyReference | None = Field(
         default=_DEFAULTS.api_key,
         repr=False,
         description="null: the variable GBOX_API_KEY; another one: '${oc.env:NAME}', never the key itself",

@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from cua_agent.secrets import mask_text
+
 STRICT = ConfigDict(extra="forbid", strict=True, coerce_numbers_to_str=True, allow_inf_nan=False)
 """No conversion of types (`true` is no integer), no unknown field, no NaN; a number is fine where a name is wanted."""
 
@@ -61,7 +63,7 @@ def _check_key(names: Mapping[str, Any], key: str, value: Any) -> None:
     hint = (
         f"did you mean {' or '.join(near)}?" if near else f"keys of {parent or 'the top level'}: {', '.join(siblings)}"
     )
-    raise ConfigError(f"{shown(key, 28)}={shown(value, 12)}: unknown key; {hint}")
+    raise ConfigError(f"{_assignment(shown(key, 28), value, 12)}: unknown key; {hint}")
 
 
 def fields_of(kind: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -107,9 +109,9 @@ def _is_directory(path: str) -> bool:
 
 
 def shown(value: Any, width: int = _VALUE_WIDTH) -> str:
-    """`value` as it reads on the command line, on one line and cut to `width` characters."""
+    """`value` as it reads on the command line, on one line, without secrets and cut to `width` characters."""
     text = value if isinstance(value, str) else json.dumps(value, default=str)
-    text = " ".join(text.split())
+    text = " ".join(mask_text(text).split())
     return text if len(text) <= width else f"{text[:width]}..."
 
 
@@ -146,4 +148,9 @@ def _one_line(error: ValidationError, kind: type) -> str:
         message = message.replace(theirs, ours)
     if isinstance(first["input"], dict):  # the message names the keys that do not go together
         return f"{key}: {message}" if key else message
-    return f"{key}={shown(first['input'])}: {message}"
+    return f"{_assignment(key, first['input'])}: {message}"
+
+
+def _assignment(key: str, value: Any, width: int = _VALUE_WIDTH) -> str:
+    """`key=value` without secrets, whether the value or the key looks like one."""
+    return mask_text(f"{key}={shown(value, width)}")

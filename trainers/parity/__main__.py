@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cua_agent.secrets import masked_output
 from trainers.config import ConfigError
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ SHORT = (
 """What a recording that is only made to be replayed needs of a run."""
 
 
+@masked_output()
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit status."""
     given = parser().parse_args(arguments)

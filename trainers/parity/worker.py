@@ -11,6 +11,7 @@ import sys
 import traceback
 from pathlib import Path
 
+from cua_agent.secrets import masked_output
 from trainers.components import build_components
 from trainers.parity.evidence import Episodes, Evidence, Figures
 from trainers.parity.greedy import LiveCase, play
@@ -21,6 +22,7 @@ STUCK_S = 1200.0
 """A piece of work that takes longer than this ends the process, with a traceback of every thread."""
 
 
+@masked_output()
 def main(side: Side, directory: Path, parts_for: PartsFor = build_components) -> None:
     """Do all work of a side, and say what is done."""
     plan = load_plan(directory)

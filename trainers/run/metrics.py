@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -12,9 +14,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from trainers.config import ConfigError, LoggingConfig
+from trainers.config.validation import shown
 from trainers.protocol import EvalRecord, TrainResult
 
 NAN = float("nan")
+_ERROR_WIDTH = 300
 
 
 @dataclass(frozen=True)
@@ -184,6 +188,51 @@ def open_trackers(config: LoggingConfig, directory: Path, settings: Mapping[str,
     return trackers
 
 
+def check_trackers(config: LoggingConfig) -> None:
+    """Raise `ConfigError` when a tracker that `config` asks for lacks its package or a login; nobody is asked."""
+    if config.wandb:
+        _check_wandb(_tracker_package("wandb"))
+    if config.trackio:
+        _tracker_package("trackio")
+        _check_trackio()
+
+
+def _tracker_package(name: str) -> Any:
+    # What is printed is not sent along: the package would read it before secrets are masked.
+    os.environ.setdefault("WANDB_CONSOLE", "off")
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ConfigError(f"logging.{name}=true needs the package: pip install {name}") from error
+
+
+def _check_wandb(wandb: Any) -> None:
+    """Where wandb itself looks: the environment, its settings files, and netrc."""
+    from requests.utils import get_netrc_auth
+
+    settings = wandb.setup().settings
+    logged_in = settings.api_key or getattr(settings, "identity_token_file", None) or get_netrc_auth(settings.base_url)
+    if settings.mode in ("online", "shared") and not logged_in:
+        raise ConfigError(
+            f"logging.wandb=true: no login for {settings.base_url}; set WANDB_API_KEY, run `wandb login`, or set "
+            "WANDB_MODE=offline"
+        )
+
+
+def _check_trackio() -> None:
+    """It writes to this machine unless a variable names a place that needs a key."""
+    from huggingface_hub import get_token
+
+    server = os.environ.get("TRACKIO_SERVER_URL", "")
+    if os.environ.get("TRACKIO_SPACE_ID"):
+        if not get_token():
+            raise ConfigError(
+                "logging.trackio=true with TRACKIO_SPACE_ID: no login; set HF_TOKEN or run `hf auth login`"
+            )
+    elif server and "write_token=" not in server and not os.environ.get("TRACKIO_WRITE_TOKEN"):
+        raise ConfigError("logging.trackio=true with TRACKIO_SERVER_URL: no key; set TRACKIO_WRITE_TOKEN")
+
+
 class _TensorBoard:
     """Event files, written in the calling thread: tensorboardX's own thread dies on a full disk, and its queue then
     blocks the run."""
@@ -212,14 +261,12 @@ class _HostedRun:
     """wandb or trackio, which share wandb's interface."""
 
     def __init__(self, module: str, project: str, directory: Path, settings: Mapping[str, Any]) -> None:
-        import importlib
-
         self.name = module
+        self._module = _tracker_package(module)
         try:
-            self._module = importlib.import_module(module)
-        except ImportError as error:
-            raise ConfigError(f"logging.{module}=true needs the package: pip install {module}") from error
-        self._module.init(project=project, name=directory.name, config=dict(settings))
+            self._module.init(project=project, name=directory.name, config=dict(settings))
+        except Exception as error:  # each package has its own for a key that is refused, a server that is not there
+            raise ConfigError(f"logging.{module}=true: {shown(str(error), _ERROR_WIDTH)}") from error
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         self._module.log(dict(values), step=step)

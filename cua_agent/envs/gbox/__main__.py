@@ -9,10 +9,12 @@ from collections.abc import Sequence
 
 from cua_agent.envs.base import EnvironmentFailure
 from cua_agent.envs.gbox.settings import GBoxSettings, check_requirements
+from cua_agent.secrets import masked_output
 
 DONE, FAILED, BAD_CONFIGURATION, INTERRUPTED = 0, 1, 2, 130
 
 
+@masked_output()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status: 0 none is left, 1 some are, 2 bad options, 130 interrupted."""
     parser = _parser()

@@ -19,6 +19,8 @@ from cua_agent.envs.gbox.service import end_boxes, list_boxes, new_client
 from cua_agent.envs.gbox.settings import CREATION, MADE_BY, PURPOSE, RUN, SESSION, GBoxSettings, check_requirements
 from cua_agent.envs.pocket.state import Layout
 from cua_agent.envs.pool import PoolPolicy
+from cua_agent.proxies import proxy_hint
+from cua_agent.secrets import mask_text
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +59,10 @@ class GBoxFactory:
         try:
             await list_boxes(self._client, self.labels, self._patience)
         except EnvironmentFailure as error:
-            raise WorldUnavailable(f"env.gbox.base_url={self._client.base_url}: no GBox answers ({error})") from error
+            url = str(self._client.base_url)
+            raise WorldUnavailable(
+                f"env.gbox.base_url={mask_text(url)}: no GBox answers ({error}){proxy_hint(url)}"
+            ) from error
 
     async def __call__(self) -> GBoxEnvironment:
         """A running box. Raises `EnvironmentFailure`, and `WorldUnavailable` when no box can ever be had."""

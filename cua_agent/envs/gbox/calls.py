@@ -34,6 +34,7 @@ from tenacity import (
 )
 
 from cua_agent.envs.base import EnvironmentFailure, WorldUnavailable
+from cua_agent.secrets import mask_text
 
 T = TypeVar("T")
 
@@ -131,7 +132,7 @@ def reason_of(error: Exception) -> str:
     if isinstance(error, APIStatusError):
         body = error.body
         message = body.get("message") if isinstance(body, dict) else None
-        return " ".join(f"{error.status_code} {message or error.response.reason_phrase}".split())[:200]
+        return " ".join(mask_text(f"{error.status_code} {message or error.response.reason_phrase}").split())[:200]
     if isinstance(error, APIConnectionError):
         cause = error.__cause__
         return f"{error.message} ({type(cause).__name__})" if cause else error.message

@@ -11,9 +11,10 @@ from typing import Any
 import httpx
 from gbox_sdk import AsyncGboxClient, ConflictError, DefaultAsyncHttpxClient, NotFoundError, not_given
 
-from cua_agent.envs.base import EnvironmentFailure
+from cua_agent.envs.base import EnvironmentFailure, WorldUnavailable
 from cua_agent.envs.gbox.calls import CallRefused, Patience, UnusableReply, call, may_pass
-from cua_agent.envs.gbox.settings import GBoxSettings, api_key
+from cua_agent.envs.gbox.settings import GBoxSettings, address, api_key
+from cua_agent.proxies import proxy_options
 
 PATIENCE = Patience(deadline_s=30.0)
 """With calls that concern no running episode."""
@@ -24,14 +25,15 @@ _ENDS_AT_A_TIME = 8
 
 
 def new_client(settings: GBoxSettings) -> AsyncGboxClient:
-    """The SDK's client, without retries of its own. Raises `WorldUnavailable` when there is no key."""
+    """The SDK's client, without retries of its own. Raises `WorldUnavailable` when there is no key, or a proxy that
+    cannot be used."""
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=_KEEP_ALIVE_S)
-    return AsyncGboxClient(
-        api_key=api_key(settings),
-        base_url=settings.base_url or not_given,
-        max_retries=0,
-        http_client=DefaultAsyncHttpxClient(limits=limits),
-    )
+    key = api_key(settings).get_secret_value()
+    try:
+        http = DefaultAsyncHttpxClient(limits=limits, **proxy_options([address(settings)]))
+    except (ImportError, ValueError) as error:  # SOCKS without its package, an address that is none
+        raise WorldUnavailable(f"env=gbox: the environment's proxy cannot be used: {error}") from None
+    return AsyncGboxClient(api_key=key, base_url=settings.base_url or not_given, max_retries=0, http_client=http)
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,16 @@ import os
 from dataclasses import dataclass, field
 from typing import Literal
 
+from pydantic import SecretStr
+
 from cua_agent.envs.base import WorldUnavailable
+from cua_agent.secrets import BadKey, checked_key, referenced_variable
 
 BoxType = Literal["android", "linux"]
 Reset = Literal["pocket", "android", "fresh"]
 
 KEY_VARIABLE = "GBOX_API_KEY"
+ADDRESS_VARIABLE = "GBOX_CLIENT_BASE_URL"
 MADE_BY = {"made-by": "cua-grpo"}
 """The label of every box that this library makes."""
 RUN, PURPOSE, SESSION, CREATION = "run", "purpose", "session", "creation"
@@ -23,10 +27,11 @@ RUN, PURPOSE, SESSION, CREATION = "run", "purpose", "session", "creation"
 class GBoxSettings:
     """Where boxes come from, how they are kept, and how patient a call is. Times are in seconds.
 
-    `api_key` None means the environment's `GBOX_API_KEY`, `base_url` None the SDK's default, `run` None a name made up
-    for this process. `reset` says how an episode starts: see `cua_agent.envs.gbox.start`. `scale` shrinks screenshots.
-    `quota_wait_s` is how long a creation waits while the service has no box to give, `attempts` how often a call is
-    made that cannot act twice. `prewarm`, `max_episodes` and `max_age_s` are those of `PoolPolicy`.
+    `api_key` is `${oc.env:NAME}`, a key itself, or None: `${oc.env:GBOX_API_KEY}`. `base_url` None means the SDK's
+    default, `run` None a name made up for this process. `reset` says how an episode starts: see
+    `cua_agent.envs.gbox.start`. `scale` shrinks screenshots. `quota_wait_s` is how long a creation waits while the
+    service has no box to give, `attempts` how often a call is made that cannot act twice. `prewarm`, `max_episodes` and
+    `max_age_s` are those of `PoolPolicy`.
     """
 
     base_url: str | None = None
@@ -55,11 +60,22 @@ def check_requirements(settings: GBoxSettings) -> None:
     api_key(settings)
 
 
-def api_key(settings: GBoxSettings) -> str:
+def api_key(settings: GBoxSettings) -> SecretStr:
     """The key to show. Raises `WorldUnavailable`."""
-    key = settings.api_key or os.environ.get(KEY_VARIABLE, "")
+    given = settings.api_key or f"${{oc.env:{KEY_VARIABLE}}}"
+    variable = referenced_variable(given)
+    key = given if variable is None else os.environ.get(variable, "")
     if not key.strip():
         raise WorldUnavailable(
-            f"env=gbox needs a key: set the environment variable {KEY_VARIABLE}, or env.gbox.api_key='${{oc.env:NAME}}'"
+            f"env=gbox needs a key: set the environment variable {variable or KEY_VARIABLE}, or "
+            "env.gbox.api_key='${oc.env:NAME}'"
         )
-    return key
+    try:
+        return checked_key(key, variable or "env.gbox.api_key")
+    except BadKey as error:
+        raise WorldUnavailable(str(error)) from None
+
+
+def address(settings: GBoxSettings) -> str:
+    """Where the service is; empty for the SDK's own default."""
+    return settings.base_url or os.environ.get(ADDRESS_VARIABLE, "")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
-from urllib.request import urlopen
+from urllib.request import ProxyHandler, build_opener
 
 import uvicorn
 from fastapi import FastAPI, Request
@@ -28,6 +28,7 @@ from cua_agent.envs.local_gbox.middleware import API, TRANSPORT, FaultInjection,
 from cua_agent.envs.local_gbox.options import LocalGBoxOptions
 
 START_TIMEOUT_S = 30.0
+_DIRECT = build_opener(ProxyHandler({}))
 KEEP_ALIVE_S = 600
 """Longer than a model thinks between two actions: a connection closed just then would be a fault nobody asked for."""
 
@@ -123,7 +124,7 @@ class LocalGBox:
 
     def ledger(self) -> dict[str, Any]:
         """What `GET /ledger` answers."""
-        with urlopen(f"{self.origin}/ledger") as response:  # asked over HTTP: the fleet lives on another thread
+        with _DIRECT.open(f"{self.origin}/ledger") as response:  # over HTTP: the fleet lives on another thread
             report: dict[str, Any] = json.load(response)
         return report
 

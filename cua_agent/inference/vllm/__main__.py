@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from contextlib import closing
 
 from cua_agent.inference.vllm.serve import OPTIONS, ServeError, parse_options, run, server_command
+from cua_agent.secrets import masked_output
 
 DONE, FAILED, BAD_CONFIGURATION = 0, 1, 2
 
 
+@masked_output()
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)

@@ -6,13 +6,17 @@ Neither retries: whoever calls knows whether the same call may be made again, an
 from __future__ import annotations
 
 import asyncio
-import os
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import httpx
 
-from cua_agent.inference.vllm.errors import Refused, Unavailable
+from cua_agent.inference.vllm.errors import Refused, ServerMismatch, Unavailable
 from cua_agent.inference.vllm.wire import HEALTH, Call
+from cua_agent.proxies import proxy_hint, proxy_options
+from cua_agent.secrets import mask_text, read_key
+
+Client = TypeVar("Client", httpx.Client, httpx.AsyncClient)
 
 API_KEY_VARIABLE = "VLLM_API_KEY"
 CONNECT_TIMEOUT_S = 10.0
@@ -47,7 +51,7 @@ def _reason(response: httpx.Response) -> str:
         text = body["error"]["message"] if "error" in body else body["detail"]
     except (ValueError, KeyError, TypeError):
         text = response.text
-    return " ".join(str(text).split())[:_SHOWN]
+    return " ".join(mask_text(str(text)).split())[:_SHOWN]
 
 
 def _retry_after(response: httpx.Response) -> float:
@@ -57,13 +61,20 @@ def _retry_after(response: httpx.Response) -> float:
         return 0.0
 
 
-def _headers() -> dict[str, str]:
-    key = os.environ.get(API_KEY_VARIABLE)
-    return {"authorization": f"Bearer {key}"} if key else {}
+def _new_client(kind: Callable[..., Client], urls: Sequence[str], **options: Any) -> Client:
+    """An httpx client that shows the servers their key. Raises `BadKey`, and `ServerMismatch` for a proxy that cannot
+    be used."""
+    key = read_key(API_KEY_VARIABLE)
+    headers = {} if key is None else {"authorization": f"Bearer {key.get_secret_value()}"}
+    try:
+        return kind(headers=headers, **proxy_options(urls), **options)
+    except (ImportError, ValueError) as error:  # SOCKS without its package, an address that is none
+        raise ServerMismatch(f"{', '.join(urls)}: the environment's proxy cannot be used: {error}") from None
 
 
 def _no_answer(url: str, error: httpx.TransportError | TimeoutError) -> Unavailable:
-    return Unavailable(f"{url} gives no answer: {type(error).__name__} {error}".rstrip())
+    why = f"{type(error).__name__} {mask_text(str(error))}".rstrip()
+    return Unavailable(f"{url} gives no answer: {why}{proxy_hint(url)}")
 
 
 class ControlClient:
@@ -73,7 +84,7 @@ class ControlClient:
         self.url = url.rstrip("/").removesuffix("/v1")
         timeout = httpx.Timeout(CONTROL_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
         limits = httpx.Limits(keepalive_expiry=KEEPALIVE_S)
-        self._http = httpx.Client(base_url=self.url, headers=_headers(), timeout=timeout, limits=limits)
+        self._http = _new_client(httpx.Client, [self.url], base_url=self.url, timeout=timeout, limits=limits)
 
     def call(self, call: Call) -> Any:
         """Raises `Unavailable` (also when the server's engine died: it will be restarted) or `Refused`."""
@@ -92,13 +103,13 @@ class ControlClient:
 
 
 class SamplingClient:
-    """Sampling requests to any server, many at a time, on one event loop."""
+    """Sampling requests to the servers at `urls`, many at a time, on one event loop."""
 
-    def __init__(self, connections: int, timeout_s: float) -> None:
+    def __init__(self, urls: Sequence[str], connections: int, timeout_s: float) -> None:
         self._timeout_s = timeout_s
         limits = httpx.Limits(max_connections=connections, keepalive_expiry=KEEPALIVE_S)
         timeout = httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S)
-        self._http = httpx.AsyncClient(headers=_headers(), timeout=timeout, limits=limits)
+        self._http = _new_client(httpx.AsyncClient, urls, timeout=timeout, limits=limits)
 
     async def call(self, url: str, call: Call) -> Any:
         """Raises `Unavailable` (also for a 500: sampling acts on nothing, and an engine that died comes back) or

@@ -175,7 +175,7 @@ class VllmEngine:
         if self._loop is not loop or self._sampling is None:
             places = self._patience.in_flight * len(self._replicas)
             self._loop, self._slots = loop, asyncio.Semaphore(places)
-            self._sampling = SamplingClient(places, self._patience.request_s)
+            self._sampling = SamplingClient([each.url for each in self._replicas], places, self._patience.request_s)
 
     def _check(self, request: GenerateRequest) -> None:
         if not request.input_ids or not 0 <= min(request.input_ids) <= max(request.input_ids) < self._vocabulary:

@@ -32,6 +32,7 @@ _ROOT = Path(__file__).resolve().parents[3]
 _TINY = _ROOT / "cua_agent" / "models" / "tiny_weights"
 _CPU_BATCH = 8192
 _GRACE_S = 30.0
+_SECRET_FLAGS = {"--api-key": "VLLM_API_KEY", "--hf-token": "HF_TOKEN"}
 _POLL_S = 0.5
 
 
@@ -86,6 +87,10 @@ class ServerCommand:
 def parse_options(overrides: Sequence[str]) -> tuple[ServeOptions, list[str]]:
     """Options from key=value, and what follows `--`: flags for vLLM as they are. Raises `ServeError`."""
     own, _, extra = _split(overrides)
+    secret = next((word for word in extra if word.partition("=")[0] in _SECRET_FLAGS), None)
+    if secret is not None:
+        flag = secret.partition("=")[0]
+        raise ServeError(f"{flag}: a key on a command line is seen by everybody; set {_SECRET_FLAGS[flag]} instead")
     values: dict[str, Any] = {}
     for override in own:
         key, equals, value = override.partition("=")
@@ -254,7 +259,7 @@ def _announce_ready(process: subprocess.Popen[bytes], url: str) -> bool:
     started = time.monotonic()
     while process.poll() is None:
         try:
-            if httpx.get(f"{url}/health", timeout=2.0).is_success:
+            if httpx.get(f"{url}/health", timeout=2.0, trust_env=False).is_success:  # no proxy: it runs here
                 print(f"ready after {time.monotonic() - started:.0f} s: {url}", flush=True)
                 return True
         except httpx.TransportError:

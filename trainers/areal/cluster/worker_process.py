@@ -7,6 +7,8 @@ import signal
 import threading
 import time
 
+from cua_agent.secrets import masked_output
+
 CONTROLLER = "CUA_CONTROLLER_PID"
 """Environment variable: the controller's process id, when it runs on the same machine."""
 
@@ -14,6 +16,7 @@ _POLL_S = 1.0
 _GRACE_S = 10.0
 
 
+@masked_output()
 def main() -> None:
     """Serve until told to stop. Ctrl-C is the controller's: it still needs its workers to save."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -14,6 +13,7 @@ from areal.api.alloc_mode import ModelAllocation
 from areal.api.cli_args import GRPOConfig, InferenceEngineConfig, PPOActorConfig
 from datasets import Dataset
 
+from trainers.areal.process import no_trackers
 from trainers.areal.rollout.rollout_engine import PolicyRolloutEngine
 from trainers.areal.train.ppo_actor import PPOPolicyActor
 
@@ -39,9 +39,8 @@ class HookedPPOTrainer(PPOTrainer):  # type: ignore[misc]
     def __init__(self, config: GRPOConfig, hooks: Hooks) -> None:
         self._hooks = hooks
         places = Dataset.from_dict({"index": list(range(config.total_train_steps * config.train_dataset.batch_size))})
-        interrupt = signal.getsignal(signal.SIGINT)
+        no_trackers()
         super().__init__(config, train_dataset=places, valid_dataset=places.select(range(1)))
-        signal.signal(signal.SIGINT, interrupt)  # a tracker that AReaL starts, though disabled, takes Ctrl-C for itself
 
     def start_at(self, step: int) -> None:
         """Go on after `step` finished steps, as after AReaL's own recovery."""

@@ -1,0 +1,35 @@
+"""What a run needs from outside, asked before anything is loaded: packages, keys, logins, proxies."""
+
+from __future__ import annotations
+
+import os
+from contextlib import closing
+
+from cua_agent.envs.base import WorldUnavailable
+from cua_agent.envs.registry import check_world
+from cua_agent.secrets import BadKey, check_key_variables
+from trainers.config import ConfigError, TrainConfig
+from trainers.run.metrics import check_trackers
+
+
+def check_requirements(config: TrainConfig) -> None:
+    """Raise `ConfigError` when a package, a key or a login that `config` needs is missing or unusable."""
+    from cua_agent.inference.vllm.errors import ServerMismatch
+
+    try:
+        check_key_variables()
+        check_world(config.env)
+        if config.inference.name == "vllm":
+            _check_clients(config)
+    except (BadKey, ServerMismatch, WorldUnavailable) as error:
+        raise ConfigError(str(error)) from error
+    if os.environ.get("RANK", "0") == "0":  # the process that keeps the books
+        check_trackers(config.logging)
+
+
+def _check_clients(config: TrainConfig) -> None:
+    from cua_agent.inference.vllm.client import ControlClient
+
+    for url in config.inference.servers:
+        with closing(ControlClient(url)):
+            pass
