@@ -118,7 +118,7 @@ ANY_NAME = st.text(
 ).filter(lambda name: name not in (".", "..") and len(name.encode()) < 250)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=12)
 @given(ANY_NAME)
 @example("auto")
 @example("~root")

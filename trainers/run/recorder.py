@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -9,10 +10,12 @@ from pathlib import Path
 
 from cua_agent.tasks import EvalSplit
 from trainers.config import TrainConfig
+from trainers.config.compose import typed_text
 from trainers.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from trainers.protocol import Batch, Collected, EvalRecord, StepRecord, TrainerState, TrainResult, Usage
 from trainers.rollouts.trajectory_store import TrajectoryStore
 from trainers.run.checkpoint_files import prune_checkpoints
+from trainers.run.directory import path_to_type
 from trainers.run.disk import full_in_words, is_full
 from trainers.run.metrics import MetricsWriter, ProgressReporter, open_trackers
 from trainers.run.resuming import StartingPoint, carry_best
@@ -173,7 +176,9 @@ class RunRecorder:
             why = full_in_words(self._directory) if is_full(failure) else failure
             self._progress.message(f"stopped after step {self._state.step}; its weights could not be saved: {why}")
             return
-        self._progress.message(f"stopped after step {self._state.step}; saved {path}")
+        self._progress.message(
+            f"stopped after step {self._state.step}; {shlex.quote(typed_text('resume', path_to_type(path)))}"
+        )
 
     def finish(self, reason: str, end: EvalRecord, templates: EvalRecord) -> TrainResult:
         """The run is over: the last checkpoint, `summary.json`, and the result."""
