@@ -99,7 +99,7 @@ def test_slurm_is_asked_for_whole_nodes(tmp_path: Path, monkeypatch: pytest.Monk
         scheduler.create_workers(job)
     [script] = tmp_path.rglob("actor.sh")
     lines = script.read_text()
-    for wanted in ("--nodes=3", "--ntasks-per-node=4", "--cpus-per-task=4", "--gres=gpu:4", "cluster.server"):
+    for wanted in ("--nodes=3", "--ntasks-per-node=4", "--cpus-per-task=4", "--gres=gpu:4", "cluster.worker_process"):
         assert wanted in lines, lines
 
 

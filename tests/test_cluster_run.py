@@ -39,7 +39,8 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
 def workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
     """The worker processes under `process`, training first."""
     children = psutil.Process(process.pid).children(recursive=True)
-    served = [child for child in children if "python" in child.name() and "cluster.server" in " ".join(child.cmdline())]
+    python = [child for child in children if "python" in child.name()]
+    served = [child for child in python if "trainers.areal.cluster.worker_process" in child.cmdline()]
     return sorted(served, key=lambda child: child.cmdline()[child.cmdline().index("--role") + 1])
 
 

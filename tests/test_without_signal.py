@@ -121,7 +121,7 @@ def test_a_run_without_any_signal_ends_and_says_why(launcher: list[str], tmp_pat
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         text=True,
         capture_output=True,
-        timeout=500,
+        timeout=1200,
         check=False,
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
