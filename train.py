@@ -150,7 +150,7 @@ def _run(composition: Composition, overrides: Sequence[str], process_group: Proc
 
 def _assist(config: TrainConfig, process_group: ProcessGroup) -> int:
     """Train along with process 0, which keeps the books and speaks."""
-    from trainers.distributed.config_shard import without_trackers
+    from trainers.distributed.rank_config import without_trackers
 
     with TemporaryDirectory() as scratch:
         try:

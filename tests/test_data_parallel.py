@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from tests.toy_world import toy_task, trajectory
 from trainers.config import ConfigError, InferenceConfig, RolloutConfig, TrainConfig
-from trainers.distributed.config_shard import config_of_rank
 from trainers.distributed.process_group import SingleProcess
+from trainers.distributed.rank_config import config_of_rank
 from trainers.distributed.torchrun import check_processes
 from trainers.grpo.batching import Row
 from trainers.rollouts.task_sampler import TaskSampler

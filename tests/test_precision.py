@@ -15,8 +15,8 @@ from cua_agent.models.loaders import load_policy
 from tests.sides_rig import batch, one_group, opened_side, side_config
 from tests.tiny_random import build
 from trainers.config import LoraConfig, TrainConfig
+from trainers.distributed.sharded_tensors import sharded_like
 from trainers.parity.replay import SIDES, Opened, Side
-from trainers.run.sharding import sharded_like
 
 pytest.importorskip("areal")
 pytestmark = pytest.mark.slow

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from trainers.config import ConfigError, LoggingConfig, TrainConfig, from_mapping
 from trainers.config.compose import load_config
-from trainers.config.secrets import MASK, mask_secrets
+from trainers.config.masking import MASK, mask_secrets
 from trainers.run.directory import create_run_directory, resume_command
 
 NOW = datetime(2026, 1, 2, 3, 4, 5)

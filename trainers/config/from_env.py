@@ -20,8 +20,8 @@ from typing import Any
 from cua_agent.secrets import masked_output
 from trainers.config import ConfigError, TrainConfig
 from trainers.config.compose import choices
+from trainers.config.masking import mask_secrets
 from trainers.config.old_variables import FIXED, OBSOLETE, PRESETS, REMARKS, STAYS, VARIABLES, Variable
-from trainers.config.secrets import mask_secrets
 from trainers.config.validation import build, fields_of, shown
 
 DONE, BAD_CONFIGURATION = 0, 2

@@ -10,8 +10,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from trainers.config.masking import MASK, mask_secrets
 from trainers.config.run import TrainConfig
-from trainers.config.secrets import MASK, mask_secrets
 from trainers.config.validation import ConfigError, fields_of, leaves, shown
 
 CONFIG, ABOUT = "config.yaml", "run.json"

@@ -16,6 +16,7 @@ from cua_agent.envs.pool import EnvironmentFactory
 from cua_agent.trajectory import Trajectory
 from trainers.components import Components, build_components
 from trainers.config import TrainConfig
+from trainers.distributed.sharded_tensors import whole
 from trainers.grpo.advantages import batch_of
 from trainers.parity.errors import distance
 from trainers.parity.evidence import Arrays, Evidence, Figures
@@ -23,7 +24,6 @@ from trainers.parity.optimiser import counters, moments, settings
 from trainers.parity.rows import areal_rows, loss_scale, our_rows
 from trainers.protocol import Batch, EvalRecord, StepRecord, Trainer
 from trainers.run.metrics import ProgressReporter, StepMetrics
-from trainers.run.sharding import whole
 
 if TYPE_CHECKING:
     from trainers.areal.trainer import AReaLGRPOTrainer

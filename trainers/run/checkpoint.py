@@ -37,10 +37,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from cua_agent.models.lora import ADAPTER_WEIGHTS, active_spec, saved_spec
 from cua_agent.models.policy import PolicyModel
 from cua_agent.models.saving import save_description
+from trainers.distributed.sharded_tensors import sharded_like, whole
 from trainers.protocol import TrainerState
 from trainers.run.checkpoint_files import BASE, STATE, CheckpointError, read_state, verify_checkpoint, write_checkpoint
 from trainers.run.compatibility import adapter_differences, saved_base
-from trainers.run.sharding import sharded_like, whole
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from typing import Any
 
 from trainers.config import ConfigError, TrainConfig
 from trainers.config.compose import typed_text
-from trainers.config.secrets import mask_secrets
+from trainers.config.masking import mask_secrets
 from trainers.config.validation import AUTO
 
 _PACKAGES = ("torch", "transformers", "peft", "hydra-core", "numpy", "pillow", "playwright", "areal")

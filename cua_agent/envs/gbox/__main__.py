@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _reap(settings: GBoxSettings, given: argparse.Namespace) -> int:
-    from cua_agent.envs.gbox.reaper import Selection, reap, seconds_of
+    from cua_agent.envs.gbox.leftover_boxes import Selection, reap, seconds_of
 
     selection = Selection(given.run, seconds_of(given.older_than) if given.older_than else 0.0)
     none_left = asyncio.run(reap(settings, selection, dry_run=given.dry_run, say=print))

@@ -21,7 +21,7 @@ from trainers.areal.train.ppo_lifecycle import PPOLifecycle
 from trainers.components import check_model, held_out_tasks
 from trainers.config import TrainConfig
 from trainers.config.cluster import workers_of
-from trainers.distributed.config_shard import without_trajectories
+from trainers.distributed.rank_config import without_trajectories
 from trainers.grpo.advantages import batch_of
 from trainers.protocol import Batch, EvalRecord, LossRecord, StepRecord, TrainerState, TrainResult
 from trainers.run.lifecycle import RunLifecycle

@@ -16,8 +16,8 @@ from trainers.areal.rollout.loop_environments import LoopEnvironments
 from trainers.areal.rollout.rollout_engine import PolicyRolloutEngine
 from trainers.components import Components, build_engine
 from trainers.config import TrainConfig
-from trainers.distributed.config_shard import config_of_rank
 from trainers.distributed.process_group import SINGLE_PROCESS, ProcessGroup
+from trainers.distributed.rank_config import config_of_rank
 from trainers.protocol import EpisodePlayer
 
 

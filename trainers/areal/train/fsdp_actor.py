@@ -26,9 +26,9 @@ from cua_agent.models.policy import PolicyModel
 from trainers.areal.tensors import TensorDict
 from trainers.areal.train.scoring_head import ScoringHead, at_every_position
 from trainers.config import OptimConfig
+from trainers.distributed.sharded_tensors import sharded_like, whole
 from trainers.distributed.torch_process_group import init_default_group
 from trainers.grpo.learner import warmup_factor
-from trainers.run.sharding import sharded_like, whole
 
 PACKED_SAFELY = ("sdpa", "eager")
 """Attention that reads sequence boundaries from positions; flash attention takes AReaL's cu_seqlens."""

@@ -15,7 +15,7 @@ from gbox_sdk import GboxClient
 
 from cua_agent.envs.base import WorldUnavailable
 from cua_agent.envs.gbox.__main__ import main
-from cua_agent.envs.gbox.reaper import Selection, reap, seconds_of
+from cua_agent.envs.gbox.leftover_boxes import Selection, reap, seconds_of
 from cua_agent.envs.gbox.settings import MADE_BY, GBoxSettings
 from cua_agent.envs.local_gbox.faults import Fault, FaultKind, Operation
 from cua_agent.envs.local_gbox.options import LocalGBoxOptions
