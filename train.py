@@ -6,8 +6,10 @@ import os
 import shutil
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from trainers.run.metrics import ProgressReporter
 
 DONE, FAILED, BAD_CONFIGURATION, INTERRUPTED = 0, 1, 2, 130
+_PROCESS_0_ENDS_S = 60.0
 
 
 @masked_output()
@@ -87,7 +90,15 @@ def _refuse(error: ConfigError) -> int:
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         traceback.print_exception(error)
     _say(f"error: {error}")
+    _let_process_0_end_first()
     return BAD_CONFIGURATION
+
+
+def _let_process_0_end_first() -> None:
+    """A launcher ends all processes with the first that fails: it should be the one that speaks and saves."""
+    if os.environ.get("RANK", "0") != "0":
+        with suppress(KeyboardInterrupt):
+            time.sleep(_PROCESS_0_ENDS_S)
 
 
 def _prepare_process(config: TrainConfig) -> None:
@@ -159,6 +170,7 @@ def _assist(config: TrainConfig, process_group: ProcessGroup) -> int:
             return INTERRUPTED
         except Exception as error:
             print(f"error in process {process_group.rank}: {type(error).__name__}: {error}", file=sys.stderr)
+            _let_process_0_end_first()
             return BAD_CONFIGURATION if isinstance(error, ConfigError) else FAILED
     return DONE
 
