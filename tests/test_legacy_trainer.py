@@ -307,7 +307,7 @@ def test_an_interrupted_rollout_saves_and_is_played_again(make_rig: MakeRig) -> 
     with pytest.raises(KeyboardInterrupt):
         rig.trainer.train()
     assert [row["step"] for row in rig.rows()] == [1]
-    assert rig.watcher.messages[-1] == f"stopped after step 1; saved {rig.directory}/checkpoints/last"
+    assert rig.watcher.messages[-1] == f"stopped after step 1; resume={rig.directory}/checkpoints/last"
     rig.trainer.close()
     resumed = make_rig(replace(CONFIG, resume=str(rig.directory / "checkpoints" / "last")))
     resumed.trainer.train()
