@@ -7,7 +7,7 @@ import pytest
 from tests.legacy_rig import Watcher
 from tests.toy_world import toy_task
 from trainers.protocol import Collected, Group, GroupSpec
-from trainers.run.collecting import CollectingWatch
+from trainers.run.collecting import CollectingWatch, nothing_to_learn
 from trainers.run.stopping import Stopped
 
 SO_FAR = Collected(
@@ -41,3 +41,8 @@ def test_a_collecting_ends_when_its_time_is_up() -> None:
     with pytest.raises(Stopped) as stopped:
         watch(0, 4, SO_FAR)
     assert (stopped.value.reason, stopped.value.collecting_s) == ("max_minutes", 6.0)
+
+
+def test_a_step_without_groups_says_why_also_when_earlier_steps_counted_them() -> None:
+    assert nothing_to_learn(SO_FAR) == "3 groups without signal (equal rewards in a group)"
+    assert nothing_to_learn(Collected()) == "its places went to groups without signal that earlier steps have counted"

@@ -130,5 +130,6 @@ def test_a_run_without_any_signal_ends_and_says_why(launcher: list[str], tmp_pat
         (1, None, 0, 0),
         (2, None, 0, 0),
     ]
-    assert all(row["groups_filtered"] > 0 for row in rows)
-    assert "nothing to learn in step 2: " in ended.stdout and "groups without signal" in ended.stdout
+    assert rows[0]["groups_filtered"] > 0  # places that a group of the first step gave up may be the second's
+    assert all(f"nothing to learn in step {step}: " in ended.stdout for step in (1, 2))
+    assert "groups without signal" in ended.stdout

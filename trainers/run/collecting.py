@@ -42,6 +42,13 @@ class CollectingWatch:
             )
 
 
+def nothing_to_learn(collected: Collected) -> str:
+    """Why a step has no group to train on. A group without signal takes a place of the window, also of a later step."""
+    if collected.filtered:
+        return without_signal(collected)
+    return "its places went to groups without signal that earlier steps have counted"
+
+
 def without_signal(collected: Collected) -> str:
     """Why there is nothing to learn from most groups that were played."""
     return f"{len(collected.filtered)} groups without signal (equal rewards in a group)"

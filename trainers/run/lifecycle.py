@@ -11,7 +11,7 @@ from cua_agent.trajectory import Trajectory
 from trainers.config import TrainConfig
 from trainers.protocol import Batch, Collected, EpisodePlayer, EvalRecord, TrainResult
 from trainers.rollouts.evaluation import evaluate
-from trainers.run.collecting import CollectingWatch, without_signal
+from trainers.run.collecting import CollectingWatch, nothing_to_learn
 from trainers.run.metrics import ProgressReporter
 from trainers.run.recorder import RunRecorder
 from trainers.run.resuming import measures_changed, starting_point
@@ -83,7 +83,6 @@ class RunLifecycle:
         return batch
 
     def resume(self, resume: str, load: Callable[[Path], None]) -> None:
-        """Go on from the checkpoint that `resume` means, which `load` restores. Raises `CheckpointError`."""
         """Go on from where `resume` says, through `load`. Raises `CheckpointError`."""
         start = starting_point(resume)
         load(start.checkpoint)
@@ -103,7 +102,7 @@ class RunLifecycle:
             say(f"{len(dropped)} groups were dropped: they came too late for rollout.max_staleness")
         if not collected.kept:
             say(
-                f"nothing to learn in step {state.step + 1}: {without_signal(collected)}; "
+                f"nothing to learn in step {state.step + 1}: {nothing_to_learn(collected)}; "
                 f"the policy stays at version {state.policy_version}"
             )
 
