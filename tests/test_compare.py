@@ -139,6 +139,7 @@ def test_runs_are_given_once_each_and_by_pattern(tmp_path: Path, monkeypatch: py
     assert named_runs([f"{tmp_path}/outputs/*-1"]) == [tmp_path / "outputs/b-1"]
 
 
+@pytest.mark.slow
 def test_a_report_of_given_runs_has_all_its_files(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     for backend in ("legacy", "areal"):
@@ -152,6 +153,7 @@ def test_a_report_of_given_runs_has_all_its_files(tmp_path: Path, monkeypatch, c
     assert places.pop().parent == Path("outputs")
 
 
+@pytest.mark.slow
 def test_what_is_missing_is_trained_what_fails_is_told_and_a_second_call_runs_only_that(
     fake_train: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -305,6 +307,7 @@ class Page(HTMLParser):
         self.texts.append(data.strip())
 
 
+@pytest.mark.slow
 def test_the_page_loads_nothing_and_runs_nothing(tmp_path: Path) -> None:
     text = write_page(three_seeds(tmp_path), tmp_path / "compare.html").read_text()
     page = Page(text)
@@ -370,6 +373,7 @@ def test_the_curves_hold_every_step_of_every_run(tmp_path: Path) -> None:
     assert {line["kl"] for line in lines} == {""}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("case", ["unfinished", "no evaluation", "bare rows", "many arms", "long"])
 def test_runs_in_any_state_make_a_report(case: str, tmp_path: Path) -> None:

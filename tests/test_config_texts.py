@@ -135,6 +135,7 @@ def test_a_text_without_quotes_in_a_file_is_refused_where_yaml_reads_something_e
         assert "write it in quotes" in str(error)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=100)
 @given(TEXT)
 def test_a_saved_configuration_is_read_back_with_the_same_texts(text: str) -> None:

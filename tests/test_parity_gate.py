@@ -123,6 +123,7 @@ def test_rung_five_plans_every_phase_unless_told_otherwise(tmp_path: Path) -> No
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_rung_five_on_runs_that_are_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = [
         learning_run(tmp_path / f"{backend}{seed}", backend, seed) for backend in ("legacy", "areal") for seed in (0, 1)

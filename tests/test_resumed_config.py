@@ -184,6 +184,7 @@ ANY_TEXT = st.text(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=25)
 @given(ANY_TEXT)
 def test_any_text_goes_through_a_shell_and_the_override_grammar(text: str) -> None:

@@ -118,6 +118,7 @@ ANY_NAME = st.text(
 ).filter(lambda name: name not in (".", "..") and len(name.encode()) < 250)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=12)
 @given(ANY_NAME)
 @example("auto")
