@@ -22,6 +22,7 @@ from trainers.config import ConfigError, TrainConfig
 from trainers.config.compose import choices
 from trainers.config.masking import mask_secrets
 from trainers.config.old_variables import FIXED, OBSOLETE, PRESETS, REMARKS, STAYS, VARIABLES, Variable
+from trainers.config.saved import nested
 from trainers.config.validation import build, fields_of, shown
 
 DONE, BAD_CONFIGURATION = 0, 2
@@ -108,7 +109,7 @@ def _value(variable: Variable, text: str, given: Mapping[str, str]) -> object:
     try:
         value = variable.convert(text) if variable.convert else _parse(text, dict(fields_of(TrainConfig))[variable.key])
         if not (isinstance(value, str) and "${" in value):
-            build(TrainConfig, _nested({variable.key: value}))
+            build(TrainConfig, nested({variable.key: value}))
     except ConfigError as error:
         raise ConfigError(f"{variable.name}={shown(text)}: {error}") from None
     except ValueError as error:
@@ -151,17 +152,6 @@ def _parse(text: str, kind: Any) -> object:
     return text
 
 
-def _nested(flat: Mapping[str, object]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for key, value in flat.items():
-        *sections, leaf = key.split(".")
-        branch = tree
-        for section in sections:
-            branch = branch.setdefault(section, {})
-        branch[leaf] = value
-    return tree
-
-
 def render(conversion: Conversion, source: str) -> str:
     """The preset's YAML."""
     lines = [
@@ -171,7 +161,7 @@ def render(conversion: Conversion, source: str) -> str:
         *(f"# {line}" for line in ("", "Please read:", *conversion.notes) if conversion.notes),
         "defaults:",
         *(f"  - override /{group}: {preset}" for group, preset in PRESETS.items() if preset in choices(group)),
-        *_yaml(_nested({setting.key: setting for setting in conversion.settings})),
+        *_yaml(nested({setting.key: setting for setting in conversion.settings})),
     ]
     return "\n".join(line.rstrip() for line in lines) + "\n"
 
