@@ -43,14 +43,32 @@ TEXT = {
     "2b": _text(28, 16, 8, 2048, 6144),
     "4b": _text(36, 32, 8, 2560, 9728),
     "8b": _text(36, 32, 8, 4096, 12288),
+    "32b": _text(64, 64, 8, 5120, 25600),
 }
 VISION = {
     "nano": _vision(2, 2, 128, 256, [0]),
     "2b": _vision(24, 16, 1024, 4096, [5, 11, 17]),
     "4b": _vision(24, 16, 1024, 4096, [5, 11, 17]),
     "8b": _vision(27, 16, 1152, 4304, [8, 16, 24]),
+    "32b": _vision(27, 16, 1152, 4304, [8, 16, 24]),
 }
-"""Of Qwen3-VL-2B, -4B and -8B, from their config.json on the hub."""
+"""Of Qwen3-VL-2B, -4B, -8B and -32B, from their config.json on the hub."""
+TIED = ("nano", "2b", "4b")
+"""Sizes whose head has the weights of the embedding."""
+
+
+def shape_config(size: str) -> dict[str, Any]:
+    """What the config.json of the size says, with the tokens of the built-in model."""
+    config: dict[str, Any] = json.loads((TINY / "config.json").read_text())
+    rope = {"mrope_interleaved": True, "mrope_section": [24, 20, 20], "rope_theta": 5e6, "rope_type": "default"}
+    common = {"initializer_range": 0.02, "dtype": "bfloat16"}
+    config["text_config"] |= TEXT[size] | common
+    config["text_config"] |= {"head_dim": HEAD_WIDTH, "vocab_size": 151936, "max_position_embeddings": 262144}
+    config["text_config"]["rope_parameters"] = rope
+    config["vision_config"] |= VISION[size] | common
+    config["vision_config"] |= {"num_position_embeddings": 2304, "out_hidden_size": TEXT[size]["hidden_size"]}
+    config["text_config"]["tie_word_embeddings"] = config["tie_word_embeddings"] = size in TIED
+    return {key: value for key, value in config.items() if key not in ("architectures", "transformers_version")}
 
 
 def random_model(size: str, directory: Path, device: str) -> Path:
@@ -61,21 +79,10 @@ def random_model(size: str, directory: Path, device: str) -> Path:
     out = directory / size
     if (out / "config.json").is_file():
         return out
-    config = json.loads((TINY / "config.json").read_text())
-    rope = {"mrope_interleaved": True, "mrope_section": [24, 20, 20], "rope_theta": 5e6, "rope_type": "default"}
-    common = {"initializer_range": 0.02, "dtype": "bfloat16"}
-    config["text_config"] |= TEXT[size] | common
-    config["text_config"] |= {"head_dim": HEAD_WIDTH, "vocab_size": 151936, "max_position_embeddings": 262144}
-    config["text_config"]["rope_parameters"] = rope
-    config["vision_config"] |= VISION[size] | common
-    config["vision_config"] |= {"num_position_embeddings": 2304, "out_hidden_size": TEXT[size]["hidden_size"]}
-    tied = size != "8b"
-    config["text_config"]["tie_word_embeddings"] = config["tie_word_embeddings"] = tied
-    kept = {key: value for key, value in config.items() if key not in ("architectures", "transformers_version")}
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
     with torch.device(device):
-        model = Qwen3VLForConditionalGeneration(Qwen3VLConfig(**kept))
+        model = Qwen3VLForConditionalGeneration(Qwen3VLConfig(**shape_config(size)))
     torch.set_default_dtype(torch.float32)
     partial = out.with_suffix(".part")
     shutil.rmtree(partial, ignore_errors=True)

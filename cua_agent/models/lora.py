@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from cua_agent.models.architecture import empty_model
 from cua_agent.models.errors import UnsupportedModel, first_line
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -63,12 +64,9 @@ def tied_embeddings_expected() -> Iterator[None]:
 def matching_modules(location: str, pattern: str) -> list[str]:
     """The modules of the model at `location` (a directory or hub id) whose whole names match the regular expression
     `pattern`; no weights are loaded."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers import AutoConfig
 
-    about = AutoConfig.from_pretrained(location)
-    kind: Any = AutoModelForImageTextToText if hasattr(about, "vision_config") else AutoModelForCausalLM
-    with torch.device("meta"):
-        model = kind.from_config(about)
+    model = empty_model(AutoConfig.from_pretrained(location))
     return [name for name, _ in model.named_modules() if re.fullmatch(pattern, name)]
 
 
