@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,40 @@ def test_a_launcher_s_local_rank_is_kept(tmp_path: Path, monkeypatch: pytest.Mon
         monkeypatch.setenv(name, value)
     prepare_process(tmp_path, "cuda")
     assert os.environ["LOCAL_RANK"] == "1"
+
+
+def test_runs_of_one_seed_are_dealt_ports_of_their_own(tmp_path: Path) -> None:
+    from areal.utils.network import find_free_ports
+
+    from trainers.areal.process import prepare_process
+
+    prepare_process(tmp_path)
+    dealt = []
+    for _run in range(2):
+        random.seed(0)  # as AReaL's trainer does
+        dealt.append(find_free_ports(8))
+    assert dealt[0] != dealt[1]
+
+
+@pytest.mark.parametrize(
+    ("visible", "count", "own"),
+    [
+        (None, 2, ["0", "1"]),
+        ("2, 3", 2, ["2", "3"]),
+        ("3,1,2", 2, ["3", "1"]),
+        ("GPU-5,MIG-7", 1, ["GPU-5"]),
+        ("2", 0, []),
+    ],
+)
+def test_workers_use_the_gpus_that_the_run_may_use(
+    visible: str | None, count: int, own: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trainers.areal.cluster.schedulers import own_gpus
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert own_gpus(count) == own
 
 
 @pytest.mark.parametrize(("device", "planned"), [("cuda", False), ("cpu", True)])

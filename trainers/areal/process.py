@@ -9,6 +9,7 @@ import socket
 import sys
 import warnings
 from pathlib import Path
+from random import SystemRandom
 from types import ModuleType
 from typing import Any
 
@@ -53,6 +54,7 @@ def prepare_process(run_directory: Path, device: str = "cpu", *, controller: boo
     use_platform(device)
     _resolve_names_in(run_directory / "areal" / "names")
     no_async_saver()
+    draw_own_ports()
 
 
 def use_platform(device: str) -> None:
@@ -146,3 +148,11 @@ def no_async_saver() -> None:
     from areal.utils.saver import Saver
 
     Saver._should_use_async = lambda *_: False
+
+
+def draw_own_ports() -> None:
+    """AReaL draws the ports of workers from `random`, which its trainer seeds: runs of one seed that start at the same
+    time on one machine would be dealt the same ports (areal/utils/network.py)."""
+    from areal.utils import network
+
+    vars(network)["random"] = SystemRandom()

@@ -66,7 +66,13 @@ def opened_scheduler(config: TrainConfig, native: GRPOConfig) -> Iterator[Schedu
 
 
 def _local(config: TrainConfig, native: GRPOConfig) -> Scheduler:
-    return QuietLocalScheduler(startup_timeout=_STARTUP_S, gpu_devices=list(range(config.n_gpus)), **_names(native))
+    return QuietLocalScheduler(startup_timeout=_STARTUP_S, gpu_devices=own_gpus(config.n_gpus), **_names(native))
+
+
+def own_gpus(count: int) -> list[str]:
+    """The first `count` GPUs that this process may use, by the names that CUDA_VISIBLE_DEVICES gives them."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return [name.strip() for name in visible.split(",")][:count] if visible else [str(n) for n in range(count)]
 
 
 def _ray(config: TrainConfig, native: GRPOConfig) -> Scheduler:
