@@ -29,6 +29,7 @@ RC: Mapping[str, Any] = {
     "ytick.labelsize": 9,
     "svg.fonttype": "path",
     "svg.hashsalt": "compare",
+    "text.parse_math": False,  # a name with two dollar signs is no formula
 }
 SOFT = "#666666"
 

@@ -11,6 +11,7 @@ from typing import Any
 from trainers.compare import words
 from trainers.compare.bootstrap import Estimate
 from trainers.compare.comparison import Comparison
+from trainers.compare.escaping import csv_cell
 from trainers.compare.runs import Run, number
 
 
@@ -130,6 +131,5 @@ def _known(value: float | None) -> float | None:
 def _write(output: Path, heading: Sequence[str], lines: Iterable[Sequence[Any]]) -> Path:
     with output.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(heading)
-        writer.writerows(lines)
+        writer.writerows(map(csv_cell, line) for line in (heading, *lines))
     return output

@@ -9,6 +9,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from trainers.compare.escaping import prose
 from trainers.parity.cases import CASES
 from trainers.parity.greedy import LIVE_CASES
 from trainers.parity.ladder import Climb
@@ -34,8 +35,8 @@ def markdown(ladder: Climb) -> str:
     lines = [
         "# Parity ladder",
         "",
-        f"Measured on {ladder.source}. Verdict: **{'passed' if ladder.passed else 'FAILED'}**. Every cell is the worst "
-        "error over all cases.",
+        f"Measured on {prose(ladder.source)}. Verdict: **{'passed' if ladder.passed else 'FAILED'}**. Every cell is "
+        "the worst error over all cases.",
         "",
         "| rung | allowed | " + " | ".join(f"phase {phase}" for phase in phases) + " |",
         "|---" * (len(phases) + 2) + "|",
@@ -43,7 +44,7 @@ def markdown(ladder: Climb) -> str:
     for rung in rungs:
         cells = " | ".join(_cell(ladder.worst(phase, rung)) for phase in phases)
         lines.append(f"| {_title(rung)} | {_number(rung.tolerance)} | {cells} |")
-    if known := [f"- phase {m.phase}, {m.piece}: {m.note}" for m in ladder.measurements if m.known]:
+    if known := [f"- phase {m.phase}, {prose(m.piece)}: {prose(m.note)}" for m in ladder.measurements if m.known]:
         lines += ["", "## Known differences", "", *known]
     about = (f"- {_title(rung)}: {rung.measure}; at most {_number(rung.tolerance)}" for rung in rungs)
     lines += ["", "## Rungs", "", *about]
@@ -58,8 +59,8 @@ def _details(ladder: Climb) -> Iterator[str]:
     header = "| phase | rung | case | error | at most | | |"
     yield from ("", "## All measurements", "", header, "|---" * 7 + "|")
     for m in sorted(ladder.measurements, key=lambda m: (m.passed, m.phase, m.rung.number)):
-        cells = (m.phase, _title(m.rung), m.piece, _number(m.error), _number(m.rung.tolerance), _verdict(m), m.note)
-        yield "| " + " | ".join(map(str, cells)) + " |"
+        figures = (_number(m.error), _number(m.rung.tolerance), _verdict(m))
+        yield "| " + " | ".join((str(m.phase), _title(m.rung), prose(m.piece), *figures, prose(m.note))) + " |"
 
 
 def failures(ladder: Climb) -> list[str]:

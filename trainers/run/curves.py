@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from trainers.run.files import spent_minutes
 from trainers.run.lineage import Lineage, evaluation_rows, lineage_of, training_rows
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 CURVE = "learning_curve.png"
 
@@ -39,9 +43,17 @@ def read_curve(directory: Path, lineage: Lineage | None = None) -> Curve:
 
 def draw(curves: Sequence[Curve], output: Path) -> Path:
     """Success over steps (training rollouts thin, held-out evaluations thick) and over minutes of training."""
+    import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    with mpl.rc_context({"text.parse_math": False}):  # a name with two dollar signs is no formula
+        figure = Figure(figsize=(11, 4.2), layout="constrained")
+        _draw(figure, curves)
+        figure.savefig(output, dpi=120)
+    return output
+
+
+def _draw(figure: Figure, curves: Sequence[Curve]) -> None:
     by_step, by_minute = figure.subplots(1, 2, sharey=True)
     for index, curve in enumerate(curves):
         colour = f"C{index}"
@@ -62,8 +74,6 @@ def draw(curves: Sequence[Curve], output: Path) -> Path:
     if by_step.get_legend_handles_labels()[0]:
         by_step.legend(fontsize="small", loc="lower right")
     figure.suptitle("Success on held-out tasks (thin lines: training rollouts)", fontsize="medium")
-    figure.savefig(output, dpi=120)
-    return output
 
 
 def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
