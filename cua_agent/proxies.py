@@ -24,6 +24,15 @@ def is_local(url: str) -> bool:
     return address.is_loopback or address.is_unspecified
 
 
+def is_loopback(host: str) -> bool:
+    """Whether nobody but this machine reaches a server that listens on `host`. Names other than localhost may be any
+    address."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def proxy_options(urls: Iterable[str]) -> dict[str, Any]:
     """Options for an httpx client of `urls`, so that the proxies of the environment serve the others only."""
     local = {_host_pattern(url): None for url in urls if is_local(url)}

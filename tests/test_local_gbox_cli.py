@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import IO
 
 import pytest
+from fastapi.testclient import TestClient
 from local_gbox_rig import sdk
 
 from cua_agent.envs.local_gbox.__main__ import main, parse_options
 from cua_agent.envs.local_gbox.faults import FaultKind, FaultPlan
 from cua_agent.envs.local_gbox.options import LocalGBoxOptions
-from cua_agent.envs.local_gbox.server import LocalGBox, listen, running
+from cua_agent.envs.local_gbox.server import LocalGBox, listen, make_app, running
 from cua_agent.envs.pocket.latency import Latency
 
 COMMAND = [sys.executable, "-m", "cua_agent.envs.local_gbox"]
@@ -170,3 +171,17 @@ def test_a_server_in_a_thread_leaves_nothing_behind() -> None:
         client(lambda c: c.v1.boxes.create_android())
     with sdk(server) as client, pytest.raises(Exception, match="Connection error"):
         client(lambda c: c.v1.boxes.list())
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3", ""])
+def test_an_address_that_others_reach_needs_a_key_of_its_own(host: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--host", host, "--port", "0"]) == 2
+    assert capsys.readouterr().err.startswith(f"error: --host {host}: other machines reach it, and everybody knows")
+    assert parse_options(["--host", host, "--api-key", "mine"]).host == host
+
+
+def test_the_ledger_needs_the_key_where_others_reach_it() -> None:
+    for host, status in (("127.0.0.1", 200), ("0.0.0.0", 401)):
+        client = TestClient(make_app(LocalGBoxOptions(host=host, api_key="mine")))
+        assert client.get("/ledger").status_code == status
+        assert client.get("/ledger", headers={"authorization": "Bearer mine"}).status_code == 200

@@ -1,5 +1,6 @@
 """The server's command line, and how its process is handled."""
 
+import asyncio
 import json
 import signal
 import subprocess
@@ -7,9 +8,12 @@ import sys
 import threading
 from pathlib import Path
 
+import httpx
 import pytest
+from starlette.responses import PlainTextResponse
 
 from cua_agent.inference.vllm.__main__ import main
+from cua_agent.inference.vllm.key_check import KeyCheck
 from cua_agent.inference.vllm.serve import (
     ServeError,
     ServeOptions,
@@ -177,3 +181,42 @@ def test_a_server_that_dies_ends_the_command_with_its_status() -> None:
     command = ServerCommand([sys.executable, "-c", "raise SystemExit(3)"], {}, f"http://127.0.0.1:{free_port()}")
     assert threading.current_thread() is threading.main_thread()
     assert run(command, restarts=2) == 3  # it was never ready: another start would end the same way
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "10.1.2.3", "::", "gpu-box"])
+def test_an_address_that_others_reach_needs_a_key(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ServeOptions(device="cpu", python=PYTHON, host=host)
+    monkeypatch.delenv("VLLM_API_KEY", raising=False)
+    with pytest.raises(ServeError, match=rf"^host={host}: other machines .* set the variable VLLM_API_KEY, .*127"):
+        server_command(options)
+    monkeypatch.setenv("VLLM_API_KEY", "key-of-ours")
+    command = server_command(options)
+    assert flags(command)["--middleware"] == "cua_agent.inference.vllm.key_check.KeyCheck"
+    assert "key-of-ours" not in str(command)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.3.2.1", "::1", "localhost"])
+def test_this_machine_alone_needs_none(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VLLM_API_KEY", raising=False)
+    assert "--middleware" not in flags(server_command(ServeOptions(device="cpu", python=PYTHON, host=host)))
+
+
+@pytest.mark.parametrize("flag", ["--host", "--host=0.0.0.0", "--port"])
+def test_the_address_is_not_changed_behind_the_check(flag: str) -> None:
+    with pytest.raises(ServeError, match=r"^--(host|port) after --: write (host|port)=\.\.\. before it$"):
+        parse_options(["model=tiny", "--", flag, "0.0.0.0"])
+
+
+def test_with_a_key_every_endpoint_but_the_health_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM guards /v1 and /inference by itself; weights are changed elsewhere."""
+    monkeypatch.setenv("VLLM_API_KEY", "key-of-ours")
+    app = KeyCheck(PlainTextResponse("done"))  # type: ignore[arg-type]
+
+    async def ask(path: str, key: str | None) -> int:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as client:  # type: ignore[arg-type]
+            headers = {} if key is None else {"authorization": f"Bearer {key}"}
+            return (await client.post(path, headers=headers)).status_code
+
+    for path in ("/collective_rpc", "/pause", "/update_weight_version", "/v1/load_lora_adapter", "/server_info"):
+        assert [asyncio.run(ask(path, key)) for key in (None, "another", "key-of-ours")] == [401, 401, 200]
+    assert asyncio.run(ask("/health", None)) == 200

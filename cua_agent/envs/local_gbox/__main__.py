@@ -17,6 +17,7 @@ from cua_agent.envs.local_gbox.faults import FaultKind, FaultPlan, Moment
 from cua_agent.envs.local_gbox.options import DEFAULT_KEY, LocalGBoxOptions
 from cua_agent.envs.pocket.latency import Latency
 from cua_agent.envs.pocket.state import Layout
+from cua_agent.proxies import is_loopback
 
 DONE, FAILED, BAD_CONFIGURATION, INTERRUPTED = 0, 1, 2, 130
 DEFAULT_PORT = 8600
@@ -33,6 +34,11 @@ def parse_options(arguments: Sequence[str] | None) -> LocalGBoxOptions:
     kinds = given.faults.split(",")
     if unknown := [kind for kind in kinds if kind not in set(FaultKind)]:
         raise OptionError(f"--faults: {unknown[0]!r} is not one of {_KINDS}")
+    if given.api_key == DEFAULT_KEY and not is_loopback(given.host):
+        raise OptionError(
+            f"--host {given.host}: other machines reach it, and everybody knows the key {DEFAULT_KEY!r}; give one of "
+            "your own with --api-key, or --host 127.0.0.1"
+        )
     try:
         faults = FaultPlan(given.fault_rate, tuple(map(FaultKind, kinds)), given.fault_moment, given.seed)
         return LocalGBoxOptions(

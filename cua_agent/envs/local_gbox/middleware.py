@@ -30,14 +30,15 @@ _QUERIES = {"display", "actions/settings", ""}
 
 
 class KeyCheck:
-    """Answers 401 to API requests without the right bearer key."""
+    """Answers 401 to requests below `guarded` without the right bearer key."""
 
-    def __init__(self, app: ASGIApp, key: str) -> None:
+    def __init__(self, app: ASGIApp, key: str, guarded: tuple[str, ...]) -> None:
         self._app = app
         self._wanted = f"Bearer {key}".encode()
+        self._guarded = guarded
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"].startswith(API):
+        if scope["type"] == "http" and scope["path"].startswith(self._guarded):
             shown = dict(scope["headers"]).get(b"authorization", b"")
             if not secrets.compare_digest(shown, self._wanted):
                 await JSONResponse(error_body(401, "the API key is missing or wrong"), 401)(scope, receive, send)

@@ -26,7 +26,9 @@ from cua_agent.envs.local_gbox.errors import ApiError, error_body
 from cua_agent.envs.local_gbox.fleet import Fleet
 from cua_agent.envs.local_gbox.middleware import API, TRANSPORT, FaultInjection, KeyCheck
 from cua_agent.envs.local_gbox.options import LocalGBoxOptions
+from cua_agent.proxies import is_loopback
 
+LEDGER = "/ledger"
 START_TIMEOUT_S = 30.0
 _DIRECT = build_opener(ProxyHandler({}))
 KEEP_ALIVE_S = 600
@@ -61,19 +63,21 @@ class Server(uvicorn.Server):
 
 
 def make_app(options: LocalGBoxOptions, clock: Callable[[], float] = time.time) -> FastAPI:
-    """The API under /api/v1, and outside of it `GET /ledger` and the pictures behind storage keys."""
+    """The API under /api/v1, and outside of it `GET /ledger`, which needs the key where other machines reach it, and
+    the pictures behind storage keys."""
     fleet = Fleet(options, clock)
     app = FastAPI(title="Local GBox")
     app.state.fleet = fleet
     app.include_router(box_routes.router, prefix=API)
     app.include_router(action_routes.router, prefix=API)
     app.add_middleware(FaultInjection, fleet=fleet)
-    app.add_middleware(KeyCheck, key=options.api_key)
+    guarded = (API,) if is_loopback(options.host) else (API, LEDGER)
+    app.add_middleware(KeyCheck, key=options.api_key, guarded=guarded)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(RequestValidationError, _invalid_request)
     app.add_exception_handler(HTTPException, _http_error)
 
-    @app.get("/ledger")
+    @app.get(LEDGER)
     async def ledger() -> dict[str, object]:
         return fleet.report()
 

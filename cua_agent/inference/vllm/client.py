@@ -12,13 +12,13 @@ from typing import Any, TypeVar
 import httpx
 
 from cua_agent.inference.vllm.errors import Refused, ServerMismatch, Unavailable
+from cua_agent.inference.vllm.key_check import KEY_VARIABLE
 from cua_agent.inference.vllm.wire import HEALTH, Call
 from cua_agent.proxies import proxy_hint, proxy_options
 from cua_agent.secrets import mask_text, read_key
 
 Client = TypeVar("Client", httpx.Client, httpx.AsyncClient)
 
-API_KEY_VARIABLE = "VLLM_API_KEY"
 CONNECT_TIMEOUT_S = 10.0
 CONTROL_TIMEOUT_S = 600.0
 """Loading the full weights of a large model takes minutes."""
@@ -64,7 +64,7 @@ def _retry_after(response: httpx.Response) -> float:
 def _new_client(kind: Callable[..., Client], urls: Sequence[str], **options: Any) -> Client:
     """An httpx client that shows the servers their key. Raises `BadKey`, and `ServerMismatch` for a proxy that cannot
     be used."""
-    key = read_key(API_KEY_VARIABLE)
+    key = read_key(KEY_VARIABLE)
     headers = {} if key is None else {"authorization": f"Bearer {key.get_secret_value()}"}
     try:
         return kind(headers=headers, **proxy_options(urls), **options)

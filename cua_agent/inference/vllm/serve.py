@@ -22,8 +22,11 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 from pydantic.fields import FieldInfo
 
 from cua_agent.inference.vllm.errors import ServerMismatch
+from cua_agent.inference.vllm.key_check import KEY_VARIABLE, MIDDLEWARE
 from cua_agent.inference.vllm.plan import rank_limit, slots_for
 from cua_agent.inference.vllm.worker import EXTENSION
+from cua_agent.proxies import is_loopback
+from cua_agent.secrets import BadKey, read_key
 
 SERVED_NAME = "policy"
 CPU_VENV = Path(".venv-vllm/bin/python")
@@ -32,7 +35,7 @@ _ROOT = Path(__file__).resolve().parents[3]
 _TINY = _ROOT / "cua_agent" / "models" / "tiny_weights"
 _CPU_BATCH = 8192
 _GRACE_S = 30.0
-_SECRET_FLAGS = {"--api-key": "VLLM_API_KEY", "--hf-token": "HF_TOKEN"}
+_SECRET_FLAGS = {"--api-key": KEY_VARIABLE, "--hf-token": "HF_TOKEN"}
 _POLL_S = 0.5
 
 
@@ -87,10 +90,11 @@ class ServerCommand:
 def parse_options(overrides: Sequence[str]) -> tuple[ServeOptions, list[str]]:
     """Options from key=value, and what follows `--`: flags for vLLM as they are. Raises `ServeError`."""
     own, _, extra = _split(overrides)
-    secret = next((word for word in extra if word.partition("=")[0] in _SECRET_FLAGS), None)
-    if secret is not None:
-        flag = secret.partition("=")[0]
-        raise ServeError(f"{flag}: a key on a command line is seen by everybody; set {_SECRET_FLAGS[flag]} instead")
+    for flag in (word.partition("=")[0] for word in extra):
+        if flag in _SECRET_FLAGS:
+            raise ServeError(f"{flag}: a key on a command line is seen by everybody; set {_SECRET_FLAGS[flag]} instead")
+        if flag in ("--host", "--port"):
+            raise ServeError(f"{flag} after --: write {flag.removeprefix('--')}=... before it")
     values: dict[str, Any] = {}
     for override in own:
         key, equals, value = override.partition("=")
@@ -134,6 +138,7 @@ def server_command(options: ServeOptions, extra: Sequence[str] = ()) -> ServerCo
         "--disable-uvicorn-access-log",
         *_lora_flags(options),
         *_device_flags(options, device, max_length),
+        *_key_flags(options.host),
         *extra,
     ]
     python = _python(options)
@@ -156,6 +161,23 @@ def base_model(model: str) -> str:
     if not directory.is_dir() and (model.count("/") != 1 or model.startswith((".", "/", "~"))):
         raise ServeError(f"model={model}: no such directory; allowed: tiny, a directory, or a hub id")
     return str(directory.absolute()) if directory.is_dir() else model
+
+
+def _key_flags(host: str) -> list[str]:
+    """With a key, the endpoints that change weights ask for it, too. Raises `ServeError` when there is none and other
+    machines reach the server."""
+    try:
+        key = read_key(KEY_VARIABLE)
+    except BadKey as error:
+        raise ServeError(str(error)) from None
+    if key is not None:
+        return ["--middleware", MIDDLEWARE]
+    if is_loopback(host):
+        return []
+    raise ServeError(
+        f"host={host}: other machines could change the weights there; set the variable {KEY_VARIABLE}, here and for "
+        "the trainer, or host=127.0.0.1"
+    )
 
 
 def _lora_flags(options: ServeOptions) -> list[str]:
@@ -184,12 +206,13 @@ def _device_flags(options: ServeOptions, device: str, max_length: int) -> list[s
 
 
 def _environment(options: ServeOptions, device: str) -> dict[str, str]:
-    """Dev mode opens the endpoints for weights, caches and configuration: not for a server on a public network."""
+    """Dev mode opens the endpoints for weights, caches and configuration: `_key_flags` guards them."""
     settings = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1"}
     if options.lora:
         settings["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
     if device == "cpu":
         settings["VLLM_CPU_KVCACHE_SPACE"] = str(options.cpu_cache_gb)
+    if device == "cpu" or os.environ.get(KEY_VARIABLE):  # this library has to be found there, for what it adds
         former = os.environ.get("PYTHONPATH")
         settings["PYTHONPATH"] = f"{_ROOT}{os.pathsep}{former}" if former else str(_ROOT)
     if Path(base_model(options.model)).is_dir():
