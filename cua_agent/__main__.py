@@ -18,6 +18,7 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 from pydantic.fields import FieldInfo
 
 from cua_agent.envs.gbox.settings import GBoxSettings, Reset
+from cua_agent.envs.guard import TIMEOUT_S
 from cua_agent.secrets import masked_output
 from cua_agent.tasks import CUATask, EnvName, get_eval_tasks, get_training_tasks, seed_for
 
@@ -88,6 +89,11 @@ class Options:
     def latency(self) -> Latency:
         """No delays: a person watches."""
         return Latency()
+
+    @property
+    def timeout_s(self) -> float:
+        """As in training."""
+        return TIMEOUT_S
 
     @property
     def gbox(self) -> GBoxSettings:

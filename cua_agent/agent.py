@@ -66,7 +66,8 @@ class Episode:
     """A finished episode; `trajectories` are its token rows (at least one).
 
     `score` is how well the goal held at the end (0..1), `failure` why infrastructure lost the episode (outcome
-    infra_error only), `final_screenshot` the last screen (with `keep_screenshots` only).
+    infra_error only; `EnvironmentFailure` or `InferenceFailure`), `final_screenshot` the last screen (with
+    `keep_screenshots` only).
     """
 
     task: CUATask
@@ -94,6 +95,7 @@ class _Progress:
     world_done: bool = False
     score: float = 0.0
     reset_s: float = 0.0
+    waits_for: str = "starting"
 
     @property
     def over(self) -> bool:
@@ -141,8 +143,9 @@ class StandaloneGBoxCUAAgent:
                 await self._play(task, seed, episode_id, progress)
             outcome = outcome_of(progress.score, claimed=progress.claimed, world_done=progress.world_done)
         except (EnvironmentFailure, InferenceFailure, TimeoutError) as error:
-            failure, outcome = error, Outcome.INFRA_ERROR
-            logger.warning("episode %s (%s) is lost: %s", episode_id, task.id, str(error) or "it took too long")
+            failure = self._late(progress, error) if isinstance(error, TimeoutError) else error
+            outcome = Outcome.INFRA_ERROR
+            logger.warning("episode %s (%s) is lost: %s", episode_id, task.id, failure)
         finally:
             self._engine.release(_conversation_id(episode_id, progress.conversation.row))
         reward = reward_of(outcome, progress.score, self._reward)
@@ -177,7 +180,16 @@ class StandaloneGBoxCUAAgent:
             conversation.observe(seen.text, screen_of(seen, self._config.observation))
             if conversation.row != row:
                 self._engine.release(_conversation_id(episode_id, row))
+        progress.waits_for = "scoring"
         progress.score = await self._environment.compute_reward()
+
+    def _late(self, progress: _Progress, error: TimeoutError) -> EnvironmentFailure:
+        """Nobody knows what the world is doing: it is not fit for another episode."""
+        where = f"after {len(progress.turns)} turns, while {progress.waits_for}"
+        ours = f"no end within {self._config.timeout_s:g} s (rollout.episode_timeout_s), {where}"
+        late = EnvironmentFailure(str(error) or ours)  # one of the world's own has words
+        late.__cause__ = error
+        return late
 
     def _has_room(self, conversation: Conversation) -> bool:
         needed = len(conversation.prompt()[0]) + self._config.max_new_tokens
@@ -190,7 +202,9 @@ class StandaloneGBoxCUAAgent:
     async def _take_turn(self, seed: int, episode_id: str, progress: _Progress, seen: Observation) -> Observation:
         """Sample one turn, act on it, record it; returns what is seen afterwards."""
         started = time.monotonic()
+        progress.waits_for = "sampling"
         response = await self._generate(seed, episode_id, progress.conversation)
+        progress.waits_for = "acting"
         text = self._text_of(response)
         generated = time.monotonic()
         truncated = response.stop_reason == "length"

@@ -10,10 +10,10 @@ from functools import partial
 import torch
 
 from cua_agent.agent import AgentConfig, StandaloneGBoxCUAAgent
-from cua_agent.envs.base import Environment, EnvironmentFailure
+from cua_agent.envs.base import Environment
 from cua_agent.envs.pool import EnvironmentFactory
 from cua_agent.envs.registry import environment_factory
-from cua_agent.inference.base import InferenceEngine, InferenceFailure
+from cua_agent.inference.base import InferenceEngine
 from cua_agent.inference.local import LocalEngine
 from cua_agent.models.families import check_coordinates
 from cua_agent.models.loaders import load_policy
@@ -162,6 +162,7 @@ def agent_config(config: TrainConfig) -> AgentConfig:
         temperature=config.rollout.temperature,
         greedy=config.rollout.greedy,
         max_length=config.model.max_length,
+        timeout_s=config.rollout.episode_timeout_s,
     )
 
 
@@ -172,10 +173,8 @@ def agent_runner(policy: PolicyModel, config: TrainConfig, engine: InferenceEngi
     async def run(environment: Environment, spec: EpisodeSpec) -> list[Trajectory]:
         agent = StandaloneGBoxCUAAgent(policy, engine, environment, how, config.reward)
         episode = await agent.play(spec.task, spec.seed, group_id=spec.group_id, episode_id=spec.episode_id)
-        if isinstance(episode.failure, EnvironmentFailure | InferenceFailure):
+        if episode.failure is not None:
             raise episode.failure
-        if episode.failure is not None:  # out of time: nobody knows what the world is doing
-            raise EnvironmentFailure(f"no end after {how.timeout_s:g} s") from episode.failure
         return episode.trajectories
 
     return run

@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 
 from cua_agent.envs.base import Environment
 from cua_agent.envs.gbox.settings import GBoxSettings, check_requirements
+from cua_agent.envs.guard import GuardedFactory
 from cua_agent.envs.miniwob import tasks as miniwob_tasks
 from cua_agent.envs.pocket import tasks as pocket_tasks
 from cua_agent.envs.pool import EnvironmentFactory
@@ -74,6 +75,11 @@ class EnvironmentSettings(Protocol):
         ...
 
     @property
+    def timeout_s(self) -> float:
+        """Longest wait for one call of an environment, seconds."""
+        ...
+
+    @property
     def gbox(self) -> GBoxSettings:
         """How boxes are got."""
         ...
@@ -87,23 +93,25 @@ def check_world(settings: EnvironmentSettings) -> None:
 
 @asynccontextmanager
 async def environment_factory(settings: EnvironmentSettings) -> AsyncIterator[EnvironmentFactory]:
-    """A function that starts one environment after the other; what they share (a browser) lives as long as this.
+    """A function that starts one environment after the other, each guarded by `timeout_s`; what they share (a browser)
+    lives as long as this.
 
     Raises `WorldUnavailable`.
     """
     check_world(settings)
+    limit = settings.timeout_s
     if settings.name == "gbox":
         from cua_agent.envs.gbox.box_lifecycle import open_gbox
 
         async with open_gbox(settings.gbox, settings.layout, settings.scale) as new_box:
-            yield new_box
+            yield GuardedFactory(new_box, limit, start_timeout_s=None)  # which has keys of its own
         return
     if settings.name == "miniwob":
         from cua_agent.envs.miniwob.browser import MiniWobBrowser
         from cua_agent.envs.miniwob.environment import MiniWobEnvironment
 
         async with MiniWobBrowser(settings.browser_path) as browser:
-            yield partial(MiniWobEnvironment.open, browser)
+            yield GuardedFactory(partial(MiniWobEnvironment.open, browser), limit, limit)
         return
 
     from cua_agent.envs.pocket.environment import PocketEnvironment
@@ -116,4 +124,4 @@ async def environment_factory(settings: EnvironmentSettings) -> AsyncIterator[En
         latency = Latency(delay.kind, delay.mean_s, delay.sigma, seed=next(seeds))
         return PocketEnvironment(settings.layout, settings.scale, latency)
 
-    yield new_phone
+    yield GuardedFactory(new_phone, limit, limit)

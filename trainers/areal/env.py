@@ -9,6 +9,7 @@ from cua_agent.actions import Action, Space
 from cua_agent.agent import screen_of
 from cua_agent.conversation import Screen
 from cua_agent.envs.base import Environment, Observation
+from cua_agent.envs.guard import BlockingEnvironment, GuardedEnvironment
 from cua_agent.models.pixels import coordinate_space, image_processor
 from cua_agent.models.sources import find_model
 from cua_agent.parsing import describe
@@ -48,12 +49,13 @@ class GBoxAReaLEnv:
     """Episodes on one `environment`, as the agent loop plays them: same actions, same end, same reward.
 
     `config` says how elements are named (`model.grounding`), what is shown (`model.observation`), how long an episode
-    may be (`rollout.max_turns`, and the task's own `max_steps`) and what an outcome is worth (`reward`). One episode at
+    may be (`rollout.max_turns`, and the task's own `max_steps`), how long a call may take (`env.timeout_s`) and what an
+    outcome is worth (`reward`). An environment whose methods are plain functions is called in a thread. One episode at
     a time. Every method may raise `EnvironmentFailure`: then the episode is lost, and no reward of 0.
     """
 
-    def __init__(self, environment: Environment, config: TrainConfig) -> None:
-        self._environment = environment
+    def __init__(self, environment: Environment | BlockingEnvironment, config: TrainConfig) -> None:
+        self._environment = GuardedEnvironment(environment, config.env.timeout_s)
         self._how = agent_config(config)
         self._model = config.model
         self._worth = config.reward

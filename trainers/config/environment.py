@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
+from cua_agent.envs.guard import TIMEOUT_S
 from trainers.config.gbox import ANDROID_FAMILIES, GBoxConfig
 from trainers.config.types import PathText
 from trainers.config.validation import STRICT
@@ -44,6 +45,9 @@ class EnvConfig:
     tasks: tuple[str, ...] = Field(default=(), description="task categories; empty: all")
     browser_path: PathText = Field(
         default="/usr/bin/chromium-headless-shell", description="miniwob: the browser's executable"
+    )
+    timeout_s: float = Field(
+        default=TIMEOUT_S, gt=0, description="longest wait for an action or a start; then the environment is replaced"
     )
     gbox: GBoxConfig = Field(default_factory=GBoxConfig)
 

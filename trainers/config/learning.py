@@ -28,6 +28,9 @@ class RolloutConfig:
     context: Literal["full", "last_k"] = Field(default="full", description="screenshots kept in the conversation")
     last_k: int = Field(default=3, ge=1, description="screenshots kept with context=last_k")
     max_refills: int = Field(default=1, ge=0, description="further rounds of groups when too many gave no signal")
+    episode_timeout_s: float = Field(
+        default=600.0, gt=0, description="longest episode, waits for servers included; then it is lost and replaced"
+    )
     infra_retries: int = Field(default=3, ge=0, description="replacements of one episode lost to infrastructure")
 
 
