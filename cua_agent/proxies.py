@@ -45,16 +45,22 @@ def _host_pattern(url: str) -> str:
     return f"all://[{host}]" if ":" in host else f"all://{host}"
 
 
-def proxy_hint(url: str) -> str:
-    """` (asked through the proxy ...)` for an error's message, empty where `url` is asked directly."""
+def proxy_of(url: str) -> str | None:
+    """The environment's proxy for `url`; None where it is asked directly."""
     if is_local(url):
-        return ""
+        return None
     parts = urlsplit(url)
     proxies = getproxies()
     proxy = proxies.get(parts.scheme) or proxies.get("all")
-    if proxy is None or proxy_bypass(parts.hostname or ""):
+    return None if proxy is None or proxy_bypass(parts.hostname or "") else proxy
+
+
+def proxy_hint(url: str) -> str:
+    """` (asked through the proxy ...)` for an error's message, empty where `url` is asked directly."""
+    proxy = proxy_of(url)
+    if proxy is None:
         return ""
-    return f" (asked through the proxy {mask_text(proxy)}; NO_PROXY={parts.hostname} asks it directly)"
+    return f" (asked through the proxy {mask_text(proxy)}; NO_PROXY={urlsplit(url).hostname} asks it directly)"
 
 
 def bypass_proxies(hosts: Iterable[str], environment: MutableMapping[str, str] | None = None) -> None:

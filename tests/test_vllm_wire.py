@@ -62,14 +62,19 @@ def test_a_banned_token_has_no_probability_at_any_temperature_that_is_allowed() 
 
 
 def test_a_call_for_a_generation() -> None:
-    call = wire.generate("policy-v3", wire.Prompt([1, PAD], ["data:x"]), {"n": 1})
+    call = wire.generate(
+        "policy-v3", wire.Prompt([1, PAD, PAD], [wire.SentImage("a", "data:x"), wire.SentImage("b")]), {"n": 1}
+    )
     assert (call.method, call.path) == ("POST", "/inference/v1/generate")
     assert call.body == {
         "model": "policy-v3",
-        "token_ids": [1, PAD],
+        "token_ids": [1, PAD, PAD],
         "sampling_params": {"n": 1},
         "return_token_ids": True,
-        "content_parts": [{"type": "image_url", "url": "data:x"}],
+        "content_parts": [
+            {"type": "image_url", "uuid": "a", "url": "data:x"},
+            {"type": "image_url", "uuid": "b", "url": None},
+        ],
     }
     text = wire.generate("m", wire.Prompt([1]), {})
     assert "content_parts" not in (text.body or {})

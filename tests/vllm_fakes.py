@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import io
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
+from PIL import Image
 
 from cua_agent.inference.vllm.canary import Canary, make_canary, own_logprobs
 from cua_agent.inference.vllm.plan import ServingPlan
@@ -55,7 +58,8 @@ class FakeVllm:
 
     `faults` are statuses that the next sampling requests are answered with (0: the connection is cut, "drift": one
     token of the prompt is changed). `ignores_adapters` answers the canary as the base model would. `hold` keeps
-    sampling requests waiting while it is cleared.
+    sampling requests waiting while it is cleared. `images` are those that it keeps, by name, with their token counts;
+    `sent` counts how often each came with its pixels.
     """
 
     def __init__(self, base: PolicyModel, ignores_adapters: bool = False) -> None:
@@ -68,6 +72,8 @@ class FakeVllm:
         self.hold = threading.Event()
         self.hold.set()
         self.in_flight = self.most_in_flight = 0
+        self.images: dict[str, int] = {}
+        self.sent: Counter[str] = Counter()
         self.info = server_info()
         self._base = base
         self._canary = make_canary(base)
@@ -76,6 +82,7 @@ class FakeVllm:
     def restart(self) -> None:
         """Forget everything that was loaded."""
         self.adapters.clear()
+        self.images.clear()
         self.tag = "default"
         self.log.append("restart")
 
@@ -90,7 +97,8 @@ class FakeVllm:
         app.get("/weight_info")(lambda: {"weight_version": self.tag})
         app.post("/update_weight_version")(self._tag)
         app.post("/collective_rpc")(self._reload)
-        for path in ("/pause", "/resume", "/reset_prefix_cache", "/reset_encoder_cache", "/reset_mm_cache"):
+        app.post("/reset_mm_cache")(lambda: self.images.clear())
+        for path in ("/pause", "/resume", "/reset_prefix_cache", "/reset_encoder_cache"):
             app.post(path)(lambda: Response())
         return app
 
@@ -132,6 +140,10 @@ class FakeVllm:
         body = await request.json()
         if body["model"] != BASE and body["model"] not in self.adapters:
             return _error(404, f"The model `{body['model']}` does not exist.")
+        try:
+            prompt = self._expanded(body["token_ids"], body.get("content_parts", []))
+        except ValueError as error:
+            return _error(400, str(error))
         if "allowed_token_ids" in body["sampling_params"]:
             return JSONResponse(self._probe(body))
         self.in_flight += 1
@@ -140,11 +152,29 @@ class FakeVllm:
             await asyncio.sleep(0.01)
             while not self.hold.is_set():
                 await asyncio.sleep(0.01)
-            return self._sample(body)
+            return self._sample(body, prompt)
         finally:
             self.in_flight -= 1
 
-    def _sample(self, body: dict[str, Any]) -> Response:
+    def _expanded(self, ids: list[int], parts: list[dict[str, Any]]) -> list[int]:
+        """The prompt with as many placeholders for each image as it has tokens; images with pixels are kept."""
+        prompt, images = [], iter(parts)
+        for token in ids:
+            count = self._tokens_of(next(images), len(prompt)) if token == self._base.special.image_token_id else 1
+            prompt += [token] * count
+        return prompt
+
+    def _tokens_of(self, part: dict[str, Any], at: int) -> int:
+        name = part["uuid"]
+        if part["url"] is not None:
+            self.sent[name] += 1
+            with Image.open(io.BytesIO(base64.b64decode(part["url"].partition(",")[2]))) as image:
+                self.images[name] = self._base.image_tokens(image.height, image.width)
+        if name not in self.images:
+            raise ValueError(f"Cache miss for image at index {at} but data is not provided.")
+        return self.images[name]
+
+    def _sample(self, body: dict[str, Any], prompt: list[int]) -> Response:
         fault = self.faults.popleft() if self.faults else None
         if fault == 0:
             raise ConnectionAbortedError  # uvicorn answers 500 and closes
@@ -152,7 +182,6 @@ class FakeVllm:
             return _error(fault, "scripted", {"retry-after": "0"})
         sampling = body["sampling_params"]
         tokens = [sampling["seed"], sampling["stop_token_ids"][0]]
-        prompt = list(body["token_ids"])
         if fault == "drift":
             prompt[0] += 1
         choice = {

@@ -18,7 +18,7 @@ import torch
 from cua_agent.actions import Tap, Target
 from cua_agent.inference.forward import without_training
 from cua_agent.inference.vllm.errors import CanaryError
-from cua_agent.inference.vllm.images import data_url
+from cua_agent.inference.vllm.images import sent_image
 from cua_agent.inference.vllm.wire import Prompt, collapse
 from cua_agent.models.policy import PolicyModel
 from cua_agent.parsing import render_tool_call
@@ -77,11 +77,11 @@ def make_canary(policy: PolicyModel) -> Canary:
     count = policy.image_tokens(*_SCREEN)
     prompt = policy.encode(first_prompt(system_prompt("brief", "target"), "Open the settings.", count))
     answer = policy.encode(render_tool_call(Tap(Target("Settings"))) + END_OF_TURN)
-    urls = [data_url(policy.image_processor, image)]
+    images = [sent_image(policy.image_processor, image)]
     collapsed = collapse(prompt, policy.special.image_token_id, [count])
     begun = [answer[: len(answer) * i // _PROBES] for i in range(_PROBES)]
     return Canary(
-        probes=[Probe(prompt + part, Prompt(collapsed + part, urls)) for part in begun],
+        probes=[Probe(prompt + part, Prompt(collapsed + part, images)) for part in begun],
         choices=list(dict.fromkeys(answer))[:MAX_CHOICES],
         images=[image],
     )

@@ -28,8 +28,8 @@ from cua_agent.inference.vllm import wire
 from cua_agent.inference.vllm.adapter_registry import AdapterRegistry, Publication
 from cua_agent.inference.vllm.canary import own_logprobs
 from cua_agent.inference.vllm.client import ControlClient, SamplingClient
-from cua_agent.inference.vllm.errors import Forgotten, Refused, ServerFailure, TokenDrift, Unavailable
-from cua_agent.inference.vllm.images import EncodedImages
+from cua_agent.inference.vllm.errors import Forgotten, ImagesForgotten, Refused, ServerFailure, TokenDrift, Unavailable
+from cua_agent.inference.vllm.images import NamedImages
 from cua_agent.inference.vllm.ownership import WeightsDirectory
 from cua_agent.inference.vllm.plan import ServingPlan
 from cua_agent.inference.vllm.router import Router
@@ -39,7 +39,7 @@ from cua_agent.models.policy import PolicyModel
 
 logger = logging.getLogger(__name__)
 
-_NOT_FOUND = 404
+_BAD_REQUEST, _NOT_FOUND = 400, 404
 _backoff = wait_exponential_jitter(initial=0.1, max=3.0, jitter=0.5)
 
 
@@ -90,7 +90,7 @@ class VllmEngine:
         self._router = Router(len(urls))
         self._exports = WeightsDirectory(weights_dir, run)
         self._publications = AdapterRegistry(self._exports.path.name)
-        self._images = EncodedImages(policy.image_processor)
+        self._images = NamedImages(policy.image_processor)
         self._vocabulary: int = policy.base_model.config.get_text_config().vocab_size
         self._loop: asyncio.AbstractEventLoop | None = None
         self._slots = asyncio.Semaphore(1)
@@ -125,9 +125,8 @@ class VllmEngine:
         counts = [grid(image.shape[0], image.shape[1]) for image in request.images]
         ids = wire.collapse(request.input_ids, special.image_token_id, counts)
         sampling = wire.sampling_params(request, limit, special.stop_ids, special.banned)
-        urls = await self._images.urls(request.conversation_id, request.images)
         async with self._slots:
-            response = await self._persist(request, wire.Prompt(ids, urls), sampling)
+            response = await self._persist(request, ids, sampling)
         self._counters.turns += 1
         await self._withdraw_unneeded()
         return response
@@ -188,9 +187,7 @@ class VllmEngine:
         for image in request.images:
             check_screenshot(image)
 
-    async def _persist(
-        self, request: GenerateRequest, prompt: wire.Prompt, sampling: dict[str, Any]
-    ) -> GenerateResponse:
+    async def _persist(self, request: GenerateRequest, ids: list[int], sampling: dict[str, Any]) -> GenerateResponse:
         """Try until a server answers or patience ends; sampling acts on nothing, so a repeated try is safe."""
         retrying = AsyncRetrying(
             retry=retry_if_exception_type((Unavailable, Forgotten)),
@@ -200,13 +197,13 @@ class VllmEngine:
             reraise=True,
         )
         try:
-            return await retrying(self._try, request, prompt, sampling)
+            return await retrying(self._try, request, ids, sampling)
         except TokenDrift as drift:
             self._counters.drifts += 1
             logger.warning("%s: %s", request.conversation_id, drift)
             raise
 
-    async def _try(self, request: GenerateRequest, prompt: wire.Prompt, sampling: dict[str, Any]) -> GenerateResponse:
+    async def _try(self, request: GenerateRequest, ids: list[int], sampling: dict[str, Any]) -> GenerateResponse:
         if self._sampling is None:
             raise ServerFailure("the engine was closed")
         server = self._router.pick(request.conversation_id)
@@ -217,8 +214,12 @@ class VllmEngine:
                     restored = await asyncio.to_thread(replica.publish, publication)
                     self._counters.restores += restored
                 epoch = replica.epoch
-                call = wire.generate(replica.model_name(publication), prompt, sampling)
-                generation = await self._answer(replica, call, epoch)
+                model = replica.model_name(publication)
+                try:
+                    generation = await self._ask(replica, model, request, ids, sampling)
+                except ImagesForgotten:
+                    replica.images.forget()
+                    generation = await self._ask(replica, model, request, ids, sampling)
                 wire.check_prompt(request.input_ids, generation.prompt_ids)
                 versions = self._versions(replica, publication, generation, epoch)
             except Unavailable:
@@ -226,15 +227,27 @@ class VllmEngine:
                 raise
         return GenerateResponse(generation.output_ids, generation.logprobs, versions, generation.stop_reason)
 
-    async def _answer(self, replica: Replica, call: wire.Call, epoch: int) -> wire.Generation:
+    async def _ask(
+        self, replica: Replica, model: str, request: GenerateRequest, ids: list[int], sampling: dict[str, Any]
+    ) -> wire.Generation:
+        """Send the request, with the images that `replica` was not sent before. Raises `Forgotten` for weights that the
+        server does not know, `ImagesForgotten` for images."""
         assert self._sampling is not None
+        epoch = replica.epoch
+        images = await self._images.of(request.conversation_id, request.images, replica.images)
+        call = wire.generate(model, wire.Prompt(ids, images), sampling)
         try:
-            return wire.read_generation(await self._sampling.call(replica.url, call))
+            generation = wire.read_generation(await self._sampling.call(replica.url, call))
         except Refused as error:
+            if error.status == _BAD_REQUEST and wire.IMAGE_MISSING in str(error):
+                raise ImagesForgotten(str(error)) from error
             if error.status != _NOT_FOUND:
                 raise
             replica.lost(epoch)
             raise Forgotten(str(error)) from error
+        if epoch == replica.epoch:
+            replica.images.add(images)
+        return generation
 
     def _versions(
         self, replica: Replica, publication: Publication, generation: wire.Generation, epoch: int

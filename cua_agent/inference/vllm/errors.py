@@ -29,6 +29,10 @@ class Forgotten(ServerFailure):
     """The server does not know the weights that were published to it: it was restarted."""
 
 
+class ImagesForgotten(Forgotten):
+    """The server dropped images that it was sent before."""
+
+
 class TokenDrift(ServerFailure):
     """The server saw, or reports, other tokens than ours: the episode must not be trained on."""
 

@@ -14,6 +14,7 @@ from cua_agent.inference.vllm.adapter_registry import Publication
 from cua_agent.inference.vllm.canary import Reading, judge
 from cua_agent.inference.vllm.client import ControlClient
 from cua_agent.inference.vllm.errors import Refused, ServerMismatch, Unavailable
+from cua_agent.inference.vllm.images import SentImages
 from cua_agent.inference.vllm.ownership import RELEASE_COMMAND, RELEASED, Holdings, Loaded, is_dead, read_holdings
 from cua_agent.inference.vllm.plan import SERVE_COMMAND, ServingPlan, check_server
 from cua_agent.inference.vllm.worker import EXTENSION
@@ -28,7 +29,7 @@ class Replica:
     """Blocking and thread-safe: one thread publishes at a time, the others wait and find it done.
 
     `epoch` counts how often the server was met anew. Whoever finds that the server forgot its weights says so with the
-    epoch of the request that found out, so that the news of a restart counts once.
+    epoch of the request that found out, so that the news of a restart counts once. `images` are those that it keeps.
     """
 
     def __init__(self, client: ControlClient, plan: ServingPlan) -> None:
@@ -43,6 +44,7 @@ class Replica:
         self._met = False
         self._serial = -1  # of the newest publication that this server has
         self.epoch = 0
+        self.images = SentImages()
         self.base_tag = ""  # what the server's full weights were last known to be tagged with
 
     @property
@@ -129,6 +131,7 @@ class Replica:
         self._share(holdings, publication.directory.parent)
         self._base_name, self.base_tag = holdings.base_name, holdings.tag
         self.epoch += 1
+        self.images.forget()
         self._met, self._serial = True, -1
 
     def _share(self, holdings: Holdings, own: Path) -> None:
@@ -174,6 +177,7 @@ class Replica:
         self._client.call(wire.pause())
         try:
             self._client.call(wire.reload_weights(self._reload_method, str(publication.directory)))
+            self.images.forget()
             for reset in wire.reset_caches():
                 answer = self._client.call(reset)
                 if isinstance(answer, dict) and not answer.get("success", True):

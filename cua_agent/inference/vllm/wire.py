@@ -21,6 +21,9 @@ BANNED_BIAS = -1e9
 LOWEST_LOGPROB = -9999.0
 """What vLLM writes for minus infinity and for NaN."""
 
+IMAGE_MISSING = "Cache miss for image"
+"""Part of the refusal of an image that was named only and is not known."""
+
 HEALTH = "/health"
 MODELS = "/v1/models"
 SERVER_INFO = "/server_info"
@@ -38,11 +41,19 @@ class Call:
 
 
 @dataclass(frozen=True)
+class SentImage:
+    """An image of a prompt: what the server keeps it under, and a data URL, or None where the server has it."""
+
+    name: str
+    url: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
 class Prompt:
-    """A prompt as the server takes it: one placeholder per screenshot in `token_ids`, `image_urls` in their order."""
+    """A prompt as the server takes it: one placeholder per screenshot in `token_ids`, `images` in their order."""
 
     token_ids: list[int]
-    image_urls: Sequence[str] = field(default=(), repr=False)
+    images: Sequence[SentImage] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True)
@@ -106,8 +117,8 @@ def generate(model: str, prompt: Prompt, sampling: Mapping[str, Any]) -> Call:
         "sampling_params": dict(sampling),
         "return_token_ids": True,
     }
-    if prompt.image_urls:
-        body["content_parts"] = [{"type": "image_url", "url": url} for url in prompt.image_urls]
+    if prompt.images:
+        body["content_parts"] = [{"type": "image_url", "uuid": image.name, "url": image.url} for image in prompt.images]
     return Call("POST", "/inference/v1/generate", body)
 
 
