@@ -49,7 +49,11 @@ def latency(median_s: float, p99_s: float) -> list[str]:
     """The configuration of a log-normal delay with this median and 99th percentile."""
     sigma = math.log(p99_s / median_s) / Z_99
     mean_s = median_s * math.exp(sigma**2 / 2)
-    return ["env.latency.kind=lognormal", f"env.latency.mean_s={mean_s:.6f}", f"env.latency.sigma={sigma:.6f}"]
+    return [
+        "env.args.latency.kind=lognormal",
+        f"env.args.latency.mean_s={mean_s:.6f}",
+        f"env.args.latency.sigma={sigma:.6f}",
+    ]
 
 
 def run(name: str, overrides: list[str], directory: Path) -> Measured:

@@ -91,9 +91,9 @@ def train(name: str, backend: list[str], directory: Path, options: argparse.Name
         f"rollout.concurrency={options.concurrency}",
         "rollout.max_refills=0",
         "rollout.infra_retries=20",
-        "env.gbox.call_timeout_s=3",
-        "env.gbox.command_timeout_s=2",
-        "env.gbox.create_timeout_s=5",
+        "env.args.call_timeout_s=3",
+        "env.args.command_timeout_s=2",
+        "env.args.create_timeout_s=5",
         "eval.baseline=false",
         "eval.every_steps=0",
         "eval.episodes=4",
@@ -104,7 +104,7 @@ def train(name: str, backend: list[str], directory: Path, options: argparse.Name
     ]
     began = time.monotonic()
     with server_with(options.rate, options.seed) as server:
-        command = [sys.executable, "train.py", *overrides, f"env.gbox.base_url={server.base_url}"]
+        command = [sys.executable, "train.py", *overrides, f"env.args.base_url={server.base_url}"]
         environment = {**os.environ, "GBOX_API_KEY": server.api_key}
         status = subprocess.run(command, cwd=ROOT, check=False, env=environment).returncode
         summary = server.ledger()["summary"]

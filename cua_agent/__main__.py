@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import difflib
+import json
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import is_dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,13 +18,15 @@ from pydantic import Field, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 from pydantic.fields import FieldInfo
 
-from cua_agent.envs.gbox.settings import GBoxSettings, Reset
 from cua_agent.envs.guard import TIMEOUT_S
+from cua_agent.envs.registry import BUILT_IN, OPTIONS, make_world, open_world, options_of
+from cua_agent.options import ConfigError, fields_of
 from cua_agent.secrets import masked_output
-from cua_agent.tasks import CUATask, EnvName, get_eval_tasks, get_training_tasks, seed_for
+from cua_agent.tasks import CUATask, seed_for
 
 if TYPE_CHECKING:
     from cua_agent.agent import AgentConfig, Episode
+    from cua_agent.envs.world import World
 
 DONE, FAILED, BAD_CONFIGURATION, INTERRUPTED = 0, 1, 2, 130
 logger = logging.getLogger("cua_agent")
@@ -33,29 +36,15 @@ class OptionError(ValueError):
     """Options that cannot be run; the message is one line naming key, value and what is allowed."""
 
 
-@dataclass(frozen=True)
-class Latency:
-    """Actions take no extra time in a single episode."""
-
-    kind: Literal["none"] = "none"
-    mean_s: float = 0.0
-    sigma: float = 1.0
-
-
 @pydantic_dataclass(frozen=True)
 class Options:
     """Everything that can be set on the command line as key=value."""
 
     task: str = Field("", description="id of the task (see --list)")
-    env: EnvName = Field("pocket", description="pocket, miniwob or gbox")
+    env: str = Field("pocket", description="pocket, miniwob, gbox, a package's world, or package.module:factory")
     model: str = Field("tiny", description="tiny, smollm2, a local directory, or a hub id")
     seed: int = Field(seed_for("eval", 0), ge=0, description="start state of the world, and sampling")
     out: str = Field("outputs/trace.html", min_length=1, description="file to write")
-    layout: Literal["fixed", "themed", "shuffled"] = Field("shuffled", description="pocket's home screen")
-    scale: int = Field(1, ge=1, le=8, description="pocket's screenshot pixels per logical pixel")
-    browser_path: str = Field("/usr/bin/chromium-headless-shell", description="miniwob's browser")
-    base_url: str | None = Field(None, description="gbox: address of the service; default: the cloud")
-    reset: Reset = Field("android", description="gbox: how an episode starts; pocket for a local GBox")
     grounding: Literal["target", "coordinates"] | None = Field(
         None, description="how places are given; default: coordinates, for tiny and without eyes target"
     )
@@ -78,56 +67,82 @@ class Options:
     greedy: bool = Field(False, description="take the most likely token instead of sampling")
     device: str = Field("cpu", description="torch device of the model")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the model's weights")
-
-    # What `environment_factory` asks for.
-    @property
-    def name(self) -> EnvName:
-        """The world."""
-        return self.env
+    args: dict[str, Any] = Field(default_factory=dict, description="options of the world, each as a key of its own")
 
     @property
-    def latency(self) -> Latency:
-        """No delays: a person watches."""
-        return Latency()
-
-    @property
-    def timeout_s(self) -> float:
-        """As in training."""
-        return TIMEOUT_S
-
-    @property
-    def gbox(self) -> GBoxSettings:
-        """How boxes are got."""
-        return GBoxSettings(base_url=self.base_url, reset=self.reset, purpose="episode")
+    def world(self) -> World:
+        """The world. Raises `ConfigError`."""
+        return make_world(self.env, self.args)
 
 
-_DEFAULTS: dict[str, FieldInfo] = Options.__pydantic_fields__  # type: ignore[attr-defined]
+_DEFAULTS: dict[str, FieldInfo] = {
+    key: field
+    for key, field in Options.__pydantic_fields__.items()  # type: ignore[attr-defined]
+    if key != "args"
+}
 
 
 def parse_options(overrides: Sequence[str]) -> Options:
-    """Options from key=value overrides. Raises `OptionError`."""
-    values: dict[str, Any] = {}
-    for override in overrides:
-        key, equals, value = override.partition("=")
-        if not equals or key not in _DEFAULTS:
-            raise OptionError(f"{override[:80]!r} is not key=value with one of the keys {', '.join(_DEFAULTS)}")
-        values[key] = value
+    """Options from key=value overrides; a key that is none of these is one of the world's options, which may also be
+    written as in training, `env.args.<name>=value`. Raises `OptionError`."""
+    pairs = [override.partition("=") for override in overrides]
+    values: dict[str, Any] = {key: value for key, equals, value in pairs if equals and key in _DEFAULTS}
     try:
-        return Options(**values)
+        kinds = dict(fields_of(options_of(values.get("env", "pocket"))))
+    except ConfigError as error:
+        raise OptionError(str(error)) from error
+    args: dict[str, Any] = {}
+    for key, equals, value in pairs:
+        name = key.removeprefix(f"{OPTIONS}.")
+        if equals and key not in _DEFAULTS and (name in kinds or name != key):
+            _put(args, name, value if kinds.get(name) is str else _plain(value))
+        elif not equals or key not in _DEFAULTS:
+            raise OptionError(
+                f"{f'{key}{equals}{value}'[:80]!r} is not key=value with one of the keys {', '.join(_DEFAULTS)}, "
+                f"{', '.join(kinds)}"
+            )
+    if "purpose" in kinds:
+        args.setdefault("purpose", "episode")
+    try:
+        options = Options(**values, args=args)
+        _ = options.world
     except ValidationError as errors:
-        error = errors.errors()[0]
-        raise OptionError(f"{error['loc'][0]}={str(error['input'])[:80]}: {error['msg']}") from None
+        first = errors.errors()[0]
+        raise OptionError(f"{first['loc'][0]}={str(first['input'])[:80]}: {first['msg']}") from None
+    except ConfigError as error:
+        raise OptionError(str(error)) from error
+    return options
 
 
-def all_tasks(env: EnvName) -> dict[str, CUATask]:
-    """Every task of an environment by id, held-out ones included."""
-    tasks = [*get_training_tasks(env), *get_eval_tasks(env, "seeds"), *get_eval_tasks(env, "templates")]
+def _option_names(world: str) -> list[str]:
+    return [name for name, kind in fields_of(options_of(world)) if not is_dataclass(kind)]
+
+
+def _put(args: dict[str, Any], name: str, value: Any) -> None:
+    *sections, leaf = name.split(".")
+    for section in sections:
+        args = args.setdefault(section, {})
+    args[leaf] = value
+
+
+def _plain(text: str) -> Any:
+    """What `text` is as JSON (a number, a truth value, null, a list); any other text as it is."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def all_tasks(options: Options) -> dict[str, CUATask]:
+    """Every task of the world by id, held-out ones included."""
+    world = options.world
+    tasks = [*world.training_tasks(), *world.eval_tasks("seeds"), *world.eval_tasks("templates")]
     return {task.id: task for task in tasks}
 
 
-def find_task(env: EnvName, task_id: str) -> CUATask:
-    """The task called `task_id`. Raises `OptionError` naming the nearest ones."""
-    tasks = all_tasks(env)
+def find_task(options: Options) -> CUATask:
+    """The task called `options.task`. Raises `OptionError` naming the nearest ones."""
+    tasks, task_id, env = all_tasks(options), options.task, options.env
     if task_id in tasks:
         return tasks[task_id]
     near = difflib.get_close_matches(task_id, tasks, n=3, cutoff=0.3) or list(tasks)[:3]
@@ -161,7 +176,6 @@ async def play(options: Options, task: CUATask) -> Episode:
     """Load the model, open the world and play one episode. Raises `OptionError`."""
     from cua_agent.agent import ContextTooShort, NoDescription, StandaloneGBoxCUAAgent
     from cua_agent.envs.base import WorldUnavailable
-    from cua_agent.envs.registry import environment_factory
     from cua_agent.inference.local import LocalEngine
     from cua_agent.models.families import check_coordinates
     from cua_agent.models.loaders import load_policy
@@ -188,7 +202,7 @@ async def play(options: Options, task: CUATask) -> Episode:
         raise OptionError(str(error).splitlines()[0]) from error
     engine = LocalEngine(policy, max_batch=1)
     try:
-        async with environment_factory(options) as new_environment:
+        async with open_world(options.world, TIMEOUT_S) as new_environment:
             environment = await new_environment()
             try:
                 agent = StandaloneGBoxCUAAgent(policy, engine, environment, config)
@@ -204,10 +218,9 @@ async def play(options: Options, task: CUATask) -> Episode:
 def _check_world(options: Options) -> None:
     """Before anything heavy is loaded. Raises `OptionError`."""
     from cua_agent.envs.base import WorldUnavailable
-    from cua_agent.envs.registry import check_world
 
     try:
-        check_world(options)
+        options.world.check()
     except WorldUnavailable as error:
         raise OptionError(str(error)) from error
 
@@ -229,7 +242,7 @@ def run(options: Options) -> int:
     """Play the episode that `options` describe, write its page and say where it is; returns the exit status."""
     from cua_agent.trace import write_trace
 
-    task = find_task(options.env, options.task)
+    task = find_task(options)
     _check_world(options)
     out = Path(options.out)
     _check_writable(out)
@@ -248,7 +261,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = parse_options(parsed.overrides)
         if parsed.list:
-            for task in all_tasks(options.env).values():
+            for task in all_tasks(options).values():
                 print(f"{task.id:40} {task.description}")
             return DONE
         return run(options)
@@ -265,10 +278,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     keys = "\n".join(f"  {f'{key}={_shown(f.default)}':46} {f.description}" for key, f in _DEFAULTS.items())
+    options = "\n".join(f"  env={name:12} {', '.join(f'{key}=' for key in _option_names(name))}" for name in BUILT_IN)
     parser = argparse.ArgumentParser(
         prog="python -m cua_agent",
         description="Play one episode and write it down as an HTML page.",
-        epilog=f"keys and their defaults:\n{keys}",
+        epilog=f"keys and their defaults:\n{keys}\n\nand the options of the world:\n{options}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example task=<id> env=miniwob")

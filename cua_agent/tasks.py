@@ -11,7 +11,6 @@ Probe = Callable[[str], Awaitable[str]]
 simulated), a JavaScript expression in web pages."""
 
 Difficulty = Literal["easy", "medium", "hard"]
-EnvName = Literal["pocket", "miniwob", "gbox"]
 EvalSplit = Literal["seeds", "templates"]
 SeedUse = Literal["clone", "train", "eval"]
 
@@ -64,7 +63,7 @@ def seed_for(use: SeedUse, index: int) -> int:
 
 
 class TaskSource(Protocol):
-    """The tasks of one world; a module with these functions is one."""
+    """The tasks of one world; worlds are such."""
 
     def training_tasks(self) -> list[CUATask]:
         """The tasks that training draws from."""
@@ -78,17 +77,17 @@ class TaskSource(Protocol):
 _sources: dict[str, TaskSource] = {}
 
 
-def register_tasks(env: EnvName, source: TaskSource) -> None:
-    """Make the tasks of a world known under its name; the worlds of `cua_agent.envs.registry` are."""
+def register_tasks(env: str, source: TaskSource) -> None:
+    """Make the tasks of a world known under its name; `cua_agent.envs.registry` does so for those built in."""
     _sources[env] = source
 
 
-def get_training_tasks(env: EnvName = "pocket") -> list[CUATask]:
+def get_training_tasks(env: str = "pocket") -> list[CUATask]:
     """The tasks that training draws from. Raises `KeyError` for a world that no one registered."""
     return _sources[env].training_tasks()
 
 
-def get_eval_tasks(env: EnvName = "pocket", split: EvalSplit = "seeds") -> list[CUATask]:
+def get_eval_tasks(env: str = "pocket", split: EvalSplit = "seeds") -> list[CUATask]:
     """Held-out tasks: `seeds` are the training goals (to be run on seeds of use "eval"), `templates` are wordings and
     combinations that training never shows. MiniWoB++ has no templates of its own: its held-out tasks stand for them.
     """

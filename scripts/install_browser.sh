@@ -11,7 +11,7 @@ fi
 
 hint() {
     echo "no browser at $browser: $1" >&2
-    echo "Any Chromium will do: env.browser_path=<path> for a run; for the tests, which skip without, link it there." >&2
+    echo "Any Chromium will do: env.args.browser_path=<path> for a run; for the tests, which skip without, link it there." >&2
     exit 0
 }
 

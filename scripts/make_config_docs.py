@@ -15,7 +15,7 @@ A run is configured with `key=value` on the command line:
 
     python train.py experiment=pocket rollout.group_size=16 seed=1
     python train.py model=/models/my-checkpoint max_steps=100
-    python train.py 'env.latency={kind:lognormal,mean_s:0.5}'
+    python train.py 'env.args.latency={kind:lognormal,mean_s:0.5}'
 
 The grammar is [Hydra's](https://hydra.cc/docs/advanced/override_grammar/basic/). A list is written `[a,b]`, nothing is
 `null`. A key whose value is text keeps what was typed: `run_name=20240101_120000` stays a name, and a path may hold any

@@ -246,7 +246,7 @@ def test_both_signals_interrupt(number: signal.Signals) -> None:
     ("arguments", "words"),
     [
         (["model=no-such-organisation/no-such-model"], "no-such-organisation/no-such-model"),
-        (["env=miniwob", "env.browser_path=/no/such/browser"], "/no/such/browser"),
+        (["env=miniwob", "env.args.browser_path=/no/such/browser"], "/no/such/browser"),
         (["env.tasks=[no_such_category]"], "no_such_category"),
     ],
 )

@@ -6,11 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cua_agent.envs.registry import BUILT_IN, make_world, options_of
 from tests.refusals import refusal
 from trainers.config import ConfigError, TrainConfig, from_mapping
 from trainers.config.compose import CONF, GROUPS, choices, load_config
-from trainers.config.reference import COMMON_KEYS, sections
-from trainers.config.validation import fields_of
+from trainers.config.reference import COMMON_KEYS, sections, world_sections
+from trainers.config.validation import fields_of, leaves
 
 LEAVES = {key: kind for key, kind in fields_of(TrainConfig) if not dataclasses.is_dataclass(kind)}
 
@@ -55,24 +56,48 @@ def test_absent_keys_take_the_defaults() -> None:
     )  # conf/env/pocket.yaml names the default mix
 
 
-def test_every_key_is_reached_from_the_command_line_with_its_type(tmp_path, monkeypatch) -> None:
-    monkeypatch.setenv("ANOTHER_KEY", "no secret")
+def test_every_key_is_reached_from_the_command_line_with_its_type(tmp_path) -> None:
     wanted = {key: another_value(key, kind, value_of(TrainConfig(), key)) for key, kind in LEAVES.items()}
-    wanted |= {"model.path": str(tmp_path), "resume": str(tmp_path), "env.latency.kind": "constant"}
+    wanted |= {"model.path": str(tmp_path), "resume": str(tmp_path)}
     wanted["experiment"] = "quick"  # also the name of a group
-    wanted |= {"env.gbox.base_url": "http://127.0.0.1:1", "env.gbox.api_key": "${oc.env:ANOTHER_KEY}"}
-    wanted |= {"env.gbox.scale": 0.5, "env.gbox.expires_in_s": 7200.0, "env.tasks": ("toggle",)}
+    wanted |= {"env.tasks": ("toggle",), "env.name": "pocket", "env.args": TrainConfig().env.args}
     # What goes together with 4-bit weights, screens in words and the engine in process.
-    wanted |= {"phase": 1, "env.name": "pocket", "loader.attn_implementation": "eager"}
+    wanted |= {"phase": 1, "loader.attn_implementation": "eager"}
     wanted |= {"scheduler": "none", "n_nodes": 1, "n_gpus": 0}  # phase 3 only: test_cluster_config
     written = {
         key: str(list(value)).replace("'", "") if isinstance(value, tuple) else value for key, value in wanted.items()
     }
-    written["env.gbox.api_key"] = "'${oc.env:ANOTHER_KEY}'"
-    config = load_config([f"{key}={value}" for key, value in written.items()])
+    config = load_config([f"{key}={value}" for key, value in written.items() if key != "env.args"])
     reached = {key: value_of(config, key) for key in LEAVES}
     assert reached == wanted
     assert {key: type(value) for key, value in reached.items()} == {key: type(value) for key, value in wanted.items()}
+
+
+@pytest.mark.parametrize("world", BUILT_IN)
+def test_every_option_of_a_world_is_reached_from_the_command_line_with_its_type(world: str, monkeypatch) -> None:
+    monkeypatch.setenv("ANOTHER_KEY", "no secret")
+    kind = options_of(world)
+    options = {key: kind for key, kind in fields_of(kind) if not dataclasses.is_dataclass(kind)}
+    wanted = {key: another_value(key, kind, value_of(make_world(world, {}), key)) for key, kind in options.items()}
+    wanted |= SPECIAL_OPTIONS.get(world, {})
+    written = [f"env.args.{key}={value}" for key, value in wanted.items()]
+    config = load_config([f"env={world}", *written])
+    assert dict(leaves(config.env.args)) == wanted
+    reached = {key: value_of(config.env.world, key) for key in wanted}
+    assert reached == wanted
+    assert {key: type(value) for key, value in reached.items()} == {key: type(value) for key, value in wanted.items()}
+
+
+SPECIAL_OPTIONS = {
+    "pocket": {"latency.kind": "constant"},
+    "gbox": {
+        "base_url": "http://127.0.0.1:1",
+        "api_key": "${oc.env:ANOTHER_KEY}",
+        "scale": 0.5,
+        "expires_in_s": 7200.0,
+        "max_episodes": 7,
+    },
+}
 
 
 @pytest.mark.parametrize("group", GROUPS)
@@ -119,10 +144,10 @@ def test_model_takes_a_directory_or_a_hub_id(tmp_path) -> None:
         ("lora.dropout=1", ["lora.dropout=1", "less than 1"]),
         ("lora.enabled=maybe", ["lora.enabled=maybe", "boolean"]),
         ("lora.target_modules='('", ["lora.target_modules=(", "not a regular expression"]),
-        ("env.layout=random", ["env.layout=random", "'fixed', 'themed' or 'shuffled'"]),
-        ("env.latency=2", ["env.latency=2", "kind, mean_s, sigma"]),
-        ("env.latency.mean_s=2", ["env.latency", "kind=none with mean_s=2"]),
-        ("env.latency.kind=constant", ["env.latency", "kind=constant with mean_s=0"]),
+        ("env.args.layout=random", ["env.args.layout=random", "'fixed', 'themed' or 'shuffled'"]),
+        ("env.args.latency=2", ["env.args.latency=2", "kind, mean_s, sigma"]),
+        ("env.args.latency.mean_s=2", ["env.args.latency", "kind=none with mean_s=2"]),
+        ("env.args.latency.kind=constant", ["env.args.latency", "kind=constant with mean_s=0"]),
         ("loader.device=tpu", ["loader.device=tpu", "cuda"]),
         ("eval.target_success=1.5", ["eval.target_success=1.5", "less than or equal to 1"]),
         ("eval.patience=0", ["eval.patience=0", "greater than or equal to 1"]),
@@ -182,7 +207,9 @@ def test_every_key_has_help_and_the_common_ones_exist() -> None:
     keys = {key.name: key for section in sections() for key in section.keys}
     assert set(keys) == set(LEAVES)
     assert [name for name, key in keys.items() if not key.help] == []
-    assert set(COMMON_KEYS) <= set(keys)
+    options = {key.name: key for section in world_sections() for key in section.keys}
+    assert [name for name, key in options.items() if not key.help] == []
+    assert set(COMMON_KEYS) <= {*keys, *options}
 
 
 def test_the_reference_shows_the_defaults_that_a_run_uses() -> None:

@@ -10,8 +10,9 @@ from omegaconf import OmegaConf
 
 from trainers.compare.options import CompareConfig
 from trainers.config import ConfigError, TrainConfig, compose, from_mapping
-from trainers.config.compose import load_config, parse_override
+from trainers.config.compose import load_config
 from trainers.config.from_env import convert, render
+from trainers.config.overrides import parse_override
 from trainers.config.texts import as_typed, text_keys
 from trainers.run.directory import masked_config, to_yaml
 
@@ -46,7 +47,7 @@ def is_markup(text: str) -> bool:
 
 
 def test_the_text_keys_are_found() -> None:
-    assert {"run_name", "output_dir", "resume", "model.path", "env.gbox.run", "lora.target_modules"} <= set(TEXTS)
+    assert {"run_name", "output_dir", "resume", "model.path", "lora.target_modules"} <= set(TEXTS)
     assert {key for key, shape in TEXTS.items() if shape == "texts"} == {"env.tasks", "inference.servers"}
     assert not {"backend", "seed", "phase", "model.dtype", "optim.betas"} & set(TEXTS)
     assert text_keys(CompareConfig) == {"runs": "texts", "backends": "texts", "out": "text"}
@@ -77,9 +78,9 @@ def test_a_list_takes_any_letters() -> None:
 @given(st.lists(WORD, min_size=1, max_size=4))
 def test_texts_of_a_list_and_of_a_mapping_too(words: list[str]) -> None:
     assert parse_override(f"env.tasks=[{', '.join(words)}]") == ("env.tasks", words)
-    first, second = as_typed(f"env={{tasks:[{','.join(words)}],gbox:{{run:{words[0]}}}}}", TEXTS)
-    assert parse_override(first) == ("env.tasks", words)
-    assert parse_override(second) == ("env.gbox.run", words[0])
+    (typed, *_) = as_typed(f"env={{tasks:[{','.join(words)}],args:{{run:{words[0]}}}}}", TEXTS)
+    assert parse_override(typed) == ("env.tasks", words)
+    assert load_config(["env=miniwob", f"env.args={{browser_path:{words[0]}}}"]).env.args == {"browser_path": words[0]}
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import pytest
 
 from cua_agent.__main__ import find_task, parse_options
 from cua_agent.envs.pocket.tasks import FAMILIES, HELD_OUT_FAMILIES
+from cua_agent.envs.registry import BUILT_IN, options_of
 from trainers.compare.options import read_arguments
 from trainers.compare.plan import plan
 from trainers.config import TrainConfig, compose
@@ -115,7 +116,7 @@ def test_training_commands_compose(arguments: list[str], named_directories: None
 def test_episode_commands_name_tasks_and_keys_that_exist(arguments: list[str], named_directories: None) -> None:
     options = parse_options([argument for argument in arguments if argument not in ("--list", "--help")])
     if not {"--list", "--help"} & set(arguments):
-        find_task(options.env, options.task)
+        find_task(options)
     assert options.model == "tiny" or Path(options.model).is_dir()
 
 
@@ -157,6 +158,7 @@ def test_scripts_know_the_options_that_are_given_to_them() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_keys_named_in_the_text_exist(page: Path) -> None:
     known = {name for name, _ in fields_of(TrainConfig)}
+    known |= {f"env.args.{name}" for world in BUILT_IN for name, _ in fields_of(options_of(world))}
     sections = {name.partition(".")[0] for name in known if "." in name}
     keys = {code.partition("=")[0] for code in inline_code(page) if re.fullmatch(r"[a-z_]+(\.[a-z_]+)+(=.*)?", code)}
     assert {key for key in keys if key.partition(".")[0] in sections and key not in known | FILE_NAMES} == set()

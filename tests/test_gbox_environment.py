@@ -14,6 +14,7 @@ from cua_agent.actions import Button, Direction, Point
 from cua_agent.envs.base import EnvironmentFailure, WorldUnavailable
 from cua_agent.envs.gbox.environment import GBoxEnvironment
 from cua_agent.envs.gbox.start import android_start
+from cua_agent.envs.gbox.world import ANDROID_FAMILIES
 from cua_agent.envs.local_gbox.faults import Fault, FaultKind, Operation, ScriptedFaults
 from cua_agent.envs.local_gbox.options import LocalGBoxOptions
 from cua_agent.envs.local_gbox.server import LocalGBox, running
@@ -23,7 +24,6 @@ from cua_agent.envs.pocket.tasks import FAMILIES
 from cua_agent.envs.pocket.validators import FOCUS, get_command
 from cua_agent.tasks import seed_for
 from tests.gbox_rig import TASKS, WIFI_ON, box_on, factory_on, play_expert, pool_on
-from trainers.config.gbox import ANDROID_FAMILIES
 
 T = TypeVar("T")
 SEED = seed_for("train", 3)

@@ -33,9 +33,9 @@ SHORT = [
     "logging.tensorboard=false",
 ]
 IMPATIENT = [
-    "env.gbox.call_timeout_s=3",
-    "env.gbox.command_timeout_s=2",
-    "env.gbox.create_timeout_s=5",
+    "env.args.call_timeout_s=3",
+    "env.args.command_timeout_s=2",
+    "env.args.create_timeout_s=5",
     "rollout.infra_retries=8",
 ]
 
@@ -73,7 +73,7 @@ def local_gbox(*options: str) -> Iterator[Server]:
 
 @contextmanager
 def training(server: Server, directory: Path, *overrides: str) -> Iterator[subprocess.Popen[str]]:
-    arguments = [*SHORT, f"env.gbox.base_url={server.origin}/api/v1", f"output_dir={directory}", *overrides]
+    arguments = [*SHORT, f"env.args.base_url={server.origin}/api/v1", f"output_dir={directory}", *overrides]
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "train.py"), *arguments],
         cwd=ROOT,

@@ -13,10 +13,11 @@ from omegaconf import OmegaConf
 from cua_agent.__main__ import main as play_main
 from cua_agent.envs.base import WorldUnavailable
 from cua_agent.envs.gbox.settings import api_key
-from cua_agent.envs.registry import check_world
+from cua_agent.envs.gbox.world import ANDROID_FAMILIES, GBoxWorld
 from cua_agent.tasks import get_eval_tasks, get_training_tasks
 from trainers.config import ConfigError, from_mapping
 from trainers.config.compose import load_config
+from trainers.rollouts.task_sampler import training_tasks
 from trainers.run.directory import create_run_directory, named_after
 
 ROOT = Path(__file__).parents[1]
@@ -28,7 +29,7 @@ def no_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GBOX_API_KEY", raising=False)
 
 
-@pytest.mark.parametrize("arguments", [["train"], ["cua_agent.__main__", "task=word/w0"]], ids=["train", "play"])
+@pytest.mark.parametrize("arguments", [["train"], ["cua_agent.__main__", "task=battery/w0"]], ids=["train", "play"])
 def test_a_missing_key_is_one_line_before_the_model_is_loaded(arguments: list[str], tmp_path: Path) -> None:
     program = (
         "import sys, importlib; sys.path.insert(0, sys.argv[1]); "
@@ -46,7 +47,7 @@ def test_a_missing_sdk_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GBOX_API_KEY", KEY)
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(WorldUnavailable, match=r"pip install 'cua-grpo\[gbox\]'"):
-        check_world(load_config(["env=gbox"]).env)
+        load_config(["env=gbox"]).env.world.check()
 
 
 def test_importing_the_settings_does_not_need_the_sdk() -> None:
@@ -55,7 +56,7 @@ def test_importing_the_settings_does_not_need_the_sdk() -> None:
     assert done.stdout == "False\n"
 
 
-@pytest.mark.parametrize("override", ["env.gbox.api_key=abc", "env.gbox={api_key:abc}", "env.gbox.api_key='abc'"])
+@pytest.mark.parametrize("override", ["env.args.api_key=abc", "env.args={api_key:abc}", "env.args.api_key='abc'"])
 def test_a_key_that_is_written_out_is_refused_and_not_repeated(override: str) -> None:
     with pytest.raises(ConfigError, match=r"oc.env") as caught:
         load_config(["env=gbox", override])
@@ -64,8 +65,8 @@ def test_a_key_that_is_written_out_is_refused_and_not_repeated(override: str) ->
 
 def test_the_key_is_nowhere_in_the_run_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MY_KEY", KEY)
-    config = load_config(["env=gbox", "env.gbox.api_key='${oc.env:MY_KEY}'", f"output_dir={tmp_path}", "run_name=r"])
-    assert api_key(config.env.gbox).get_secret_value() == KEY
+    config = load_config(["env=gbox", "env.args.api_key='${oc.env:MY_KEY}'", f"output_dir={tmp_path}", "run_name=r"])
+    assert api_key(config.env.world).get_secret_value() == KEY
     assert KEY not in repr(config)
     assert KEY not in json.dumps(asdict(config))
     directory = create_run_directory(config)
@@ -77,29 +78,28 @@ def test_the_key_is_nowhere_in_the_run_directory(monkeypatch: pytest.MonkeyPatch
 
 def test_boxes_carry_the_name_of_the_run_directory(tmp_path: Path) -> None:
     config = load_config(["env=gbox", f"output_dir={tmp_path}", "run_name=r"])
-    assert named_after(config, create_run_directory(config)).env.gbox.run == "r"
-    assert named_after(config, create_run_directory(config)).env.gbox.run == "r-2"
-    mine = load_config(["env=gbox", "env.gbox.run=mine"])
-    assert named_after(mine, tmp_path).env.gbox.run == "mine"
+    assert named_after(config, create_run_directory(config)).env.args["run"] == "r"
+    assert named_after(config, create_run_directory(config)).env.args["run"] == "r-2"
+    mine = load_config(["env=gbox", "env.args.run=mine"])
+    assert named_after(mine, tmp_path).env.args["run"] == "mine"
     assert named_after(mine, tmp_path).run_name == tmp_path.name
 
 
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["env.tasks=[]"], ["tasks=[]", "battery, brightness, timeout, toggle"]),
-        (["env.tasks=[word,toggle]"], ["tasks=['word']", "battery, brightness, timeout, toggle"]),
-        (["env.gbox.box=linux"], ["box=linux with reset=android", "reset=fresh"]),
-        (["env.gbox.max_age_s=3600"], ["max_age_s=3600", "below expires_in_s=3600"]),
-        (["env.gbox.create_timeout_s=301"], ["env.gbox.create_timeout_s=301", "300"]),
-        (["env.gbox.scale=0.1"], ["env.gbox.scale=0.1", "greater than 0.1"]),
-        (["env.gbox.base_url=gbox.ai"], ["env.gbox.base_url=gbox.ai", "https?"]),
-        (["env.gbox.reset=never"], ["env.gbox.reset=never", "'pocket', 'android' or 'fresh'"]),
+        (["env.tasks=[word,toggle]"], ["env.tasks='word'", "battery, brightness, timeout, toggle"]),
+        (["env.args.box=linux"], ["box=linux with reset=android", "reset=fresh"]),
+        (["env.args.max_age_s=3600"], ["max_age_s=3600", "below expires_in_s=3600"]),
+        (["env.args.create_timeout_s=301"], ["env.args.create_timeout_s=301", "300"]),
+        (["env.args.scale=0.1"], ["env.args.scale=0.1", "greater than 0.1"]),
+        (["env.args.base_url=gbox.ai"], ["env.args.base_url=gbox.ai", "https?"]),
+        (["env.args.reset=never"], ["env.args.reset=never", "'pocket', 'android' or 'fresh'"]),
     ],
 )
 def test_what_does_not_go_together_is_refused(overrides: list[str], words: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
-        load_config(["env=gbox", *overrides])
+        training_tasks(load_config(["env=gbox", *overrides]).env)
     message = str(caught.value)
     assert all(word in message for word in words), message
     assert "\n" not in message and "{" not in message
@@ -107,12 +107,18 @@ def test_what_does_not_go_together_is_refused(overrides: list[str], words: list[
 
 def test_the_local_preset_plays_the_families_of_pocket() -> None:
     local, pocket = load_config(["env=gbox_local"]).env, load_config([]).env
-    assert (local.name, local.gbox.reset, local.tasks) == ("gbox", "pocket", pocket.tasks)
+    assert (local.name, local.args["reset"], local.tasks) == ("gbox", "pocket", pocket.tasks)
 
 
 def test_the_tasks_are_those_of_the_phone() -> None:
-    assert get_training_tasks("gbox") == get_training_tasks("pocket")
-    assert get_eval_tasks("gbox", "templates") == get_eval_tasks("pocket", "templates")
+    phone = GBoxWorld(reset="fresh")
+    assert phone.training_tasks() == get_training_tasks("pocket")
+    assert phone.eval_tasks("templates") == get_eval_tasks("pocket", "templates")
+
+
+def test_a_real_phone_offers_the_tasks_that_it_can_be_set_up_for() -> None:
+    for tasks in (get_training_tasks("gbox"), get_eval_tasks("gbox", "templates")):
+        assert {task.category for task in tasks} == set(ANDROID_FAMILIES)
 
 
 @pytest.mark.slow

@@ -14,12 +14,12 @@ from cua_agent.envs.gbox import start
 from cua_agent.envs.gbox.box import Box
 from cua_agent.envs.gbox.settings import GBoxSettings
 from cua_agent.envs.gbox.start import Start, android_start, start_on_android
+from cua_agent.envs.gbox.world import ANDROID_FAMILIES
 from cua_agent.envs.pocket.state import make_state
 from cua_agent.envs.pocket.tasks import FAMILIES
 from cua_agent.envs.pocket.validators import All, BrightnessIs, SwitchesAre
 from cua_agent.tasks import CUATask
 from tests.gbox_rig import TASKS
-from trainers.config.gbox import ANDROID_FAMILIES
 
 WIFI, AIRPLANE = "global wifi_on", "global airplane_mode_on"
 

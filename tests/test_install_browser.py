@@ -55,4 +55,4 @@ def test_what_cannot_be_installed_is_a_hint_and_status_0(tools: dict[str, str], 
     done = install(fake_tools(tmp_path / "bin", **tools), tmp_path / "chromium")
     assert done.returncode == 0
     assert words in done.stderr
-    assert "env.browser_path=<path>" in done.stderr
+    assert "env.args.browser_path=<path>" in done.stderr

@@ -12,7 +12,8 @@ from tests.compare_rig import evaluation, row, settings, write_run
 from trainers import curves
 from trainers.compare.runs import load_run
 from trainers.config import TrainConfig
-from trainers.config.compose import compose_run, load_config, typed_text
+from trainers.config.compose import compose_run, load_config
+from trainers.config.overrides import typed_text
 from trainers.protocol import TrainerState
 from trainers.run.checkpoint_files import CheckpointError, write_checkpoint
 from trainers.run.curves import read_curve
@@ -168,12 +169,12 @@ def test_best_is_found_through_the_lineage_and_carried_over_intact(tmp_path: Pat
     ("change", "counts"),
     [
         ("env.tasks=[word]", True), ("eval.episodes=7", True), ("model.prompt=full", True),
-        ("rollout.temperature=0.5", True), ("env.gbox.reset=pocket", True), ("eval.every_steps=7", False),
-        ("optim.learning_rate=1e-6", False), ("env.gbox.prewarm=3", False), ("backend=legacy", False),
+        ("rollout.temperature=0.5", True), ("env.args.reset=fresh", True), ("eval.every_steps=7", False),
+        ("optim.learning_rate=1e-6", False), ("env.args.prewarm=3", False), ("backend=legacy", False),
     ],
 )  # fmt: skip
 def test_evaluations_that_measure_something_else_are_known(tmp_path: Path, change: str, counts: bool) -> None:
-    run = started_run(tmp_path, "a", 1)
+    run = started_run(tmp_path, "a", 1, *(["env=gbox_local"] if "env.args." in change else []))
     last = checkpoint(run / "checkpoints" / "last", step=1)
     config = load_config([f"resume={run}", change])
     assert measures_changed(config, starting_point(str(last))) == ([change.partition("=")[0]] if counts else [])

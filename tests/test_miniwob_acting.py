@@ -275,7 +275,7 @@ def test_program_that_is_no_browser_is_one_line():
             async with MiniWobBrowser(shutil.which("true")):
                 pass
         assert "\n" not in str(caught.value)
-        assert "env.browser_path" in str(caught.value)
+        assert "env.args.browser_path" in str(caught.value)
 
     asyncio.run(run())
 

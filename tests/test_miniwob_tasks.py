@@ -60,7 +60,7 @@ def test_missing_browser_is_one_line():
         MiniWobBrowser("/nowhere/chromium")
     message = str(caught.value)
     assert "\n" not in message
-    assert all(part in message for part in ("env.browser_path", "/nowhere/chromium", "make browser"))
+    assert all(part in message for part in ("env.args.browser_path", "/nowhere/chromium", "make browser"))
 
 
 def test_every_pixel_has_a_point_that_leads_back_to_it():

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from tests.refusals import refusal
-from trainers.config.compose import compose_run, load_config, typed_text
+from trainers.config.compose import compose_run, load_config
+from trainers.config.overrides import typed_text
 from trainers.run.directory import create_run_directory
 
 
@@ -114,12 +115,13 @@ def test_a_preset_that_the_run_is_made_of_changes_nothing(tmp_path: Path) -> Non
     assert compose_run([f"resume={former}", "experiment=quick", "env=pocket", "backend=areal"]).changes == ()
 
 
-def test_another_world_brings_its_own_tasks(tmp_path: Path) -> None:
-    former = saved_run(tmp_path, "env=gbox_local", "env.tasks=[word]", "env.scale=2")
+def test_another_world_brings_its_own_tasks_and_options(tmp_path: Path) -> None:
+    former = saved_run(tmp_path, "env=gbox_local", "env.tasks=[word]", "env.args.pixel_scale=2")
+    assert load_config([f"resume={former}", "env=gbox_local"]).env.args["pixel_scale"] == 2
     config = load_config([f"resume={former}", "env=pocket"])
-    assert (config.env.name, config.env.scale) == ("pocket", 2)
+    assert (config.env.name, config.env.args["scale"]) == ("pocket", 1)
     config = load_config([f"resume={former}", "env=gbox"])
-    assert (config.env.gbox.base_url, config.env.gbox.reset) == (None, "android")
+    assert (config.env.args["base_url"], config.env.args["reset"]) == (None, "android")
 
 
 def test_another_backend_brings_its_defaults_and_leaves_what_the_run_had_set_itself(tmp_path: Path) -> None:
@@ -147,12 +149,12 @@ def test_a_run_without_a_list_of_its_presets_is_known_by_its_names(tmp_path: Pat
 
 def test_a_key_is_found_by_its_reference_again(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("BOX_TOKEN", "abcdefghijkl")
-    typed = "env.gbox.api_key=${oc.env:BOX_TOKEN}"
+    typed = "env.args.api_key=${oc.env:BOX_TOKEN}"
     former = saved_run(tmp_path, "env=gbox", typed)
     assert "abcdefghijkl" not in (Path(former) / "config.yaml").read_text()
     for words in ([], [typed]):
         found = compose_run([f"resume={former}", *words])
-        assert (found.config.env.gbox.api_key, found.changes) == ("${oc.env:BOX_TOKEN}", ())
+        assert (found.config.env.args["api_key"], found.changes) == ("${oc.env:BOX_TOKEN}", ())
 
 
 def test_a_masked_value_without_a_fallback_is_asked_for(tmp_path: Path) -> None:

@@ -105,10 +105,10 @@ def test_an_output_directory_that_cannot_be_made_is_refused_in_one_line(tmp_path
 
 def test_the_command_to_go_on_needs_nothing_that_the_directory_holds(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    secret = "env.gbox.api_key=${oc.env:BOX_TOKEN}"
+    secret = "env.args.api_key=${oc.env:BOX_TOKEN}"
     started = ["experiment=pocket_lora", "env.tasks=[a,b]", "resume=old", "run_name=mine", secret]
     assert resume_command(started, tmp_path / "outputs" / "mine", max_steps=10) == (
-        "python train.py resume=outputs/mine max_steps=10 'env.gbox.api_key=${oc.env:BOX_TOKEN}'"
+        "python train.py resume=outputs/mine max_steps=10 'env.args.api_key=${oc.env:BOX_TOKEN}'"
     )
 
 

@@ -85,7 +85,7 @@ CONTEXTS = [
     "x{}y",
     "Illegal header value b'Bearer {}\\n'",
     "{{'authorization': 'Bearer {}'}}",
-    "train.py env.gbox.api_key={} seed=1",
+    "train.py env.args.api_key={} seed=1",
     "line\n{}\nline",
     '{{"a": ["{}"]}}',
     "https://host/path?token={}&b=1",
@@ -117,7 +117,7 @@ def test_a_value_beside_a_key_word_is_masked_whoever_knows_it(key: str) -> None:
     [
         "rollout.max_new_tokens=48 model.max_length=2048",
         "the tokenizer has no <|im_end|> token: not a chat model of the Qwen family",
-        "env.gbox.api_key='${oc.env:MY_KEY}'",
+        "env.args.api_key='${oc.env:MY_KEY}'",
         "token drift: the server's prompt has 12 tokens, ours 13",
         "http://127.0.0.1:8000 gives no answer",
         "set WANDB_API_KEY, run `wandb login`",
@@ -158,15 +158,15 @@ def test_an_error_that_ends_the_process_is_masked(planted: None, monkeypatch: py
 @pytest.mark.parametrize(
     "override",
     [
-        "env.gbox.api_key=planted-plain",
-        "env.gbox.api_key=planted-plain{",
-        "env.gbox={api_key: planted-plain}",
-        "env.gbox.api_key='${oc.env:MY_KEY,planted-plain}'",
-        "env.gbox.apikey=planted-plain",
+        "env.args.api_key=planted-plain",
+        "env.args.api_key=planted-plain{",
+        "env.args={api_key: planted-plain}",
+        "env.args.api_key='${oc.env:MY_KEY,planted-plain}'",
+        "env.args.apikey=planted-plain",
         "VLLM_API_KEY=planted-plain",
         "inference.servers=[http://me:planted-plain@127.0.0.1:8000]",
-        "env.gbox.base_url=http://me:planted-plain@host",
-        "env.gbox.base_url=ftp://me:planted-plain@host",
+        "env.args.base_url=http://me:planted-plain@host",
+        "env.args.base_url=ftp://me:planted-plain@host",
         "max_steps=planted-mine-4711",
     ],
 )
@@ -177,16 +177,16 @@ def test_a_refusal_does_not_repeat_a_secret(override: str, planted: None) -> Non
 
 
 def test_a_configuration_holds_no_key(planted: None) -> None:
-    config = load_config(["env=gbox", "env.gbox.api_key='${oc.env:MY_KEY}'"])
+    config = load_config(["env=gbox", "env.args.api_key='${oc.env:MY_KEY}'"])
     assert_clean(json.dumps(asdict(config)) + repr(config))
-    assert config.env.gbox.api_key == "${oc.env:MY_KEY}"
+    assert config.env.args["api_key"] == "${oc.env:MY_KEY}"
 
 
 def test_what_workers_are_handed_holds_no_key(planted: None, tmp_path: Path) -> None:
     pytest.importorskip("areal")
     from trainers.areal.cluster.worker_specs import controller_config
 
-    words = ["backend=areal", "scheduler=local", "env=gbox", "env.gbox.api_key='${oc.env:MY_KEY}'"]
+    words = ["backend=areal", "scheduler=local", "env=gbox", "env.args.api_key='${oc.env:MY_KEY}'"]
     config = load_config(words)
     native = controller_config(config, tmp_path)
     assert_clean(repr(asdict(native)))
@@ -197,13 +197,13 @@ def test_an_export_for_areal_holds_no_key(planted: None, capsys: pytest.CaptureF
     pytest.importorskip("areal")
     from trainers.areal.export import main as export_main
 
-    assert export_main(["env=gbox", "env.gbox.api_key='${oc.env:MY_KEY}'"]) == 0
+    assert export_main(["env=gbox", "env.args.api_key='${oc.env:MY_KEY}'"]) == 0
     printed = capsys.readouterr()
     assert_clean(printed.out + printed.err)
 
 
 def test_the_configuration_is_shown_without_keys(planted: None, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--config", "env=gbox", "env.gbox.api_key='${oc.env:MY_KEY}'", "logging.project=planted-mine-4711"]
+    words = ["--config", "env=gbox", "env.args.api_key='${oc.env:MY_KEY}'", "logging.project=planted-mine-4711"]
     assert main(words) == 0
     printed = capsys.readouterr()
     assert_clean(printed.out + printed.err)

@@ -115,7 +115,7 @@ def test_half_a_surrogate_pair_can_be_written(tmp_path: Path, caplog: pytest.Log
         (["seed"], ["'seed'", "task"]),
         (["seed=abc"], ["seed=abc", "integer"]),
         (["seed=-1"], ["seed=-1", "greater than or equal to 0"]),
-        (["env=ios"], ["env=ios", "'pocket', 'miniwob' or 'gbox'"]),
+        (["env=ios"], ["env.name=ios", "gbox, miniwob, pocket", "package.module:factory"]),
         (["layout=2"], ["layout=2", "'fixed', 'themed' or 'shuffled'"]),
         (["temperature=0"], ["temperature=0", "greater than 0"]),
         (["temperature=nan"], ["temperature=nan", "finite"]),
@@ -150,7 +150,7 @@ def test_an_unknown_task_gets_near_ones(capsys: pytest.CaptureFixture[str]) -> N
 def test_every_task_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--list", "env=miniwob"]) == 0
     listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
-    assert listed == list(cli.all_tasks("miniwob")) and "miniwob/click-test" in listed
+    assert listed == list(cli.all_tasks(cli.parse_options(["env=miniwob"]))) and "miniwob/click-test" in listed
 
 
 @pytest.mark.parametrize(

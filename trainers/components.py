@@ -12,7 +12,7 @@ import torch
 from cua_agent.agent import AgentConfig, StandaloneGBoxCUAAgent
 from cua_agent.envs.base import Environment
 from cua_agent.envs.pool import EnvironmentFactory
-from cua_agent.envs.registry import environment_factory
+from cua_agent.envs.registry import open_world
 from cua_agent.inference.base import InferenceEngine
 from cua_agent.inference.local import LocalEngine
 from cua_agent.models.families import check_coordinates
@@ -21,7 +21,7 @@ from cua_agent.models.lora import LoraSpec
 from cua_agent.models.policy import PolicyModel
 from cua_agent.models.sources import check_trainable, find_model
 from cua_agent.prompts import first_prompt, system_prompt
-from cua_agent.tasks import CUATask, EvalSplit, get_eval_tasks
+from cua_agent.tasks import CUATask, EvalSplit
 from cua_agent.trajectory import Trajectory
 from trainers.config import ConfigError, TrainConfig
 from trainers.protocol import EpisodeRunner, EpisodeSpec
@@ -54,7 +54,7 @@ def build_components(config: TrainConfig) -> Components:
     policy = build_policy(config)
     return Components(
         policy=policy,
-        environments=partial(environment_factory, config.env),
+        environments=partial(open_world, config.env.world, config.env.timeout_s),
         runner_for=partial(agent_runner, policy, config),
         train_tasks=train_tasks,
         eval_tasks=held_out_tasks(config),
@@ -187,6 +187,7 @@ def held_out_tasks(config: TrainConfig) -> dict[EvalSplit, Sequence[CUATask]]:
 
 def _held_out(split: EvalSplit, config: TrainConfig) -> list[CUATask]:
     """The evaluation tasks of the categories trained on; all of the split when it has none of them (held-out tasks
-    that stand for templates have categories of their own)."""
-    tasks = get_eval_tasks(config.env.name, split)
+    that stand for templates have categories of their own). A world without templates is evaluated on seeds instead."""
+    world = config.env.world
+    tasks = world.eval_tasks(split) or world.eval_tasks("seeds")
     return [task for task in tasks if task.category in config.env.tasks] or tasks

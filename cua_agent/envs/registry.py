@@ -1,127 +1,139 @@
-"""The worlds that there are: what each needs, how its environments are opened, and the tasks that it hands in."""
+"""The door to worlds: by the name of one that is built in or comes with a package, or as `package.module:factory`."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import AsyncIterator
+import dataclasses
+import inspect
+import typing
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from functools import partial
-from typing import Literal, Protocol
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
 
-from cua_agent.envs.base import Environment
-from cua_agent.envs.gbox.settings import GBoxSettings, check_requirements
+from pydantic import TypeAdapter
+from pydantic.dataclasses import dataclass as pydantic_dataclass
+
+from cua_agent.by_name import REFERENCE, load
+from cua_agent.envs.gbox.world import GBoxWorld
 from cua_agent.envs.guard import GuardedFactory
-from cua_agent.envs.miniwob import tasks as miniwob_tasks
-from cua_agent.envs.pocket import tasks as pocket_tasks
+from cua_agent.envs.miniwob.world import MiniWobWorld
+from cua_agent.envs.pocket.world import PocketWorld
 from cua_agent.envs.pool import EnvironmentFactory
-from cua_agent.tasks import EnvName, TaskSource, register_tasks
+from cua_agent.envs.world import World
+from cua_agent.options import STRICT, ConfigError, build, shown
+from cua_agent.tasks import register_tasks
 
-_TASKS: dict[EnvName, TaskSource] = {
-    "pocket": pocket_tasks,
-    "miniwob": miniwob_tasks,
-    "gbox": pocket_tasks,  # a phone as well, and validators only need its shell
-}
+GROUP = "cua_grpo.environments"
+"""Entry points of this group name the worlds of installed packages."""
+OPTIONS = "env.args"
+"""Where a world's options stand in a configuration."""
+BUILT_IN: Mapping[str, Callable[..., World]] = {"pocket": PocketWorld, "miniwob": MiniWobWorld, "gbox": GBoxWorld}
 
-for _name, _source in _TASKS.items():
-    register_tasks(_name, _source)
-
-
-class LatencySettings(Protocol):
-    """Delay of every action; see `cua_agent.envs.pocket.latency.Latency`."""
-
-    @property
-    def kind(self) -> Literal["none", "constant", "lognormal"]:
-        """Distribution of the delay."""
-        ...
-
-    @property
-    def mean_s(self) -> float:
-        """Mean delay, seconds."""
-        ...
-
-    @property
-    def sigma(self) -> float:
-        """Lognormal: sigma of the underlying normal."""
-        ...
+for _name, _world in BUILT_IN.items():
+    register_tasks(_name, _world())
 
 
-class EnvironmentSettings(Protocol):
-    """Which world, and how it looks: `layout` and `scale` are the simulated phone's (also behind gbox), `latency` is
-    pocket's, `browser_path` is miniwob's."""
-
-    @property
-    def name(self) -> EnvName:
-        """The world."""
-        ...
-
-    @property
-    def layout(self) -> Literal["fixed", "themed", "shuffled"]:
-        """Order of the phone's home screen."""
-        ...
-
-    @property
-    def scale(self) -> int:
-        """Screenshot pixels per logical pixel of the phone."""
-        ...
-
-    @property
-    def latency(self) -> LatencySettings:
-        """Delay of every action on pocket."""
-        ...
-
-    @property
-    def browser_path(self) -> str:
-        """The browser of miniwob."""
-        ...
-
-    @property
-    def timeout_s(self) -> float:
-        """Longest wait for one call of an environment, seconds."""
-        ...
-
-    @property
-    def gbox(self) -> GBoxSettings:
-        """How boxes are got."""
-        ...
+def world_names() -> list[str]:
+    """The worlds that have a name of their own."""
+    return sorted({*BUILT_IN, *_installed()})
 
 
-def check_world(settings: EnvironmentSettings) -> None:
-    """Raise `WorldUnavailable` when something that the world needs is missing, before anything heavy is loaded."""
-    if settings.name == "gbox":
-        check_requirements(settings.gbox)
+def names_a_world(text: str) -> bool:
+    """Whether `text` is the name of a world, or reads like `package.module:factory`."""
+    return text in BUILT_IN or REFERENCE.fullmatch(text) is not None or text in _installed()
+
+
+def make_world(name: str, args: Mapping[str, Any]) -> World:
+    """The world `name` with the options `args` (plain data); those that are absent have their defaults.
+
+    Raises `ConfigError`, one line that names `env.name` or the option.
+    """
+    factory, options = _find(name)
+    made: Any = build(options, args, OPTIONS)
+    world = made if isinstance(made, World) else factory(**_fields(made))
+    if not isinstance(world, World):
+        raise ConfigError(f"env.name={shown(name, 80)}: makes no world but {type(world).__name__}")
+    return world
 
 
 @asynccontextmanager
-async def environment_factory(settings: EnvironmentSettings) -> AsyncIterator[EnvironmentFactory]:
-    """A function that starts one environment after the other, each guarded by `timeout_s`; what they share (a browser)
-    lives as long as this.
+async def open_world(world: World, timeout_s: float) -> AsyncIterator[EnvironmentFactory]:
+    """What starts the environments of `world`, each guarded by `timeout_s`. Raises `WorldUnavailable`."""
+    async with world.open() as factory:
+        own_limits = getattr(factory, "bounds_starts", False)
+        yield GuardedFactory(factory, timeout_s, None if own_limits else timeout_s)
 
-    Raises `WorldUnavailable`.
-    """
-    check_world(settings)
-    limit = settings.timeout_s
-    if settings.name == "gbox":
-        from cua_agent.envs.gbox.box_lifecycle import open_gbox
 
-        async with open_gbox(settings.gbox, settings.layout, settings.scale) as new_box:
-            yield GuardedFactory(new_box, limit, start_timeout_s=None)  # which has keys of its own
-        return
-    if settings.name == "miniwob":
-        from cua_agent.envs.miniwob.browser import MiniWobBrowser
-        from cua_agent.envs.miniwob.environment import MiniWobEnvironment
+def options_of(name: str) -> type:
+    """The pydantic dataclass of a world's options. Raises `ConfigError`."""
+    return _find(name)[1]
 
-        async with MiniWobBrowser(settings.browser_path) as browser:
-            yield GuardedFactory(partial(MiniWobEnvironment.open, browser), limit, limit)
-        return
 
-    from cua_agent.envs.pocket.environment import PocketEnvironment
-    from cua_agent.envs.pocket.latency import Latency
+def all_options(name: str, args: Mapping[str, Any]) -> dict[str, Any]:
+    """`args` checked, with the defaults of those that are absent; plain data. Raises `ConfigError`."""
+    options = options_of(name)
+    plain: dict[str, Any] = TypeAdapter(options).dump_python(build(options, args, OPTIONS), mode="json")
+    return plain
 
-    delay, seeds = settings.latency, itertools.count()
 
-    async def new_phone() -> Environment:
-        # Every phone draws its own delays, the same in every run.
-        latency = Latency(delay.kind, delay.mean_s, delay.sigma, seed=next(seeds))
-        return PocketEnvironment(settings.layout, settings.scale, latency)
+def _find(name: str) -> tuple[Callable[..., Any], type]:
+    """What makes the world, and the dataclass of its options."""
+    if name in BUILT_IN:
+        factory: Any = BUILT_IN[name]
+    elif ":" in name:
+        factory = load(name, "env.name")
+    elif name in _installed():
+        factory = load(_installed()[name].value, f"env.name={name}, entry point")
+    else:
+        allowed = ", ".join(world_names())
+        raise ConfigError(f"env.name={shown(name, 80)}: no such world; allowed: {allowed}, or package.module:factory")
+    return factory, _options(name, factory)
 
-    yield GuardedFactory(new_phone, limit, limit)
+
+@cache
+def _options(name: str, factory: Callable[..., Any]) -> type:
+    try:
+        if not dataclasses.is_dataclass(factory):
+            return _dataclass_of(factory)
+        missing = [method for method in _METHODS if not callable(getattr(factory, method, None))]
+        if missing:
+            raise ConfigError(f"env.name={shown(name, 80)}: no world, it lacks {', '.join(missing)}")
+        has_fields = "__pydantic_fields__" in vars(factory)
+        kind: type = factory if has_fields else pydantic_dataclass(factory, config=STRICT)  # type: ignore[assignment]
+        return kind
+    except ConfigError:
+        raise
+    except Exception as error:  # an annotation that pydantic has no rules for, a signature that is none
+        raise ConfigError(
+            f"env.name={shown(name, 80)}: its options cannot be read: {shown(str(error), 160)}; a world is a frozen "
+            f"pydantic dataclass with {', '.join(_METHODS)}"
+        ) from error
+
+
+_METHODS = ("check", "open", "training_tasks", "eval_tasks")
+
+
+def _dataclass_of(function: Callable[..., Any]) -> type:
+    """A dataclass whose fields are the parameters of a function that makes a world."""
+    hints, fields = typing.get_type_hints(function, include_extras=True), []
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+            raise TypeError(f"parameter {parameter} has no name")
+        if parameter.name not in hints:
+            raise TypeError(f"parameter {parameter.name} has no type")
+        default = dataclasses.MISSING if parameter.default is parameter.empty else parameter.default
+        fields.append((parameter.name, hints[parameter.name], dataclasses.field(default=default)))
+    options = dataclasses.make_dataclass(function.__name__, fields, frozen=True, kw_only=True)
+    options.__doc__ = function.__doc__
+    made: type = pydantic_dataclass(options, config=STRICT, frozen=True)
+    return made
+
+
+def _fields(options: Any) -> dict[str, Any]:
+    return {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
+
+
+@cache
+def _installed() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=GROUP)}

@@ -53,7 +53,7 @@ def read_arguments(arguments: Sequence[str]) -> tuple[CompareConfig, list[str]]:
 
     A single value stands for a list of one: `backends=legacy`.
     """
-    from trainers.config.compose import parse_override
+    from trainers.config.overrides import parse_override
 
     own: dict[str, Any] = {}
     for_training = []

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
@@ -14,9 +14,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from trainers.config import ConfigError, TrainConfig
+from trainers.config import ConfigError
+from trainers.config.former_keys import renamed
+from trainers.config.saved import default_settings
 from trainers.config.validation import leaves, shown
-from trainers.run.directory import masked_config, to_yaml
 from trainers.run.files import last_error, read_rows
 from trainers.run.lineage import is_step, joined, lineage_of
 
@@ -135,7 +136,7 @@ def load_run(directory: Path) -> Run:
     in it."""
     if not directory.is_dir():
         raise _broken(directory, "no such directory")
-    settings = {**_defaults(), **dict(leaves(read_config(directory)))}
+    settings = {**default_settings(), **dict(leaves(read_config(directory)))}
     about = _json_object(directory, "run.json") or {}
     lineage = lineage_of(directory)
     pieces = [(part, _training_rows(part.directory)) for part in lineage.parts]
@@ -159,15 +160,6 @@ def load_run(directory: Path) -> Run:
     )
 
 
-@cache
-def _defaults() -> dict[str, Any]:
-    """What keys that are younger than a run have been in it."""
-    from omegaconf import OmegaConf
-
-    tree = OmegaConf.to_container(OmegaConf.create(to_yaml(masked_config(TrainConfig()))))
-    return {str(key): value for key, value in leaves(tree)}  # type: ignore[arg-type]
-
-
 def read_config(directory: Path) -> dict[str, Any]:
     """The tree of a run's `config.yaml`, with at least `backend` and an integer `seed`. Raises `ConfigError`."""
     from omegaconf import OmegaConf
@@ -186,7 +178,7 @@ def read_config(directory: Path) -> dict[str, Any]:
     for key, kind in (("backend", str), ("seed", int)):
         if not isinstance(tree.get(key), kind):
             raise _broken(directory, f"{key}={shown(tree.get(key))} in config.yaml; it must be {kind.__name__}")
-    return {str(key): value for key, value in tree.items()}
+    return renamed({str(key): value for key, value in tree.items()})
 
 
 def _step_of(row: Row) -> int:

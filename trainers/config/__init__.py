@@ -6,7 +6,7 @@ what differs from them, and `docs/configuration.md` and `train.py --help` are ma
 
 from trainers.config.areal import ArealConfig
 from trainers.config.checked import from_mapping
-from trainers.config.environment import EnvConfig, LatencyConfig
+from trainers.config.environment import EnvConfig
 from trainers.config.learning import AdvantageConfig, LossConfig, OptimConfig, RewardConfig, RolloutConfig
 from trainers.config.policy import InferenceConfig, LoaderConfig, LoraConfig, ModelConfig
 from trainers.config.run import CheckpointConfig, EvalConfig, LoggingConfig, TrainConfig
@@ -20,7 +20,6 @@ __all__ = [
     "EnvConfig",
     "EvalConfig",
     "InferenceConfig",
-    "LatencyConfig",
     "LoaderConfig",
     "LoggingConfig",
     "LoraConfig",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from trainers.config.combinations import check_combinations
+from trainers.config.former_keys import renamed
 from trainers.config.run import TrainConfig
 from trainers.config.validation import build, check_model_path, check_resume_path
 
@@ -13,7 +14,7 @@ def from_mapping(tree: dict[str, object]) -> TrainConfig:
     Raises `ConfigError` on an unknown key, an illegal value or combination, or a local model or checkpoint path that
     is not there.
     """
-    config = build(TrainConfig, tree)
+    config = build(TrainConfig, renamed(tree))
     check_model_path(config.model.path)
     check_resume_path(config.resume)
     check_combinations(config)

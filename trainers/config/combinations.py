@@ -9,9 +9,6 @@ from trainers.config.cluster import cluster_problems
 from trainers.config.run import TrainConfig
 from trainers.config.validation import ConfigError
 
-DESCRIBES_ITS_SCREENS = ("pocket",)
-"""Environments that can tell a screen in words."""
-
 
 def check_combinations(config: TrainConfig) -> None:
     """Raise `ConfigError` on the first combination that cannot work."""
@@ -69,10 +66,10 @@ def _loader_problems(config: TrainConfig) -> Iterator[str]:
 
 
 def _model_problems(config: TrainConfig) -> Iterator[str]:
-    if config.model.observation == "text" and config.env.name not in DESCRIBES_ITS_SCREENS:
+    if config.model.observation == "text" and not getattr(config.env.world, "DESCRIBES_SCREENS", False):
         yield (
             f"model.observation=text with env.name={config.env.name}: it cannot tell its screens in words; set "
-            f"env={' or '.join(DESCRIBES_ITS_SCREENS)}, or model.observation=screenshot with a model that has eyes"
+            "env=pocket, or model.observation=screenshot with a model that has eyes"
         )
 
 

@@ -1,16 +1,18 @@
-"""From command-line overrides to a `TrainConfig`; it and `texts` alone know Hydra."""
+"""From command-line overrides to a `TrainConfig`."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from cua_agent.secrets import referenced_variable
+from cua_agent.envs.registry import names_a_world, world_names
 from trainers.config import ConfigError, TrainConfig, from_mapping
+from trainers.config.former_keys import renamed
+from trainers.config.overrides import first_line, parse
 from trainers.config.saved import (
+    ARGS,
     CONFIG,
     SavedRun,
     by_key,
@@ -20,19 +22,19 @@ from trainers.config.saved import (
     run_directory_of,
     without_secrets,
 )
-from trainers.config.texts import as_typed, check_texts, literal, quoted, text_keys
+from trainers.config.texts import as_typed, check_texts, literal, text_keys
 from trainers.config.validation import AUTO, check_keys, check_resume_path, shown
+from trainers.config.world_options import is_option, option_key, put_back, references, with_options
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
-_REFERS = "env.gbox.api_key"
-"""The key that is saved as the name of a variable, not as a value."""
 GROUPS = ("backend", "env", "model", "loader", "inference", "experiment")
 
 _TEXTS = {key: shape for key, shape in text_keys(TrainConfig).items() if key not in GROUPS}
-_PLAIN = re.compile(r"[\w./~:@%-]+", re.ASCII)
+_FOREIGN = "world_"
+"""What the names of presets begin with that are made for worlds without one."""
 
 
 def choices(group: str) -> list[str]:
@@ -62,8 +64,14 @@ def compose_run(overrides: Sequence[str]) -> Composition:
 
     Raises `ConfigError`.
     """
-    expanded = [typed for override in overrides for typed in as_typed(_expand_model(override), _TEXTS)]
-    parsed = [_parse(override) for override in expanded]
+    options = [override for override in overrides if is_option(override)]
+    expanded = [
+        typed
+        for override in overrides
+        if override not in options
+        for typed in as_typed(_expand_world(_expand_model(override)), _TEXTS)
+    ]
+    parsed = [parse(override) for override in expanded]
     for override in parsed:
         _check(override)
     typed = [Typed(override.key_or_group, text) for override, text in zip(parsed, expanded, strict=True)]
@@ -71,11 +79,11 @@ def compose_run(overrides: Sequence[str]) -> Composition:
     directory = _saved_directory(resume)
     if directory is None:
         tree, presets = _compose_presets(typed)
-        config = from_mapping(tree)
+        config = from_mapping(with_options(tree, options))
         lacking = config.resume not in (None, AUTO)
         notes = (f"resume={resume}: no {CONFIG} there; every key is the command line's",) if lacking else ()
         return Composition(config, presets, notes=notes)
-    return _resumed(read_saved(directory), typed)
+    return _resumed(read_saved(directory), typed, options)
 
 
 def _saved_directory(resume: object) -> Path | None:
@@ -89,7 +97,7 @@ def _saved_directory(resume: object) -> Path | None:
     try:
         path: str = OmegaConf.create({"resume": resume}).resume  # it may refer to variables
     except OmegaConfBaseException as error:
-        raise ConfigError(f"resume={shown(resume)}: {_first_line(error)}") from error
+        raise ConfigError(f"resume={shown(resume)}: {first_line(error)}") from error
     check_resume_path(path)
     return run_directory_of(Path(path).expanduser())
 
@@ -101,18 +109,22 @@ class Typed(NamedTuple):
     text: str
 
 
-def _resumed(saved: SavedRun, typed: Sequence[Typed]) -> Composition:
+def _resumed(saved: SavedRun, typed: Sequence[Typed], options: Sequence[str]) -> Composition:
     chosen = [each for each in typed if each.key in GROUPS]
     keys = [each for each in typed if each.key not in GROUPS]
-    settings = without_secrets(saved, [each.key for each in typed])
+    settings = without_secrets(saved, [*(each.key for each in typed), *map(option_key, options)])
     settings |= {"resume": None, "run_name": None, "output_dir": str(_parent(saved.directory))}
     presets = dict(saved.presets)
     if chosen:
         changed, presets = _changed_by_presets(saved, chosen)
+        if any(key == "env.name" or key.startswith(ARGS) for key in changed):  # another world has options of its own
+            settings = {key: value for key, value in settings.items() if not key.startswith(ARGS)}
         settings |= changed
-    start = {**literal(settings), _REFERS: settings[_REFERS]}
-    tree = _compose("run", nested(start), [each.text for each in keys])[0]
-    config = from_mapping(tree)
+    kept = references(nested(settings)["env"].get("args", {}))
+    start = nested({**literal(settings), **kept})
+    start["env"].setdefault("args", {})
+    tree = _compose("run", start, [each.text for each in keys])[0]
+    config = from_mapping(with_options(tree, options))
     unknown = ", ".join(f"{key}={shown(value, 20)}" for key, value in saved.unknown.items())
     notes = (f"{saved.directory / CONFIG} has keys that do not exist any more, left out: {unknown}",) if unknown else ()
     return Composition(config, presets, tuple(differences(saved.settings, config)), notes)
@@ -123,14 +135,21 @@ def _changed_by_presets(saved: SavedRun, chosen: Sequence[Typed]) -> tuple[dict[
 
     Another backend brings its own defaults, but leaves what the run had set itself.
     """
-    known = [Typed(group, f"{group}={name}") for group, name in saved.presets.items() if name in choices(group)]
+    known = [
+        Typed(group, _expand_world(f"{group}={name}"))
+        for group, name in saved.presets.items()
+        if name in choices(group) or (group == "env" and names_a_world(name))
+    ]
     backends = [each for each in chosen if each.key == "backend"]
     own, _ = _compose_presets(known)
     moved, _ = _compose_presets([*known, *backends])
     new, presets = _compose_presets([*known, *chosen])
     before, between, after = by_key(own), by_key(moved), by_key(new)
-    changed = {key: between[key] for key in between if between[key] != before[key] == saved.settings[key]}
-    return changed | {key: after[key] for key in after if after[key] != between[key]}, presets
+    changed = {key: value for key, value in between.items() if value != before.get(key) == saved.settings.get(key)}
+    changed |= {key: value for key, value in after.items() if value != between.get(key)}
+    if {key for key in between if key.startswith(ARGS)} - set(after):  # the world is the same, with fewer options set
+        changed |= {key: value for key, value in after.items() if key.startswith((ARGS, "env.name"))}
+    return changed, presets
 
 
 def _parent(directory: Path) -> Path:
@@ -142,7 +161,9 @@ def _compose_presets(overrides: Sequence[Typed]) -> tuple[dict[str, Any], dict[s
     """Today's defaults, presets and keys as a tree, and the presets by config group."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    tree, presets = _compose("config", asdict(TrainConfig()), [each.text for each in overrides])
+    schema = asdict(TrainConfig())
+    schema["env"]["args"] = {}  # the world that is chosen fills in its own
+    tree, presets = _compose("config", schema, [each.text for each in overrides])
     chosen = [each.text for each in overrides if each.key == "experiment"][-1:]
     name = OverridesParser.create().parse_override(chosen[0]).value() if chosen else None
     # The run carries the name of the experiment that was chosen, unless that sets a name of its own.
@@ -169,41 +190,19 @@ def _compose(name: str, schema: Mapping[str, Any], overrides: list[str]) -> tupl
             presets = {group: composed.hydra.runtime.choices.get(group) for group in GROUPS}
             with open_dict(composed):
                 del composed["hydra"]
-            unresolved = cast(dict[str, Any], OmegaConf.to_container(composed))
-            reference = _key_reference(unresolved)
+            unresolved = renamed(cast(dict[str, Any], OmegaConf.to_container(composed)))
             check_texts(unresolved, _TEXTS)
-            tree = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True, throw_on_missing=True))
-            tree["env"]["gbox"]["api_key"] = reference
+            kept = references(unresolved["env"]["args"])
+            resolved = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+            tree = renamed(cast(dict[str, Any], resolved))
+            tree["env"]["args"] = put_back(tree["env"]["args"], kept)
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(_first_line(error)) from error
+        raise ConfigError(first_line(error)) from error
     except YAMLError as error:
         raise ConfigError(f"a file of conf/ is not YAML: {shown(str(error), 250)}") from error
+    if str(presets["env"]).startswith(_FOREIGN):
+        presets["env"] = tree["env"]["name"]
     return tree, {group: name for group, name in presets.items() if isinstance(name, str)}
-
-
-def parse_override(override: str, kind: type = TrainConfig) -> tuple[str, Any]:
-    """Key and value of one `key=value`; texts of the dataclass `kind` are as typed. Raises `ConfigError`."""
-    (override, *_) = as_typed(override, text_keys(kind))
-    parsed = _parse(override)
-    _refuse_sweep(parsed)
-    return parsed.key_or_group, parsed.value()
-
-
-def typed_text(key: str, text: str) -> str:
-    """The override that gives a key of text the value `text`, whatever is in it; plain where that can be."""
-    return f"{key}={text if _PLAIN.fullmatch(text) and text.lower() != 'null' else quoted(text)}"
-
-
-def _parse(override: str) -> Override:
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    if "=" not in override and not override.startswith("~"):
-        raise ConfigError(f"{shown(override)}: not an override; write key=value, or --help for the keys")
-    try:
-        return OverridesParser.create().parse_override(override)
-    except HydraException as error:
-        raise ConfigError(f"{shown(override)}: {_first_line(error)}; quote special characters: key='...'") from error
 
 
 def _expand_model(override: str) -> str:
@@ -216,37 +215,30 @@ def _expand_model(override: str) -> str:
     return f"model.path={value}"
 
 
+def _expand_world(override: str) -> str:
+    """`env=<a world that has no preset>` as a preset that is made for it; anything else as it is."""
+    from hydra.core.config_store import ConfigStore
+
+    key, _, value = override.partition("=")
+    world = value.strip("'\"")
+    if key != "env" or world in choices("env") or not names_a_world(world):
+        return override
+    preset = _FOREIGN + world.encode().hex()
+    ConfigStore.instance().store(preset, {"name": world, "tasks": [], "args": {}}, group="env")
+    return f"env={preset}"
+
+
 def _check(override: Override) -> None:
-    """Refuse unknown presets, unknown keys and sweeps before Hydra does, in words that name what is allowed."""
-    _refuse_sweep(override)
+    """Refuse unknown presets and unknown keys before Hydra does, in words that name what is allowed."""
     key, value = override.key_or_group, override.value()
     if isinstance(value, dict) or key not in GROUPS:
         check_keys(TrainConfig, {key: value})
-    elif isinstance(value, str) and value not in choices(key):
-        raise _no_such(key, value)
+    elif isinstance(value, str) and value not in choices(key) and not (key == "env" and value.startswith(_FOREIGN)):
+        others = [name for name in world_names() if name not in choices(key)] if key == "env" else []
+        raise _no_such(key, value, *others, *(["package.module:factory"] if key == "env" else []))
     elif not isinstance(value, str | list) and not override.is_delete():
         raise _no_such(key, shown(value))
 
 
-def _key_reference(tree: Any) -> str | None:
-    """What `env.gbox.api_key` refers to, unresolved: a configuration goes to files and other processes. A key that is
-    written out is refused: it would be seen in process lists."""
-    reference: str | None = tree["env"]["gbox"]["api_key"]
-    if reference is not None and referenced_variable(str(reference)) is None:
-        raise ConfigError("env.gbox.api_key=***: allowed: null, or a reference such as '${oc.env:NAME}'")
-    return reference
-
-
-def _refuse_sweep(override: Override) -> None:
-    if override.is_sweep_override():
-        key = override.key_or_group
-        raise ConfigError(f"{shown(override.input_line)}: one value only; a list is written {key}=[a,b]")
-
-
 def _no_such(group: str, value: str, *others: str) -> ConfigError:
     return ConfigError(f"{group}={shown(value)}: no such {group}; allowed: {', '.join([*choices(group), *others])}")
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

@@ -6,13 +6,15 @@ import dataclasses
 import json
 import types
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
+from cua_agent.envs.registry import BUILT_IN, all_options, options_of
 from trainers.config import TrainConfig
 from trainers.config.compose import GROUPS, choices, load_config
+from trainers.config.saved import ARGS
 from trainers.config.validation import leaves
 
 COMMON_KEYS = (
@@ -35,8 +37,8 @@ COMMON_KEYS = (
     "lora.r",
     "lora.alpha",
     "model.path",
-    "env.latency.kind",
-    "env.latency.mean_s",
+    "env.args.latency.kind",
+    "env.args.latency.mean_s",
     "env.tasks",
     "eval.every_steps",
     "eval.episodes",
@@ -74,6 +76,16 @@ def sections() -> list[Section]:
     return list(_sections(TrainConfig, "", used_defaults()))
 
 
+def world_sections() -> list[Section]:
+    """The options of the built-in worlds, which are keys below `env.args`."""
+    found = []
+    for name in BUILT_IN:
+        defaults = {key: value_text(value) for key, value in leaves(all_options(name, {}), ARGS)}
+        sections = _sections(options_of(name), ARGS.rstrip("."), defaults)
+        found += [replace(section, name=f"{section.name}` of `env={name}") for section in sections]
+    return found
+
+
 def used_defaults() -> dict[str, str]:
     """What each key is in a run that sets nothing, presets included; where backends differ, the default one's value and
     then the others'."""
@@ -90,7 +102,12 @@ def _sections(kind: type, name: str, defaults: Mapping[str, str]) -> Iterator[Se
     infos: dict[str, FieldInfo] = kind.__pydantic_fields__  # type: ignore[attr-defined]
     prefix = f"{name}." if name else ""
     own = [
-        Key(prefix + field, _describe(info.annotation, info.metadata), defaults[prefix + field], info.description or "")
+        Key(
+            prefix + field,
+            _describe(info.annotation, info.metadata),
+            defaults.get(prefix + field, "{}"),
+            info.description or "",
+        )
         for field, info in infos.items()
         if not dataclasses.is_dataclass(info.annotation)
     ]
@@ -102,7 +119,7 @@ def _sections(kind: type, name: str, defaults: Mapping[str, str]) -> Iterator[Se
 
 def help_text() -> str:
     """What `--help` prints."""
-    keys = {key.name: key for section in sections() for key in section.keys}
+    keys = {key.name: key for section in (*world_sections(), *sections()) for key in section.keys}
     lines = [
         "Train a computer-use agent with multi-turn GRPO.",
         "",
@@ -117,7 +134,7 @@ def help_text() -> str:
         "  model        also any directory or hub id: model=Qwen/Qwen3-VL-4B-Instruct",
         "",
         "Keys typed most (default in brackets; all of them: docs/configuration.md):",
-        *(f"  {name:<25} {keys[name].help} [{keys[name].default}]" for name in COMMON_KEYS),
+        *(f"  {name:<27} {keys[name].help} [{keys[name].default}]" for name in COMMON_KEYS),
         "",
         "Options: --help, --config (print the composed configuration and stop)",
         "Exit status: 0 done, 2 bad configuration, 130 interrupted, 1 anything else",
@@ -128,7 +145,7 @@ def help_text() -> str:
 def markdown() -> str:
     """The content of `docs/configuration.md` below its introduction."""
     parts = []
-    for section in sections():
+    for section in (*sections(), *world_sections()):
         title = f"`{section.name}`" if section.name else "Top level"
         rows = [
             f"| `{key.name}` | `{_cell(key.default)}` | {_cell(key.allowed)} | {_cell(key.help)} |"
@@ -160,6 +177,8 @@ def _describe(annotation: Any, metadata: list[Any] | tuple[Any, ...] = ()) -> st
     if origin is Annotated:
         fields = [item for item in arguments[1:] if isinstance(item, FieldInfo)]
         return _describe(arguments[0], [*metadata, *(bound for field in fields for bound in field.metadata)])
+    if origin is dict:
+        return "mapping"
     if origin is Literal:
         return ", ".join(str(value) for value in arguments)
     if origin in (Union, types.UnionType):

@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from trainers.config.former_keys import renamed
 from trainers.config.masking import MASK, mask_secrets
 from trainers.config.run import TrainConfig
 from trainers.config.validation import ConfigError, fields_of, leaves, shown
@@ -17,6 +18,9 @@ from trainers.config.validation import ConfigError, fields_of, leaves, shown
 CONFIG, ABOUT = "config.yaml", "run.json"
 NOT_INHERITED = ("resume", "run_name", "output_dir")
 """Keys of the directory that a run gets, not of what it does."""
+
+ARGS = "env.args."
+"""What the keys of a world's options begin with."""
 
 _KEYS = tuple(name for name, kind in fields_of(TrainConfig) if not is_dataclass(kind))
 _ABSENT = object()
@@ -46,7 +50,7 @@ def run_directory_of(path: Path) -> Path | None:
 
 def read_saved(directory: Path) -> SavedRun:
     """The configuration that a run directory holds. Raises `ConfigError`."""
-    tree = _read_yaml(directory / CONFIG)
+    tree = renamed(_read_yaml(directory / CONFIG))
     settings = {**default_settings(), **by_key(tree)}
     unknown = {name: value for name, value in leaves(tree) if not _belongs_to_a_key(name)}
     return SavedRun(directory, settings, _presets(directory, settings), unknown)
@@ -59,8 +63,8 @@ def settings_of(config: TrainConfig) -> dict[str, Any]:
 
 @cache
 def default_settings() -> Mapping[str, Any]:
-    """Every key of a configuration with its default."""
-    return by_key(asdict(TrainConfig()))
+    """Every key of a configuration with its default, but for the options of worlds, which are the world's own."""
+    return {key: value for key, value in by_key(asdict(TrainConfig())).items() if not key.startswith(ARGS)}
 
 
 def differences(saved: Mapping[str, Any], config: TrainConfig) -> list[str]:
@@ -81,7 +85,7 @@ def without_secrets(saved: SavedRun, typed: Sequence[str]) -> dict[str, Any]:
             continue
         usable[key] = None
         given = any(key == name or key.startswith(f"{name}.") for name in typed)
-        if not given and (value != MASK or default_settings()[key] is not None):
+        if not given and (value != MASK or default_settings().get(key) is not None):
             raise ConfigError(
                 f"{key}={shown(value)}: {shown(str(saved.directory / CONFIG), _PATH_WIDTH)} does not hold the secret "
                 f"in it; give it again: {key}=..."
@@ -102,15 +106,17 @@ def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def by_key(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of `tree` by the dotted name of their key, as YAML would give them back; what is no key is left
-    out."""
+    """The values of `tree` by the dotted name of their key, as YAML would give them back, those of a world's options
+    each by its own; what is no key is left out."""
     plain = json.loads(json.dumps(tree))  # lists for tuples
-    found = {}
+    found: dict[str, Any] = {}
     for name in _KEYS:
         value: Any = plain
         for part in name.split("."):
             value = value.get(part, _ABSENT) if isinstance(value, dict) else _ABSENT
-        if value is not _ABSENT:
+        if isinstance(value, dict):
+            found |= leaves(value, f"{name}.")
+        elif value is not _ABSENT:
             found[name] = value
     return found
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 from typing import Annotated
-from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field
+
+from cua_agent.options import Name, PathText, without_user
+
+__all__ = ["Momentum", "Name", "PathText", "Regex", "ServerUrl"]
 
 
 def _compiles(pattern: str) -> str:
@@ -17,15 +20,6 @@ def _compiles(pattern: str) -> str:
     return pattern
 
 
-def without_user(url: str) -> str:
-    """`url`, which must not hold a user or password: it is seen in process lists and in files."""
-    if "@" in urlsplit(url).netloc:
-        raise ValueError("no user or password in an address; keys are read from environment variables")
-    return url
-
-
-Name = Annotated[str, Field(strict=False, pattern=r"^\w[\w.+=-]*$")]
-PathText = Annotated[str, Field(strict=False, min_length=1)]
 Regex = Annotated[str, AfterValidator(_compiles)]
 ServerUrl = Annotated[str, Field(pattern=r"^https?://[^/\s]+(/v1)?/?$"), AfterValidator(without_user)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]

@@ -51,7 +51,7 @@ class LiveCase:
             config,
             max_steps=STEPS,
             max_minutes=None,
-            env=EnvConfig(layout=recorded.env.layout),
+            env=EnvConfig(args={key: value for key, value in recorded.env.args.items() if key == "layout"}),
             rollout=replace(
                 config.rollout,
                 greedy=True,

@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 from typing import TypeVar
 
-from cua_agent.tasks import CUATask, get_training_tasks, seed_for
+from cua_agent.tasks import CUATask, seed_for
 from trainers.config import ConfigError, EnvConfig
 from trainers.protocol import GroupSpec
 
@@ -56,11 +56,11 @@ class TaskSampler:
 
 
 def training_tasks(config: EnvConfig) -> list[CUATask]:
-    """The training tasks of `config.name`, only those of the categories `config.tasks` when given.
+    """The training tasks of the world, only those of the categories `config.tasks` when given.
 
     Raises `ConfigError` for a category that does not exist.
     """
-    return select_categories(get_training_tasks(config.name), config.tasks)  # type: ignore[arg-type]
+    return select_categories(config.world.training_tasks(), config.tasks)
 
 
 def select_categories(tasks: Sequence[CUATask], categories: Sequence[str]) -> list[CUATask]:

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from trainers.config import ConfigError, TrainConfig
-from trainers.config.compose import typed_text
 from trainers.config.masking import mask_secrets
+from trainers.config.overrides import typed_text
 from trainers.config.validation import AUTO
 
 _PACKAGES = ("torch", "transformers", "peft", "hydra-core", "numpy", "pillow", "playwright", "areal")
@@ -58,11 +58,11 @@ def create_run_directory(
 
 
 def named_after(config: TrainConfig, directory: Path) -> TrainConfig:
-    """`config` with the run directory's name: what the run has on servers it shares (boxes, adapters) carries it, boxes
-    where no other label is set."""
-    gbox = config.env.gbox
-    labelled = replace(config.env, gbox=replace(gbox, run=gbox.run or directory.name))
-    return replace(config, run_name=directory.name, env=labelled)
+    """`config` with the run directory's name: what the run has on servers it shares (boxes, adapters) carries it. A
+    world is told in its option `run`, where that is not set."""
+    args = config.env.args
+    label = {"run": directory.name} if "run" in args and args["run"] is None else {}
+    return replace(config, run_name=directory.name, env=replace(config.env, args={**args, **label}))
 
 
 def masked_config(config: TrainConfig) -> dict[str, Any]:

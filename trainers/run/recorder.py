@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cua_agent.tasks import EvalSplit
 from trainers.config import TrainConfig
-from trainers.config.compose import typed_text
+from trainers.config.overrides import typed_text
 from trainers.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from trainers.protocol import Batch, Collected, EvalRecord, StepRecord, TrainerState, TrainResult, Usage
 from trainers.rollouts.trajectory_store import TrajectoryStore

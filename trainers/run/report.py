@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from trainers.config import EnvConfig, TrainConfig
+from cua_agent.envs.registry import all_options
+from cua_agent.options import leaves
+from trainers.config import TrainConfig
 from trainers.protocol import TrainResult
 from trainers.rollouts.task_sampler import training_tasks
 from trainers.run.curves import CURVE, draw, read_curve
@@ -49,7 +52,7 @@ def _cut_off_words(result: TrainResult) -> list[str]:
 
 def _episode_command(directory: Path, config: TrainConfig) -> str:
     """The command that plays an episode with the best weights of the run, as it was trained."""
-    model, env, gbox = config.model, config.env, config.env.gbox
+    model, env = config.model, config.env
     best, last = (directory / "checkpoints" / name for name in ("best", "last"))
     keys = {
         "env": env.name,
@@ -64,10 +67,10 @@ def _episode_command(directory: Path, config: TrainConfig) -> str:
         keys["coordinates"] = model.coordinates
     if model.thinking is not None:
         keys["thinking"] = str(model.thinking).lower()
-    if env.name == "miniwob" and env.browser_path != EnvConfig().browser_path:
-        keys["browser_path"] = env.browser_path
-    if env.name == "gbox" and gbox.base_url is not None:
-        keys |= {"base_url": gbox.base_url, "reset": gbox.reset}
+    defaults = dict(leaves(all_options(env.name, {}), "env.args."))
+    for key, value in leaves(env.args, "env.args."):
+        if value != defaults.get(key) and key != "env.args.run":
+            keys[key] = value if isinstance(value, str) else json.dumps(value)
     if config.loader.device != "cpu":
         keys |= {"device": config.loader.device, "dtype": model.dtype}
     return shlex.join(["python", "-m", "cua_agent", *(f"{key}={value}" for key, value in keys.items())])

@@ -6,9 +6,9 @@ import os
 from contextlib import closing
 
 from cua_agent.envs.base import WorldUnavailable
-from cua_agent.envs.registry import check_world
 from cua_agent.secrets import BadKey, check_key_variables
 from trainers.config import ConfigError, TrainConfig
+from trainers.rollouts.task_sampler import training_tasks
 from trainers.run.metrics import check_trackers
 
 
@@ -18,7 +18,8 @@ def check_requirements(config: TrainConfig) -> None:
 
     try:
         check_key_variables()
-        check_world(config.env)
+        config.env.world.check()
+        training_tasks(config.env)
         if config.inference.name == "vllm":
             _check_clients(config)
     except (BadKey, ServerMismatch, WorldUnavailable) as error:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from trainers.config import ConfigError, TrainConfig
-from trainers.config.compose import typed_text
+from trainers.config.overrides import typed_text
 from trainers.config.saved import ABOUT, CONFIG, read_saved, run_directory_of, settings_of
 from trainers.config.validation import AUTO
 from trainers.protocol import TrainerState
@@ -26,8 +26,7 @@ from trainers.run.lineage import UNKNOWN, lineage_of, started
 _MEASURED = ("env.", "model.", "eval.episodes", "rollout.context", "rollout.last_k", "rollout.max_turns",
              "rollout.max_new_tokens", "rollout.temperature", "rollout.greedy")  # fmt: skip
 """Keys, and beginnings of keys, on which it depends what an evaluation measures."""
-_NOT_MEASURED = ("model.path", "env.browser_path", "env.gbox.")  # the same weights, wherever they lie
-_BOX = ("env.gbox.base_url", "env.gbox.box", "env.gbox.reset", "env.gbox.scale", "env.gbox.screenshot_delay_s")
+_SAME_WEIGHTS = "model.path"  # wherever they lie
 
 
 @dataclass(frozen=True)
@@ -139,7 +138,9 @@ def measures_changed(config: TrainConfig, start: StartingPoint) -> list[str]:
     except ConfigError:
         return []
     present = settings_of(config)
-    return [key for key, value in present.items() if _is_measured(key) and key in saved and saved[key] != value]
+    practical = {_SAME_WEIGHTS, *(f"env.args.{name}" for name in getattr(config.env.world, "PRACTICAL", ()))}
+    measured = [key for key in present if key.startswith(_MEASURED) and key not in practical]
+    return [key for key in measured if key in saved and saved[key] != present[key]]
 
 
 def carry_best(start: StartingPoint, target: Path) -> Path | None:
@@ -204,10 +205,6 @@ def _saved_name(directory: Path) -> object:
         return read_saved(directory).settings["run_name"]
     except ConfigError:
         return None
-
-
-def _is_measured(key: str) -> bool:
-    return key in _BOX or (key.startswith(_MEASURED) and not key.startswith(_NOT_MEASURED))
 
 
 def _key(override: str) -> str:

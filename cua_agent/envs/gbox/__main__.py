@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     whose.add_argument("--all-mine", action="store_true", help="boxes of every run of this library")
     reap.add_argument("--older-than", metavar="AGE", help="only boxes made longer ago than this: 90s, 30m, 2h, 1d")
     reap.add_argument("--dry-run", action="store_true", help="only say what would be ended")
-    reap.add_argument("--base-url", metavar="URL", help="address of the service, as env.gbox.base_url")
+    reap.add_argument("--base-url", metavar="URL", help="address of the service, as env.args.base_url")
     return parser
 
 

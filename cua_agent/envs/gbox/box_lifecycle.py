@@ -36,6 +36,9 @@ class GBoxFactory:
     by the label of its creation and ended. `close` ends whatever carries the session's label.
     """
 
+    bounds_starts = True
+    """Whether a start has limits of its own: it may well wait for a box to be free."""
+
     def __init__(self, client: AsyncGboxClient, settings: GBoxSettings, layout: Layout, pixel_scale: int) -> None:
         self._client = client
         self._settings = settings
@@ -61,7 +64,7 @@ class GBoxFactory:
         except EnvironmentFailure as error:
             url = str(self._client.base_url)
             raise WorldUnavailable(
-                f"env.gbox.base_url={mask_text(url)}: no GBox answers ({error}){proxy_hint(url)}"
+                f"env.args.base_url={mask_text(url)}: no GBox answers ({error}){proxy_hint(url)}"
             ) from error
 
     async def __call__(self) -> GBoxEnvironment:

@@ -68,10 +68,10 @@ def api_key(settings: GBoxSettings) -> SecretStr:
     if not key.strip():
         raise WorldUnavailable(
             f"env=gbox needs a key: set the environment variable {variable or KEY_VARIABLE}, or "
-            "env.gbox.api_key='${oc.env:NAME}'"
+            "env.args.api_key='${oc.env:NAME}'"
         )
     try:
-        return checked_key(key, variable or "env.gbox.api_key")
+        return checked_key(key, variable or "env.args.api_key")
     except BadKey as error:
         raise WorldUnavailable(str(error)) from None
 

@@ -69,7 +69,7 @@ async def start_on_pocket(box: Box, task: CUATask, seed: int, layout: Layout, pi
     command = f"pocket reset {shlex.quote(task.id)} {seed} {layout} {pixel_scale}"
     output = await box.run(command, only_reads=False)
     if output.exit_code == _NOT_FOUND:
-        raise EnvironmentFailure("the box knows no pocket command: env.gbox.reset=pocket needs a local GBox")
+        raise EnvironmentFailure("the box knows no pocket command: env.args.reset=pocket needs a local GBox")
     if output.exit_code:
         raise EnvironmentFailure(f"pocket reset: {' '.join(output.stderr.split())[:160]}")
     return output.stdout.strip()

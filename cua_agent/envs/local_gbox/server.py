@@ -123,7 +123,7 @@ class LocalGBox:
 
     @property
     def base_url(self) -> str:
-        """What `env.gbox.base_url` takes."""
+        """What `env.args.base_url` takes."""
         return f"{self.origin}{API}/"
 
     def ledger(self) -> dict[str, Any]:

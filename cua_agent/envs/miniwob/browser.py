@@ -60,7 +60,7 @@ class MiniWobBrowser:
         except Exception as error:  # the file is no browser, or lacks a library
             await self.close()
             raise BrowserMissing(
-                f"env.browser_path={self._executable!r} does not start: run `make browser` ({first_line(error)})"
+                f"env.args.browser_path={self._executable!r} does not start: run `make browser` ({first_line(error)})"
             ) from error
         return self
 
@@ -130,7 +130,7 @@ def _find_browser(executable: str) -> str:
     found = shutil.which(executable)
     if found is None:
         raise BrowserMissing(
-            f"env.browser_path={executable!r} is not an executable: run `make browser`, or give the path of a Chromium"
+            f"env.args.browser_path={executable!r} is not an executable: `make browser`, or give a Chromium"
         )
     return found
 

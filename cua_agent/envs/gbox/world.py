@@ -1,15 +1,20 @@
-"""Boxes of the GBox service: where they come from, how they are kept, how patient a call is."""
+"""`env=gbox`: boxes of the GBox service, or of a local one."""
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Annotated
 
 from pydantic import AfterValidator, Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from cua_agent.envs.gbox.settings import BoxType, GBoxSettings, Reset
-from trainers.config.types import Name, without_user
-from trainers.config.validation import STRICT
+from cua_agent.envs.gbox.settings import BoxType, GBoxSettings, Reset, check_requirements
+from cua_agent.envs.pocket import tasks
+from cua_agent.envs.pocket.state import Layout
+from cua_agent.envs.pool import EnvironmentFactory
+from cua_agent.options import STRICT, Name, without_user
+from cua_agent.tasks import CUATask, EvalSplit
 
 Url = Annotated[str, Field(pattern=r"^https?://[^\s/]+"), AfterValidator(without_user)]
 KeyReference = Annotated[str, Field(pattern=r"^\$\{oc\.env:\w+\}$")]
@@ -20,8 +25,10 @@ _DEFAULTS = GBoxSettings()
 
 
 @dataclass(frozen=True, config=STRICT)
-class GBoxConfig(GBoxSettings):
-    """gbox: boxes of the GBox service, or of a local one."""
+class GBoxWorld(GBoxSettings):
+    """Boxes of the GBox service, or of a local one."""
+
+    PRACTICAL = frozenset(vars(_DEFAULTS)) - {"base_url", "box", "reset", "scale", "screenshot_delay_s"}
 
     base_url: Url | None = Field(
         default=_DEFAULTS.base_url, description="address of the service; null: GBOX_CLIENT_BASE_URL, else the cloud"
@@ -62,10 +69,40 @@ class GBoxConfig(GBoxSettings):
     )
     attempts: int = Field(default=_DEFAULTS.attempts, ge=1, description="attempts of a call that cannot act twice")
 
+    layout: Layout = Field(default="shuffled", description="reset=pocket: order of the home screen")
+    pixel_scale: int = Field(
+        default=1, ge=1, le=8, description="reset=pocket: screenshot pixels per logical pixel of the phone"
+    )
+
     @model_validator(mode="after")
-    def _consistent(self) -> GBoxConfig:
+    def _consistent(self) -> GBoxWorld:
         if self.max_age_s >= self.expires_in_s:
             raise ValueError(f"max_age_s={self.max_age_s:g} must be below expires_in_s={self.expires_in_s:g}")
         if self.box == "linux" and self.reset == "android":
             raise ValueError("box=linux with reset=android; allowed: reset=fresh, or reset=pocket on a local GBox")
         return self
+
+    def check(self) -> None:
+        """Raise `WorldUnavailable` when the SDK or the key is missing."""
+        check_requirements(self)
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[EnvironmentFactory]:
+        """A client of the service; an environment is a box, and every one is ended at the end."""
+        self.check()
+        from cua_agent.envs.gbox.box_lifecycle import open_gbox
+
+        async with open_gbox(self, self.layout, self.pixel_scale) as new_box:
+            yield new_box
+
+    def training_tasks(self) -> list[CUATask]:
+        """Those of `pocket`, which is a phone as well and whose validators only need a shell; with `reset=android` the
+        families whose start a real phone can be put into."""
+        return self._prepared(tasks.training_tasks())
+
+    def eval_tasks(self, split: EvalSplit) -> list[CUATask]:
+        """As `training_tasks`."""
+        return self._prepared(tasks.eval_tasks(split))
+
+    def _prepared(self, tasks: list[CUATask]) -> list[CUATask]:
+        return [task for task in tasks if self.reset != "android" or task.category in ANDROID_FAMILIES]

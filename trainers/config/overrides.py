@@ -1,0 +1,50 @@
+"""One `key=value` of a command line; with `compose` and `texts` it alone knows Hydra."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from trainers.config.run import TrainConfig
+from trainers.config.texts import as_typed, quoted, text_keys
+from trainers.config.validation import ConfigError, shown
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
+
+_PLAIN = re.compile(r"[\w./~:@%-]+", re.ASCII)
+
+
+def parse_override(override: str, kind: type = TrainConfig) -> tuple[str, Any]:
+    """Key and value of one `key=value`; texts of the dataclass `kind` are as typed. Raises `ConfigError`."""
+    (override, *_) = as_typed(override, text_keys(kind))
+    parsed = parse(override)
+    return parsed.key_or_group, parsed.value()
+
+
+def typed_text(key: str, text: str) -> str:
+    """The override that gives a key of text the value `text`, whatever is in it; plain where that can be."""
+    return f"{key}={text if _PLAIN.fullmatch(text) and text.lower() != 'null' else quoted(text)}"
+
+
+def parse(override: str) -> Override:
+    """What Hydra reads. Raises `ConfigError`, for a sweep as well."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    if "=" not in override and not override.startswith("~"):
+        raise ConfigError(f"{shown(override)}: not an override; write key=value, or --help for the keys")
+    try:
+        parsed = OverridesParser.create().parse_override(override)
+    except HydraException as error:
+        raise ConfigError(f"{shown(override)}: {first_line(error)}; quote special characters: key='...'") from error
+    if parsed.is_sweep_override():
+        key = parsed.key_or_group
+        raise ConfigError(f"{shown(override)}: one value only; a list is written {key}=[a,b]")
+    return parsed
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what an error says, else its name."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
