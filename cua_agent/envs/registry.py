@@ -49,12 +49,7 @@ def make_world(name: str, args: Mapping[str, Any]) -> World:
 
     Raises `ConfigError`, one line that names `env.name` or the option.
     """
-    factory, options = _find(name)
-    made: Any = build(options, args, OPTIONS)
-    world = made if isinstance(made, World) else factory(**_fields(made))
-    if not isinstance(world, World):
-        raise ConfigError(f"env.name={shown(name, 80)}: makes no world but {type(world).__name__}")
-    return world
+    return _make(name, args)[0]
 
 
 @asynccontextmanager
@@ -72,9 +67,19 @@ def options_of(name: str) -> type:
 
 def all_options(name: str, args: Mapping[str, Any]) -> dict[str, Any]:
     """`args` checked, with the defaults of those that are absent; plain data. Raises `ConfigError`."""
-    options = options_of(name)
-    plain: dict[str, Any] = TypeAdapter(options).dump_python(build(options, args, OPTIONS), mode="json")
+    options = _make(name, args)[1]
+    plain: dict[str, Any] = TypeAdapter(type(options)).dump_python(options, mode="json")
     return plain
+
+
+def _make(name: str, args: Mapping[str, Any]) -> tuple[World, Any]:
+    """The world, and its options as an instance of their dataclass."""
+    factory, options = _find(name)
+    made: Any = build(options, args, OPTIONS)
+    world = made if isinstance(made, World) else factory(**_fields(made))
+    if not isinstance(world, World):
+        raise ConfigError(f"env.name={shown(name, 80)}: makes no world but {type(world).__name__}")
+    return world, made
 
 
 def _find(name: str) -> tuple[Callable[..., Any], type]:
