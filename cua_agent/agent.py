@@ -15,11 +15,11 @@ from PIL import Image
 from cua_agent.acting import act
 from cua_agent.actions import Action, Point
 from cua_agent.conversation import Codec, Context, Conversation, EpisodeInfo, Screen
-from cua_agent.envs.base import Environment, EnvironmentFailure, Observation
+from cua_agent.envs.base import Environment, EnvironmentFailure, Observation, TellsSideEffects
 from cua_agent.inference.base import GenerateRequest, GenerateResponse, InferenceEngine, InferenceFailure
 from cua_agent.parsing import describe
 from cua_agent.prompts import Grounding, PromptStyle, system_prompt
-from cua_agent.rewards import RewardValues, SuccessOnly, outcome_of, reward_of
+from cua_agent.rewards import RewardValues, SuccessOnly, checked_score, outcome_of, reward_of
 from cua_agent.tasks import CUATask
 from cua_agent.trajectory import Outcome, Trajectory, Turn
 
@@ -94,6 +94,7 @@ class _Progress:
     claimed: bool = False
     world_done: bool = False
     score: float = 0.0
+    side_effects: int = 0
     reset_s: float = 0.0
     waits_for: str = "starting"
 
@@ -148,8 +149,8 @@ class StandaloneGBoxCUAAgent:
             logger.warning("episode %s (%s) is lost: %s", episode_id, task.id, failure)
         finally:
             self._engine.release(_conversation_id(episode_id, progress.conversation.row))
-        reward = reward_of(outcome, progress.score, self._reward)
-        info = EpisodeInfo(reward, outcome, task.id, group_id, episode_id, seed)
+        reward = reward_of(outcome, progress.score, self._reward, progress.turns, task, progress.side_effects)
+        info = EpisodeInfo(reward, outcome, task.id, group_id, episode_id, seed, progress.score)
         return Episode(
             task=task,
             seed=seed,
@@ -181,7 +182,8 @@ class StandaloneGBoxCUAAgent:
             if conversation.row != row:
                 self._engine.release(_conversation_id(episode_id, row))
         progress.waits_for = "scoring"
-        progress.score = await self._environment.compute_reward()
+        progress.score = checked_score(await self._environment.compute_reward(), task)
+        progress.side_effects = await side_effects_of(self._environment, self._reward)
 
     def _late(self, progress: _Progress, error: TimeoutError) -> EnvironmentFailure:
         """Nobody knows what the world is doing: it is not fit for another episode."""
@@ -252,6 +254,12 @@ class StandaloneGBoxCUAAgent:
         """What the model wrote, without the token that ended its turn."""
         ids = response.output_ids
         return self._policy.decode(ids[:-1] if ids and ids[-1] in self._policy.special.stop_ids else ids)
+
+
+async def side_effects_of(environment: Environment, values: RewardValues) -> int:
+    """What the episode changed besides its goal; asked only where that costs something."""
+    asked = values.side_effect_cost > 0 and isinstance(environment, TellsSideEffects)
+    return await environment.side_effects() if asked else 0  # type: ignore[attr-defined]
 
 
 def screen_of(observation: Observation, seen: Seen) -> Screen:

@@ -94,6 +94,7 @@ class EpisodeInfo:
     group_id: str
     episode_id: str
     seed: int
+    score: float = 0.0
 
 
 @dataclass

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from cua_agent.trajectory import Outcome
+from cua_agent.tasks import CUATask
+from cua_agent.trajectory import Outcome, Turn
 
 GOAL_REACHED = 1.0
 """Score from which the goal counts as reached; partial scores do not."""
 
+RewardFunction = Callable[[Outcome, float, Sequence[Turn], CUATask], float]
+"""A reward of one's own: of the outcome, the score (0..1), the turns (`Turn.action` is None for a malformed call), and
+the task. It may run in any process and in any order, so it keeps nothing between calls."""
+
+
+class RewardError(ValueError):
+    """A score or a reward that is no finite number, or a reward function that fails; the message is one line."""
+
 
 class RewardValues(Protocol):
-    """What each outcome is worth."""
+    """What each outcome is worth, and what it costs to get there."""
 
     @property
     def success(self) -> float:
@@ -39,6 +50,31 @@ class RewardValues(Protocol):
         """Added without success, times the degree to which the goal holds."""
         ...
 
+    @property
+    def turn_cost(self) -> float:
+        """Subtracted for every turn."""
+        ...
+
+    @property
+    def minute_cost(self) -> float:
+        """Subtracted for every minute of sampling and acting."""
+        ...
+
+    @property
+    def malformed_cost(self) -> float:
+        """Subtracted for every turn that was no legal call."""
+        ...
+
+    @property
+    def side_effect_cost(self) -> float:
+        """Subtracted for everything that the episode changed and should not have, where the world can tell."""
+        ...
+
+    @property
+    def custom(self) -> RewardFunction | None:
+        """What decides instead of all these."""
+        ...
+
 
 @dataclass(frozen=True)
 class SuccessOnly:
@@ -49,6 +85,18 @@ class SuccessOnly:
     failure: float = 0.0
     out_of_turns: float = 0.0
     partial: float = 0.0
+    turn_cost: float = 0.0
+    minute_cost: float = 0.0
+    malformed_cost: float = 0.0
+    side_effect_cost: float = 0.0
+    custom: RewardFunction | None = None
+
+
+def checked_score(score: float, task: CUATask) -> float:
+    """`score` of a world, within 0..1. Raises `RewardError` for what is no number."""
+    if not isinstance(score, int | float) or math.isnan(score):
+        raise RewardError(f"task {task.id}: the world scores it {score!r:.60}; allowed: 0 to 1")
+    return min(max(float(score), 0.0), GOAL_REACHED)
 
 
 def outcome_of(score: float, *, claimed: bool, world_done: bool) -> Outcome:
@@ -65,21 +113,59 @@ def outcome_of(score: float, *, claimed: bool, world_done: bool) -> Outcome:
     return Outcome.OUT_OF_TURNS
 
 
-def reward_of(outcome: Outcome, score: float, values: RewardValues) -> float:
-    """The episode's reward: `values.success` for a success, else the outcome's value plus `values.partial` times the
-    degree `score` (0..1) to which the goal holds.
+def reward_of(
+    outcome: Outcome, score: float, values: RewardValues, turns: Sequence[Turn], task: CUATask, side_effects: int = 0
+) -> float:
+    """The reward of an episode of `task`; 0 for a lost one, which no advantage ever sees.
 
-    Lost episodes get 0, which no advantage ever sees.
+    It is `values.custom`'s, if there is one. Else it is `values.success` for a success, or the outcome's value plus
+    `values.partial` times `score` (0..1), and costs are subtracted: at most half of what a success is above the best
+    that there is without one, so that a dear success is worth more than a cheap failure.
+
+    Raises `RewardError`.
     """
-    match outcome:
-        case Outcome.SUCCESS:
-            return values.success
-        case Outcome.FALSE_CLAIM:
-            worth = values.false_claim
-        case Outcome.FAILURE:
-            worth = values.failure
-        case Outcome.OUT_OF_TURNS:
-            worth = values.out_of_turns
-        case Outcome.INFRA_ERROR:
-            return 0.0
-    return worth + values.partial * min(max(score, 0.0), GOAL_REACHED)
+    if outcome is Outcome.INFRA_ERROR:
+        return 0.0
+    if values.custom is not None:
+        return _custom_reward(values.custom, outcome, score, turns, task)
+    limit = max(0.0, values.success - best_without_success(values)) / 2
+    return _worth(outcome, score, values) - min(_costs(values, turns, side_effects), limit)
+
+
+def best_without_success(values: RewardValues) -> float:
+    """The most that an episode can be worth whose goal is not reached, or not reported."""
+    return max(values.false_claim, values.failure, values.out_of_turns) + values.partial
+
+
+def _worth(outcome: Outcome, score: float, values: RewardValues) -> float:
+    if outcome is Outcome.SUCCESS:
+        return values.success
+    without = {
+        Outcome.FALSE_CLAIM: values.false_claim,
+        Outcome.FAILURE: values.failure,
+        Outcome.OUT_OF_TURNS: values.out_of_turns,
+    }
+    return without[outcome] + values.partial * score
+
+
+def _costs(values: RewardValues, turns: Sequence[Turn], side_effects: int) -> float:
+    minutes = sum(turn.generate_s + turn.env_s for turn in turns) / 60
+    malformed = sum(turn.action is None for turn in turns)
+    return (
+        values.turn_cost * len(turns)
+        + values.minute_cost * minutes
+        + values.malformed_cost * malformed
+        + values.side_effect_cost * side_effects
+    )
+
+
+def _custom_reward(
+    function: RewardFunction, outcome: Outcome, score: float, turns: Sequence[Turn], task: CUATask
+) -> float:
+    try:
+        reward = float(function(outcome, score, tuple(turns), task))
+    except Exception as error:
+        raise RewardError(f"reward.function, task {task.id}: {type(error).__name__}: {error}") from error
+    if not math.isfinite(reward):
+        raise RewardError(f"reward.function, task {task.id}: it gives {reward}; allowed: a finite number")
+    return reward

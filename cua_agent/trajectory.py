@@ -49,7 +49,8 @@ class Trajectory:
     Arrays have length L: `input_ids` int64, `loss_mask` int32 (1 on sampled tokens only), `logprobs` float32
     (of the sampled tokens at the sampling temperature, 0 elsewhere), `versions` int32 (weight version that served
     the token, -1 elsewhere). `images` are uint8 arrays [H, W, 3] in the order of their placeholders in `input_ids`.
-    `weight` is 1 / (rows of the episode), so that every episode counts once. `turns` are those of this row.
+    `weight` is 1 / (rows of the episode), so that every episode counts once; `score` is how well its goal held at the
+    end, 0..1. `turns` are those of this row.
     """
 
     input_ids: npt.NDArray[np.int64] = field(repr=False)
@@ -65,6 +66,7 @@ class Trajectory:
     seed: int
     turns: tuple[Turn, ...] = ()
     weight: float = 1.0
+    score: float = 0.0
 
     def __post_init__(self) -> None:
         n = len(self.input_ids)

@@ -47,7 +47,8 @@ class StepRecord:
 
 @dataclass(frozen=True)
 class EvalRecord:
-    """Success of the present policy on a set of tasks; `by_category` holds (successes, episodes)."""
+    """Success of the present policy on a set of tasks; `by_category` holds (successes, episodes), `score_mean` is how
+    well goals held, 0..1."""
 
     step: int
     episodes: int
@@ -56,6 +57,7 @@ class EvalRecord:
     turns_mean: float
     by_category: Mapping[str, tuple[int, int]]
     infra_errors: int = 0
+    score_mean: float = float("nan")
 
 
 @dataclass(frozen=True)

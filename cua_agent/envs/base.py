@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from PIL import Image
 
@@ -45,6 +45,15 @@ class StepResult:
     observation: Observation
     done: bool = False
     error: str | None = None
+
+
+@runtime_checkable
+class TellsSideEffects(Protocol):
+    """An environment that knows what an episode changed besides its goal; asked at its end for `reward`."""
+
+    async def side_effects(self) -> int:
+        """How many things are not as they should have been left."""
+        ...
 
 
 class Environment(Protocol):

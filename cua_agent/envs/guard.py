@@ -13,7 +13,7 @@ from queue import SimpleQueue
 from typing import Any, Protocol, cast
 
 from cua_agent.actions import Action, Point
-from cua_agent.envs.base import Environment, EnvironmentFailure, Observation, StepResult
+from cua_agent.envs.base import Environment, EnvironmentFailure, Observation, StepResult, TellsSideEffects
 from cua_agent.envs.pool import GoverningFactory, PoolPolicy, SelfChecking
 from cua_agent.tasks import CUATask
 
@@ -69,6 +69,13 @@ class GuardedEnvironment:
     async def compute_reward(self) -> float:
         reward: float = await self._bounded("compute_reward", self._world.compute_reward)
         return reward
+
+    async def side_effects(self) -> int:
+        """What the world says that an episode changed besides its goal; 0 where it cannot say."""
+        if not isinstance(self._world, TellsSideEffects):
+            return 0
+        count: int = await self._bounded("side_effects", self._world.side_effects)
+        return count
 
     async def is_fit(self) -> bool:
         """Whether the world says that it can play another episode, where it can say."""

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from typing import TypedDict
 
 from cua_agent.acting import Effect, act
 from cua_agent.actions import Action, Space
-from cua_agent.agent import screen_of
+from cua_agent.agent import screen_of, side_effects_of
 from cua_agent.conversation import Screen
 from cua_agent.envs.base import Environment, Observation
 from cua_agent.envs.guard import BlockingEnvironment, GuardedEnvironment
 from cua_agent.models.pixels import coordinate_space, image_processor
 from cua_agent.models.sources import find_model
 from cua_agent.parsing import describe
-from cua_agent.rewards import outcome_of, reward_of
+from cua_agent.rewards import checked_score, outcome_of, reward_of
 from cua_agent.tasks import CUATask, seed_for
-from cua_agent.trajectory import Outcome
+from cua_agent.trajectory import Outcome, Turn
 from trainers.components import agent_config
 from trainers.config import TrainConfig
 
@@ -60,6 +61,8 @@ class GBoxAReaLEnv:
         self._model = config.model
         self._worth = config.reward
         self._turns_left = 0
+        self._task: CUATask | None = None
+        self._turns: list[Turn] = []
         self._effect: Effect | None = None
 
     async def reset(self, task: CUATask, seed: int | None = None) -> Start:
@@ -68,6 +71,7 @@ class GBoxAReaLEnv:
         self._effect = None
         seen = await self._environment.reset(task, seed_for("train", 0) if seed is None else seed)
         self._effect, self._turns_left = Effect(seen), min(task.max_steps, self._how.max_turns)
+        self._task, self._turns = task, []
         goal = seen.text or task.description
         return Start(task_description=goal, observation=screen_of(seen, self._how.observation))
 
@@ -78,10 +82,12 @@ class GBoxAReaLEnv:
         """
         if self._effect is None or self._done:
             raise RuntimeError("no episode is running; call reset")
+        started = time.monotonic()
         seen, self._effect = self._effect.observation, None  # until the world has answered, there is no episode
         space = self._space(seen) if isinstance(action, str) else None
         effect = self._effect = await act(self._environment, action, seen, self._how.grounding, space)
         self._turns_left -= 1
+        self._turns.append(_turn(action, effect, time.monotonic() - started))
         outcome, reward = await self._verdict() if self._done else (None, 0.0)
         return Step(
             observation=screen_of(effect.observation, self._how.observation),
@@ -113,8 +119,16 @@ class GBoxAReaLEnv:
         return self._effect is None or self._effect.over or self._turns_left == 0
 
     async def _verdict(self) -> tuple[Outcome, float]:
-        if self._effect is None:
+        if self._effect is None or self._task is None:
             raise RuntimeError("no episode has started; call reset")
-        score = await self._environment.compute_reward()
+        score = checked_score(await self._environment.compute_reward(), self._task)
         outcome = outcome_of(score, claimed=self._effect.claimed, world_done=self._effect.world_done)
-        return outcome, reward_of(outcome, score, self._worth)
+        side_effects = await side_effects_of(self._environment, self._worth)
+        return outcome, reward_of(outcome, score, self._worth, self._turns, self._task, side_effects)
+
+
+def _turn(action: Action | str, effect: Effect, env_s: float) -> Turn:
+    """The record of a turn; how long the model took for it is not known here."""
+    meant = None if effect.action is None else describe(effect.action)
+    text = action if isinstance(action, str) else describe(action)
+    return Turn(text=text, action=meant, result=effect.observation.text, generate_s=0.0, env_s=env_s)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import inspect
+from typing import Literal, cast
 
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from trainers.config.types import Momentum
-from trainers.config.validation import STRICT
+from cua_agent.by_name import load
+from cua_agent.rewards import RewardFunction, best_without_success
+from trainers.config.types import Momentum, PathText
+from trainers.config.validation import STRICT, ConfigError, shown
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -36,7 +39,7 @@ class RolloutConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class RewardConfig:
-    """Reward of an episode by its outcome."""
+    """Reward of an episode: what its outcome is worth, less costs (docs/concepts.md, "Rewards")."""
 
     success: float = Field(default=1.0, description="the goal holds")
     false_claim: float = Field(default=0.0, description="reported complete, but the goal does not hold")
@@ -46,14 +49,50 @@ class RewardConfig:
         default=0.0, ge=0, le=0.5, description="added without success, times how far the goal holds, 0 to 1"
     )
 
+    turn_cost: float = Field(default=0.0, ge=0, description="subtracted for every turn")
+    minute_cost: float = Field(default=0.0, ge=0, description="subtracted for every minute of sampling and acting")
+    malformed_cost: float = Field(default=0.0, ge=0, description="subtracted for every turn that is no legal call")
+    side_effect_cost: float = Field(
+        default=0.0, ge=0, description="subtracted for everything changed besides the goal, where the world can tell"
+    )
+    function: PathText | None = Field(
+        default=None, description="a reward of one's own instead: module:function(outcome, score, turns, task)"
+    )
+
     @model_validator(mode="after")
     def _success_is_best(self) -> RewardConfig:
-        best = max(self.false_claim, self.failure, self.out_of_turns) + self.partial
-        if self.partial and best >= self.success:
-            raise ValueError(
-                f"partial={self.partial:g} makes up to {best:g} of no success; allowed: below success={self.success:g}"
-            )
+        best = best_without_success(self)
+        for name in ("partial", "turn_cost", "minute_cost", "malformed_cost", "side_effect_cost"):
+            value = getattr(self, name)
+            if value and best >= self.success:
+                raise ValueError(
+                    f"{name}={value:g} makes up to {best:g} of no success; allowed: below success={self.success:g}"
+                    if name == "partial"
+                    else f"{name}={value:g} with success={self.success:g}: allowed: a success above {best:g}, which "
+                    "there is without one"
+                )
         return self
+
+    @model_validator(mode="after")
+    def _function_alone(self) -> RewardConfig:
+        if self.function is None:
+            return self
+        for name, info in type(self).__pydantic_fields__.items():  # type: ignore[attr-defined]
+            if name != "function" and getattr(self, name) != info.default:
+                raise ValueError(f"{name}={getattr(self, name):g} with function={self.function}: it alone decides")
+        function = load(self.function, "reward.function")
+        try:
+            inspect.signature(function).bind("outcome", "score", "turns", "task")
+        except (TypeError, ValueError):
+            raise ConfigError(
+                f"reward.function={shown(self.function, 80)}: allowed: a function (outcome, score, turns, task)"
+            ) from None
+        return self
+
+    @property
+    def custom(self) -> RewardFunction | None:
+        """The function that `function` names."""
+        return None if self.function is None else cast(RewardFunction, load(self.function, "reward.function"))
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -53,6 +53,7 @@ def score(specs: Sequence[EpisodeSpec], played: Sequence[Played], step: int) -> 
         episodes=len(scored),
         success_rate=_mean([float(rows[0].success) for _, rows in scored]),
         reward_mean=_mean([rows[0].reward for _, rows in scored]),
+        score_mean=_mean([rows[0].score for _, rows in scored]),
         turns_mean=_mean([float(turn_count(rows)) for _, rows in scored]),
         by_category=dict(sorted(by_category.items())),
         infra_errors=sum(len(result.lost) for result in played),

@@ -131,7 +131,7 @@ def _decode(png: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 
 def _describe(trajectory: Trajectory, images: list[str]) -> dict[str, Any]:
     return {
-        **{name: getattr(trajectory, name) for name in SCALARS},
+        **{name: getattr(trajectory, name) for name in (*SCALARS, "score")},
         "outcome": trajectory.outcome.value,
         "turns": [{name: getattr(turn, name) for name in TURN_FIELDS} for turn in trajectory.turns],
         "images": images,
@@ -145,6 +145,7 @@ def _restore(
     return Trajectory(
         **values,
         **{name: row[name] for name in SCALARS},
+        score=row.get("score", 0.0),  # batches that were recorded before there was one
         outcome=Outcome(row["outcome"]),
         images=[images[name] for name in row["images"]],
         turns=tuple(_turn(turn) for turn in row["turns"]),

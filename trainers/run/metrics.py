@@ -25,16 +25,16 @@ _ERROR_WIDTH = 300
 class StepMetrics:
     """One row of `metrics.jsonl`: one training step, the same keys on every backend.
 
-    Times are seconds of wall time. `reward_*` and `success_rate` are over all scored episodes of the step, those of
-    filtered groups included; `episodes` counts these, `episodes_infra_error` the lost ones beside them, and `outcomes`
-    both by kind. `staleness_*` is the policy's version minus the version that served a token, over sampled tokens.
-    `logprob_gap` is mean exp|training log-prob - rollout log-prob| over sampled tokens. `tokens` are the sampled and
-    prompt tokens that were trained on; `tokens_per_s` divides them by `step_s`. `env_utilisation`: environment-seconds
-    lent to an episode during the rollouts, divided by (pool size x `rollout_s`). Since the step before: seconds that
-    episodes waited for an environment (`env_wait_s`, summed) and minutes that environments existed, which a provider
-    bills (`box_minutes`). Loss figures are NaN (null in the file) in a step that trained on nothing; `updates_skipped`
-    counts updates whose loss or gradient was not finite. `truncated` is the share of the turns that
-    `rollout.max_new_tokens` cut off. `groups_dropped` came too late for the staleness bound.
+    Times are seconds of wall time. `reward_*`, `success_rate` and `score_mean` (how well goals held, 0..1) are over all
+    scored episodes of the step, those of filtered groups included; `episodes` counts these, `episodes_infra_error` the
+    lost ones beside them, and `outcomes` both by kind. `staleness_*` is the policy's version minus the version that
+    served a token, over sampled tokens. `logprob_gap` is mean exp|training log-prob - rollout log-prob| over sampled
+    tokens. `tokens` are the sampled and prompt tokens that were trained on; `tokens_per_s` divides them by `step_s`.
+    `env_utilisation`: environment-seconds lent to an episode during the rollouts, divided by (pool size x `rollout_s`).
+    Since the step before: seconds that episodes waited for an environment (`env_wait_s`, summed) and minutes that
+    environments existed, which a provider bills (`box_minutes`). Loss figures are NaN (null in the file) in a step that
+    trained on nothing; `updates_skipped` counts updates whose loss or gradient was not finite. `truncated` is the share
+    of the turns that `rollout.max_new_tokens` cut off. `groups_dropped` came too late for the staleness bound.
     """
 
     step: int
@@ -48,6 +48,7 @@ class StepMetrics:
     lr: float = NAN
     reward_mean: float = NAN
     reward_std: float = NAN
+    score_mean: float = NAN
     success_rate: float = NAN
     turns_mean: float = NAN
     truncated: float = NAN
@@ -140,7 +141,9 @@ class MetricsWriter:
     def evaluation(self, record: EvalRecord, split: str) -> None:
         row: dict[str, Any] = {key: json_safe(value) for key, value in asdict(record).items()}
         self._append("eval.jsonl", {"split": split, **row})
-        values = {f"eval_{split}/{key}": row[key] for key in ("success_rate", "reward_mean", "turns_mean")}
+        values = {
+            f"eval_{split}/{key}": row[key] for key in ("success_rate", "reward_mean", "score_mean", "turns_mean")
+        }
         for category, (successes, episodes) in record.by_category.items():
             values[f"eval_{split}/{category}"] = successes / max(episodes, 1)
         self._track(values, record.step)

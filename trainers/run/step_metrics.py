@@ -121,6 +121,7 @@ def _episode_figures(episodes: Sequence[Episode]) -> dict[str, Any]:
         "episodes": len(episodes),
         "reward_mean": statistics.fmean(rewards),
         "reward_std": statistics.pstdev(rewards),
+        "score_mean": statistics.fmean(episode[0].score for episode in episodes),
         "success_rate": statistics.fmean(float(episode[0].success) for episode in episodes),
         "turns_mean": statistics.fmean(turn_count(episode) for episode in episodes),
         "truncated": truncated / turns if turns else NAN,
