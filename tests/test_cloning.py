@@ -233,6 +233,7 @@ def test_the_schedule_by_hand() -> None:
     assert schedule.progress(50, elapsed_s=60.0) == 0.5
 
 
+@pytest.mark.slow
 def test_imitation_lowers_the_loss(small: PolicyModel) -> None:
     examples = mixed_examples(small)
     chunks = [collate_examples(small, examples[:2]), collate_examples(small, examples[2:])]

@@ -106,6 +106,7 @@ def named_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("conf/experiment/mine.yaml").write_text(render(convert({}), "old.env"), encoding="utf-8")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", commands_of("python", "train.py"), ids=" ".join)
 def test_training_commands_compose(arguments: list[str], named_directories: None) -> None:
     overrides = [argument for argument in arguments if argument not in ("--config", "--help")]

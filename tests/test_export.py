@@ -121,6 +121,7 @@ HEAD, EMBEDDING, BOTH = [".*lm_head", ".*embed_tokens", ".*(lm_head|embed_tokens
 Q = ["q_proj"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "qwen3_vl"])
 @pytest.mark.parametrize(
     ("options", "tied"),

@@ -96,6 +96,7 @@ def one_task_of_each_family() -> list[CUATask]:
     return list({task.category: task for task in get_eval_tasks("pocket", "templates")}.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", one_task_of_each_family(), ids=lambda task: task.category)
 def test_an_episode_over_http_is_the_episode_in_process(client: Sdk, task: CUATask) -> None:
     """The expert plays on both: equal pixels and equal scores at every step, from the start to the goal."""

@@ -103,6 +103,7 @@ async def open_loop_success(task: CUATask, test: range = TEST) -> float:
     return sum([await replay(environment, task, best, index) for index in test]) / len(test)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("category", CATEGORIES)
 def test_no_fixed_sequence_of_actions_solves_a_family(category: str) -> None:
     rate = mean_success(category, open_loop_success)

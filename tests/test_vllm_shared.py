@@ -22,6 +22,8 @@ from tests.vllm_fakes import FakeVllm, served, server_info
 from tests.vllm_rig import QUICK, base, change, checkpoint, generate, request
 from trainers.run.checkpoint import save_weights
 
+pytestmark = pytest.mark.slow
+
 ROOMY = server_info(lora={"max_lora_rank": 8, "max_loras": 8})
 Start = Callable[..., VllmEngine]
 

@@ -142,7 +142,7 @@ def _changed_by_presets(saved: SavedRun, chosen: Sequence[Typed]) -> tuple[dict[
     ]
     backends = [each for each in chosen if each.key == "backend"]
     own, _ = _compose_presets(known)
-    moved, _ = _compose_presets([*known, *backends])
+    moved = _compose_presets([*known, *backends])[0] if backends else own
     new, presets = _compose_presets([*known, *chosen])
     before, between, after = by_key(own), by_key(moved), by_key(new)
     changed = {key: value for key, value in between.items() if value != before.get(key) == saved.settings.get(key)}
