@@ -12,7 +12,6 @@ from cua_agent.inference.vllm import wire
 from cua_agent.inference.vllm.adapter_registry import AdapterRegistry
 from cua_agent.inference.vllm.errors import ServerFailure, ServerMismatch, TokenDrift, Unavailable
 from cua_agent.inference.vllm.plan import check_server, rank_limit, slots_for
-from cua_agent.inference.vllm.router import Router
 from tests.vllm_fakes import plan, server_info
 from trainers.config import ConfigError
 from trainers.config.compose import load_config
@@ -103,14 +102,14 @@ def test_reading_a_generation() -> None:
     ("changes", "kind"),
     [
         ({"finish_reason": "abort"}, Unavailable),
-        ({"token_ids": [4, 7]}, TokenDrift),
-        ({"token_ids": [4]}, TokenDrift),
-        ({"logprobs": None}, ServerFailure),
+        ({"token_ids": [4, 7]}, Unavailable),
+        ({"token_ids": [4]}, Unavailable),
+        ({"logprobs": None}, Unavailable),
         (
             {"logprobs": {"content": [{"token_id": 4, "logprob": -9999.0}, {"token_id": 8, "logprob": 0.0}]}},
             ServerFailure,
         ),
-        ({"weight_versions": [{"version": "a", "start": 0, "end": 1}]}, ServerFailure),
+        ({"weight_versions": [{"version": "a", "start": 0, "end": 1}]}, Unavailable),
     ],
 )
 def test_what_cannot_be_trained_on_is_refused(changes: dict[str, Any], kind: type[Exception]) -> None:
@@ -118,9 +117,18 @@ def test_what_cannot_be_trained_on_is_refused(changes: dict[str, Any], kind: typ
         wire.read_generation(answer(**changes))
 
 
-def test_an_answer_of_another_shape_is_a_failure_of_the_server() -> None:
-    for strange in ({}, {"choices": []}, {"choices": [{}], "model": "m", "prompt_token_ids": []}):
-        with pytest.raises(ServerFailure):
+def test_an_answer_of_another_shape_may_be_whole_the_next_time() -> None:
+    stranger: Any = (
+        {},
+        [],
+        "<html>",
+        None,
+        3,
+        {"choices": []},
+        {"choices": [{}], "model": "m", "prompt_token_ids": []},
+    )
+    for strange in stranger:
+        with pytest.raises(Unavailable):
             wire.read_generation(strange)
 
 
@@ -139,7 +147,7 @@ def test_a_probe_reads_the_choices_in_their_order() -> None:
     assert wire.read_probe(probed, [5, 6], [3, 7]) == [-2.0, -0.1]
     with pytest.raises(TokenDrift):
         wire.read_probe(probed, [5, 8], [3, 7])
-    with pytest.raises(ServerFailure):
+    with pytest.raises(Unavailable):
         wire.read_probe(probed, [5, 6], [3, 4])
 
 
@@ -170,43 +178,6 @@ def test_weights_stay_while_a_request_needs_them(tmp_path: Any) -> None:
 def test_nothing_is_served_before_a_publication() -> None:
     with pytest.raises(RuntimeError, match="update_weights"), AdapterRegistry("run-abc").in_use():
         pass
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def test_conversations_are_dealt_round_and_stay() -> None:
-    router = Router(3)
-    assert [router.pick(c) for c in "abcd"] == [0, 1, 2, 0]
-    assert [router.pick(c) for c in "dcba"] == [0, 2, 1, 0]
-    router.release("a")
-    assert router.pick("a") == 1
-
-
-def test_a_failed_server_rests_and_its_conversations_move() -> None:
-    clock = Clock()
-    router = Router(2, cooldown_s=5, clock=clock)
-    clock.now = 1.0
-    assert (router.pick("a"), router.pick("b")) == (0, 1)
-    router.failed(0)
-    assert (router.pick("a"), router.pick("c"), router.pick("d")) == (1, 1, 1)
-    clock.now = 6.0
-    assert router.pick("a") == 1  # it stays where its cache is now
-    assert router.pick("e") == 0
-
-
-def test_when_all_failed_the_first_to_recover_is_tried() -> None:
-    clock = Clock()
-    router = Router(2, cooldown_s=5, clock=clock)
-    clock.now = 1.0
-    router.failed(1)
-    clock.now = 2.0
-    router.failed(0)
-    assert router.pick("a") == 1
 
 
 def test_a_server_that_fits_passes() -> None:

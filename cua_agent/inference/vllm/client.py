@@ -21,7 +21,9 @@ from cua_agent.proxies import proxy_hint, proxy_of, proxy_options
 from cua_agent.secrets import mask_text, read_key
 
 CONNECT_TIMEOUT_S = 10.0
-CONTROL_TIMEOUT_S = 600.0
+CONTROL_TIMEOUT_S = 30.0
+"""Longest wait for an answer of a server that has nothing to load."""
+LOADING_TIMEOUT_S = 600.0
 """Loading the full weights of a large model takes minutes."""
 KEEPALIVE_S = 3.0
 """Shorter than the servers' 5 s, so that a connection is rarely closed under a request."""
@@ -82,9 +84,10 @@ def _no_answer(url: str, error: httpx.TransportError | aiohttp.ClientError | Tim
 class ControlClient:
     """Blocking calls to one server: health, weights, caches. May be used from several threads."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, timeout_s: float = CONTROL_TIMEOUT_S) -> None:
         self.url = url.rstrip("/").removesuffix("/v1")
-        timeout = httpx.Timeout(CONTROL_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
+        timeout = httpx.Timeout(LOADING_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
+        self._quick = httpx.Timeout(timeout_s, connect=min(CONNECT_TIMEOUT_S, timeout_s))
         limits = httpx.Limits(keepalive_expiry=KEEPALIVE_S)
         if (proxy := proxy_of(self.url)) and urlsplit(proxy).scheme not in _PROXY_SCHEMES:
             kind = urlsplit(proxy).scheme
@@ -99,8 +102,10 @@ class ControlClient:
         return read_answer(self.url, response, passing=_PASSING | {_INTERNAL_ERROR} if dying else _PASSING)
 
     def _send(self, call: Call) -> httpx.Response:
+        loads = call.method == "POST"
+        limit: Any = {} if loads else {"timeout": self._quick}
         try:
-            return self._http.request(call.method, call.path, json=call.body, params=dict(call.query))
+            return self._http.request(call.method, call.path, json=call.body, params=dict(call.query), **limit)
         except httpx.TransportError as error:
             raise _no_answer(self.url, error) from error
 

@@ -27,7 +27,7 @@ from cua_agent.inference.base import GenerateRequest, GenerateResponse
 from cua_agent.inference.vllm import wire
 from cua_agent.inference.vllm.adapter_registry import AdapterRegistry, Publication
 from cua_agent.inference.vllm.canary import own_logprobs
-from cua_agent.inference.vllm.client import ControlClient, SamplingClient
+from cua_agent.inference.vllm.client import CONTROL_TIMEOUT_S, ControlClient, SamplingClient
 from cua_agent.inference.vllm.errors import Forgotten, ImagesForgotten, Refused, ServerFailure, TokenDrift, Unavailable
 from cua_agent.inference.vllm.images import NamedImages
 from cua_agent.inference.vllm.ownership import WeightsDirectory
@@ -86,8 +86,9 @@ class VllmEngine:
         self._plan = plan
         self._save_weights = save_weights
         self._patience = patience or Patience()
-        self._replicas = [Replica(ControlClient(url), plan) for url in urls]
-        self._router = Router(len(urls))
+        quick_s = min(CONTROL_TIMEOUT_S, self._patience.request_s)
+        self._replicas = [Replica(ControlClient(url, quick_s), plan) for url in urls]
+        self._router = Router([each.url for each in self._replicas], self._patience.server_s)
         self._exports = WeightsDirectory(weights_dir, run)
         self._publications = AdapterRegistry(self._exports.path.name)
         self._images = NamedImages(policy.image_processor)
@@ -222,9 +223,10 @@ class VllmEngine:
                     generation = await self._ask(replica, model, request, ids, sampling)
                 wire.check_prompt(request.input_ids, generation.prompt_ids)
                 versions = self._versions(replica, publication, generation, epoch)
-            except Unavailable:
-                self._router.failed(server)
+            except Unavailable as error:
+                self._router.failed(server, str(error))
                 raise
+        self._router.answered(server)
         return GenerateResponse(generation.output_ids, generation.logprobs, versions, generation.stop_reason)
 
     async def _ask(
@@ -267,29 +269,35 @@ class VllmEngine:
         return [version for version, count in versions if version is not None for _ in range(count)]
 
     def _publish(self, publication: Publication) -> None:
-        """To all servers at once. Those that stay silent catch up when they are next asked, unless all do."""
-        given_up = threading.Event()
-        retrying = Retrying(
-            retry=retry_if_exception_type(Unavailable),
-            wait=_pause,
-            stop=stop_after_delay(self._patience.server_s) | stop_when_event_set(given_up),
-            sleep=sleep_using_event(given_up),
-            before_sleep=self._say_waiting,
-            reraise=True,
-        )
-        with ThreadPoolExecutor(len(self._replicas)) as pool:
-            tasks = [pool.submit(retrying.copy(), replica.publish, publication) for replica in self._replicas]
+        """To all servers at once. One that stays silent is waited for while all do; else it is left out, and catches up
+        before it is next asked for a turn."""
+        enough = threading.Event()
+
+        def publish(server: int) -> None:
+            retrying = Retrying(
+                retry=retry_if_exception_type(Unavailable),
+                wait=_pause,
+                stop=stop_after_delay(self._patience.server_s) | stop_when_event_set(enough),
+                sleep=sleep_using_event(enough),
+                after=lambda state: self._router.failed(server, str(state.outcome and state.outcome.exception())),
+                reraise=True,
+            )
+            retrying(self._replicas[server].publish, publication)
+            self._router.answered(server)
+            enough.set()
+
+        servers = self._router.present()
+        with ThreadPoolExecutor(len(servers)) as pool:
+            tasks = [pool.submit(publish, server) for server in servers]
             try:
                 failures = [task.exception() for task in tasks]
             except BaseException:  # Ctrl-C reaches this thread only
-                given_up.set()
+                enough.set()
                 raise
         silent = [failure for failure in failures if isinstance(failure, Unavailable)]
         for failure in failures:
             if failure is not None and (failure not in silent or len(silent) == len(failures)):
                 raise failure
-        for failure in silent:
-            logger.warning("%s goes on without it: %s", publication.name, failure)
 
     async def _withdraw_unneeded(self) -> None:
         unneeded = self._publications.take_unneeded()
@@ -297,14 +305,11 @@ class VllmEngine:
             await asyncio.to_thread(self._withdraw, unneeded)
 
     def _withdraw(self, publications: Sequence[Publication]) -> None:
+        present = self._router.present()
         for publication in publications:
-            for replica in self._replicas:
-                replica.withdraw(publication)
+            for server, replica in enumerate(self._replicas):
+                replica.withdraw(publication, later=server not in present)
             shutil.rmtree(publication.directory, ignore_errors=True)
-
-    def _say_waiting(self, state: RetryCallState) -> None:
-        if state.attempt_number == 1 and state.outcome is not None:
-            logger.warning("waiting up to %g s: %s", self._patience.server_s, state.outcome.exception())
 
     def _count_retry(self, _: RetryCallState) -> None:
         self._counters.retries += 1

@@ -15,6 +15,7 @@ from typing import Any
 
 from cua_agent.inference.vllm import wire
 from cua_agent.inference.vllm.client import ControlClient
+from cua_agent.inference.vllm.errors import Unavailable
 
 RELEASE_COMMAND = "python -m cua_agent.inference.vllm release"
 LOCK = "owner.lock"
@@ -89,10 +90,14 @@ class Holdings:
 
 def read_holdings(client: ControlClient) -> Holdings:
     """Ask a server what it holds. Raises `Unavailable` and `Refused`."""
-    models: list[dict[str, Any]] = client.call(wire.Call("GET", wire.MODELS))["data"]
-    adapters = [Loaded(model["id"], Path(model.get("root") or "")) for model in models if model.get("parent")]
-    base_name = next(model["id"] for model in models if not model.get("parent"))
-    return Holdings(base_name, tuple(adapters), client.call(wire.Call("GET", wire.WEIGHT_INFO))["weight_version"])
+    models, info = client.call(wire.Call("GET", wire.MODELS)), client.call(wire.Call("GET", wire.WEIGHT_INFO))
+    try:
+        listed: list[dict[str, Any]] = models["data"]
+        adapters = [Loaded(model["id"], Path(model.get("root") or "")) for model in listed if model.get("parent")]
+        (base_name, *_) = [str(model["id"]) for model in listed if not model.get("parent")]
+        return Holdings(base_name, tuple(adapters), str(info["weight_version"]))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise Unavailable(f"{client.url} does not say what it holds: {type(error).__name__} {error}") from error
 
 
 def release(client: ControlClient, run: str) -> list[str]:

@@ -40,6 +40,7 @@ class Replica:
         self._base_name = ""
         self._slots = 0
         self._own_tag = ""
+        self._unneeded: list[str] = []  # adapters that are still to be unloaded
         self._reload_method = "reload_weights"
         self._met = False
         self._serial = -1  # of the newest publication that this server has
@@ -71,6 +72,7 @@ class Replica:
                 return False
             try:
                 self._meet(publication)
+                self._unload()
                 if self._plan.lora_rank is None:
                     self._load_full_weights(publication)
                 else:
@@ -90,15 +92,26 @@ class Replica:
             if epoch == self.epoch:
                 self._met, self._serial = False, -1
 
-    def withdraw(self, publication: Publication) -> None:
-        """Unload what no request needs; a server that does not answer has nothing to unload when it comes back."""
+    def withdraw(self, publication: Publication, *, later: bool = False) -> None:
+        """Unload what no request needs; `later`, and from a server that does not answer: when it is next published
+        to."""
         if self._plan.lora_rank is None:
             return
         with self._lock:
+            self._unneeded.append(publication.name)
+            if not later:
+                self._unload()
+
+    def _unload(self) -> None:
+        while self._unneeded:
             try:
-                self._client.call(wire.unload_adapter(publication.name))
-            except (Unavailable, Refused) as error:
-                logger.debug("%s was not unloaded: %s", publication.name, error)
+                self._client.call(wire.unload_adapter(self._unneeded[0]))
+            except Unavailable as error:
+                logger.debug("%s is not unloaded yet: %s", self._unneeded[0], error)
+                return
+            except Refused as error:  # it is gone
+                logger.debug("%s was not unloaded: %s", self._unneeded[0], error)
+            del self._unneeded[0]
 
     def close(self) -> None:
         """Let go of full weights that are ours, so that another run may load its own, and of the connection; safe to
@@ -124,10 +137,13 @@ class Replica:
                 f"{self.url} does not tell its configuration (VLLM_SERVER_DEV_MODE=1 is missing, or it is no vLLM "
                 f"server); start it with {SERVE_COMMAND}"
             ) from error
-        check_server(self.url, info, self._plan)
-        extension = info["vllm_config"]["parallel_config"].get("worker_extension_cls")
+        try:
+            check_server(self.url, info, self._plan)
+            extension = info["vllm_config"]["parallel_config"].get("worker_extension_cls")
+            self._slots = (info["vllm_config"]["lora_config"] or {}).get("max_loras", 0)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise Unavailable(f"{self.url} tells its configuration in part: {type(error).__name__} {error}") from error
         self._reload_method = "reload_policy" if extension == EXTENSION else "reload_weights"
-        self._slots = (info["vllm_config"]["lora_config"] or {}).get("max_loras", 0)
         self._share(holdings, publication.directory.parent)
         self._base_name, self.base_tag = holdings.base_name, holdings.tag
         self.epoch += 1

@@ -123,7 +123,8 @@ def generate(model: str, prompt: Prompt, sampling: Mapping[str, Any]) -> Call:
 
 
 def read_generation(answer: Mapping[str, Any]) -> Generation:
-    """Raises `ServerFailure` for an answer that lacks something, `Unavailable` when the server broke it off."""
+    """Raises `Unavailable` for an answer that the server broke off, or that lacks something: the next may be whole. A
+    server whose log-probabilities are no numbers is broken: `ServerFailure`."""
     try:
         choice = answer["choices"][0]
         output_ids = [int(token) for token in choice["token_ids"]]
@@ -140,15 +141,15 @@ def read_generation(answer: Mapping[str, Any]) -> Generation:
         )
         reported = [int(entry["token_id"]) for entry in entries]
     except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise ServerFailure(f"the server's answer cannot be read: {type(error).__name__} {error}") from error
+        raise Unavailable(f"the server's answer cannot be read: {type(error).__name__} {error}") from error
     if finish not in ("stop", "length"):
         raise Unavailable(f"the server broke the request off: finish_reason={finish!r}")
     if reported != output_ids:
-        raise TokenDrift(f"log-probabilities of {len(reported)} tokens came with {len(output_ids)} other tokens")
+        raise Unavailable(f"log-probabilities of {len(reported)} tokens came with {len(output_ids)} other tokens")
     if not all(math.isfinite(value) and value > LOWEST_LOGPROB for value in generation.logprobs):
         raise ServerFailure("the server's log-probabilities are not finite")
     if sum(count for _, count in generation.weights) != len(output_ids):
-        raise ServerFailure(f"the server names the weights of {generation.weights} tokens, not of {len(output_ids)}")
+        raise Unavailable(f"the server names the weights of {generation.weights} tokens, not of {len(output_ids)}")
     return generation
 
 
@@ -181,14 +182,14 @@ def probe(model: str, prompt: Prompt, choices: Sequence[int]) -> Call:
 
 
 def read_probe(answer: Mapping[str, Any], ids: Sequence[int], choices: Sequence[int]) -> list[float]:
-    """Log-probabilities in the order of `choices`. Raises `TokenDrift` and `ServerFailure`."""
+    """Log-probabilities in the order of `choices`. Raises `TokenDrift` and `Unavailable`."""
     try:
         check_prompt(ids, [int(token) for token in answer["prompt_token_ids"]])
         (sampled,) = answer["choices"][0]["logprobs"]["content"]
         scores = {int(entry["token_id"]): float(entry["logprob"]) for entry in [sampled, *sampled["top_logprobs"]]}
         return [scores[token] for token in choices]
     except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise ServerFailure(f"the server's scores cannot be read: {type(error).__name__} {error}") from error
+        raise Unavailable(f"the server's scores cannot be read: {type(error).__name__} {error}") from error
 
 
 def load_adapter(name: str, directory: str) -> Call:
