@@ -107,14 +107,30 @@ def _passwords(value: str) -> list[str]:
 
 
 class _MaskedStream:
-    """A text stream that shows no secrets; each `write` is masked by itself."""
+    """A text stream that shows no secrets; each `write` is masked by itself. Where nobody can read it any more (a
+    broken pipe, a terminal that is gone, a full disk), what is written is lost: no reason to lose a run."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        self._stream.write(mask_text(text))
+        with self._lost():
+            self._stream.write(mask_text(text))
         return len(text)
+
+    def flush(self) -> None:
+        with self._lost():
+            self._stream.flush()
+
+    @contextmanager
+    def _lost(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            # What is buffered goes nowhere, too: the interpreter would fail at it at the end.
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
 
     def writelines(self, lines: list[str]) -> None:
         for line in lines:

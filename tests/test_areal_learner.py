@@ -72,11 +72,11 @@ def test_loss_gradients_and_five_updates_equal_plain_torch(base: TrainConfig, va
             assert y.metrics["grad_norm"] == pytest.approx(x.metrics["grad_norm"], rel=1e-4)
         assert difference(ours.trained_weights(), theirs.trained_weights()) < 1e-5
 
-        theirs.save(tmp_path / "theirs", TrainerState(step=5))
+        theirs.snapshot(TrainerState(step=5)).write(tmp_path / "theirs")
         assert ours.load(tmp_path / "theirs") == TrainerState(step=5)
         assert difference(ours.trained_weights(), theirs.trained_weights()) == 0
         ours.update(batch)
-        ours.save(tmp_path / "ours", TrainerState(step=6))
+        ours.snapshot(TrainerState(step=6)).write(tmp_path / "ours")
         theirs.load(tmp_path / "ours")
         assert difference(ours.trained_weights(), theirs.trained_weights()) == 0
         ours.update(batch), theirs.update(batch)

@@ -140,7 +140,7 @@ def test_a_batch_that_cannot_be_recorded_leaves_nothing_behind(disk: Path) -> No
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["legacy", "areal"])
-def test_a_checkpoint_that_does_not_fit_ends_the_run_in_one_line(backend: str, disk: Path) -> None:
+def test_checkpoints_that_do_not_fit_are_told_and_the_run_ends_in_one_line(backend: str, disk: Path) -> None:
     small = ["max_steps=3", "rollout.groups_per_step=1", "rollout.group_size=2", "rollout.max_refills=0"]
     often = ["eval.baseline=false", "eval.every_steps=0", "checkpoint.every_steps=1", "run_name=run"]
     done = subprocess.run(
@@ -151,8 +151,11 @@ def test_a_checkpoint_that_does_not_fit_ends_the_run_in_one_line(backend: str, d
     )
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stdout + done.stderr
+    assert f"checkpoints/step_000002 could not be saved: no space left for {disk / 'run'}: " in done.stdout
+    assert "(step 1) is whole" in done.stdout
     *_, last = done.stderr.splitlines()
     assert last.startswith(f"error: no space left for {disk / 'run'}: ")
     assert "a checkpoint takes 14." in last
+    assert len((disk / "run" / "metrics.jsonl").read_text().splitlines()) == 3
     (kept,) = (disk / "run" / "checkpoints").iterdir()
     verify_checkpoint(kept)

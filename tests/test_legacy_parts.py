@@ -12,18 +12,29 @@ from cua_agent.trajectory import Outcome, Trajectory
 from trainers.config import EvalConfig, TrainConfig
 from trainers.grpo.learner import warmup_factor
 from trainers.protocol import TrainerState
-from trainers.run.interrupts import interrupts_held
+from trainers.run import interrupts
+from trainers.run.interrupts import BrokenOff, interrupts_held
 from trainers.run.step_metrics import staleness
 from trainers.run.stopping import observe, out_of_budget, stop_after_evaluation
 
 
-def test_a_second_interrupt_is_not_held() -> None:
+def test_interrupts_are_held_however_often_they_come(capsys: pytest.CaptureFixture[str]) -> None:
     reached = False
-    with pytest.raises(KeyboardInterrupt), interrupts_held():
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt) as raised, interrupts_held():
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGINT)
         reached = True
-    assert not reached
+    assert reached and not isinstance(raised.value, BrokenOff)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert capsys.readouterr().err.count("this is brought to its end first; Ctrl-C in 30 s or later breaks it off") == 2
+
+
+def test_what_hangs_can_be_broken_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interrupts, "_PATIENCE_S", 0.0)
+    with pytest.raises(BrokenOff), interrupts_held():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("not broken off")
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import string
+import subprocess
 import sys
 import traceback
 from collections.abc import Iterator
@@ -292,3 +293,18 @@ def test_a_server_is_not_started_with_a_key_on_its_command_line(
     printed = capsys.readouterr()
     assert "instead" in printed.err
     assert "planted-plain" not in printed.out + printed.err
+
+
+@pytest.mark.parametrize("gone", ["/dev/full", "pipe"])
+def test_output_that_nobody_can_read_any_more_ends_nothing(gone: str) -> None:
+    talks = (
+        "from cua_agent.secrets import masked_output\nwith masked_output():\n    for _ in range(9999): print('x' * 99)"
+    )
+    if gone == "pipe":
+        reader, target = os.pipe()
+        os.close(reader)
+    else:
+        target = os.open(gone, os.O_WRONLY)
+    done = subprocess.run([sys.executable, "-c", talks], stdout=target, stderr=subprocess.PIPE, text=True)
+    os.close(target)
+    assert (done.returncode, done.stderr) == (0, "")

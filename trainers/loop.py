@@ -56,7 +56,7 @@ class TrainingLoop:
             config,
             run_directory,
             progress,
-            save=learner.save,
+            snapshot=learner.snapshot,
             position=lambda: rollouts.position,
             process_group=process_group,
         )
@@ -93,7 +93,7 @@ class TrainingLoop:
         return self._lifecycle.evaluate(tasks)
 
     def save(self, path: Path) -> None:
-        self._learner.save(path, self.state)
+        self._learner.snapshot(self.state).write(path)
 
     def load(self, path: Path) -> None:
         state = self._learner.load(path)

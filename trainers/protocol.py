@@ -138,6 +138,17 @@ class Trainer(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Snapshot:
+    """Everything that a checkpoint holds, as it was at one moment. `write(path)` makes the checkpoint directory,
+    atomically. A `detached` one shares nothing that training changes: it may be written at any time, by any thread;
+    another has to be written at once. `size` in bytes, as far as it is known."""
+
+    write: Callable[[Path], None]
+    detached: bool
+    size: int = 0
+
+
 class Learner(Protocol):
     """Turns batches into weight updates: owns the trained weights, their optimiser and its schedule."""
 
@@ -149,8 +160,8 @@ class Learner(Protocol):
         """Loss and gradients on a given batch; see `Trainer.loss_and_gradients`."""
         ...
 
-    def save(self, path: Path, state: TrainerState) -> None:
-        """Write the checkpoint directory `path`, atomically."""
+    def snapshot(self, state: TrainerState) -> Snapshot:
+        """What a checkpoint of the present moment holds."""
         ...
 
     def load(self, path: Path) -> TrainerState:

@@ -44,6 +44,7 @@ COMMON_KEYS = (
     "eval.episodes",
     "eval.target_success",
     "checkpoint.every_steps",
+    "checkpoint.every_minutes",
     "logging.wandb",
 )
 """What users type most; the full list is in the docs."""

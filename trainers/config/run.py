@@ -30,7 +30,10 @@ class EvalConfig:
 class CheckpointConfig:
     """What is kept to resume from."""
 
-    every_steps: int = Field(default=0, ge=0, description="steps between checkpoints; 0: only the best and the last")
+    every_steps: int = Field(default=0, ge=0, description="steps between checkpoints; 0: only by time")
+    every_minutes: float = Field(
+        default=10, ge=0, description="longest time between checkpoints, which a kill may cost; 0: only by steps"
+    )
     keep: int = Field(default=2, ge=1, description="periodic checkpoints kept")
 
 

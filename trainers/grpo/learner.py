@@ -20,8 +20,8 @@ from trainers.grpo.forward import loss_inputs, reference_logprobs, score_tokens
 from trainers.grpo.gradients import accumulate_gradients
 from trainers.grpo.loss import LossSums, grpo_loss
 from trainers.grpo.master_weights import MasterWeights
-from trainers.protocol import Batch, LossRecord, StepRecord, TrainerState
-from trainers.run.checkpoint import Optimisation, load_checkpoint, save_checkpoint
+from trainers.protocol import Batch, LossRecord, Snapshot, StepRecord, TrainerState
+from trainers.run.checkpoint import Optimisation, load_checkpoint, take_snapshot
 
 
 def warmup_factor(update: int, warmup_updates: int) -> float:
@@ -83,9 +83,9 @@ class PolicyLearner:
         """The trained parameters by name, float32, as they are now; not copies."""
         return {name: parameter.detach() for name, parameter in self._masters.parameters.items()}
 
-    def save(self, path: Path, state: TrainerState) -> None:
+    def snapshot(self, state: TrainerState) -> Snapshot:
         with self._masters.in_model():
-            save_checkpoint(path, policy=self._policy, optimisation=self._optimisation(), state=state)
+            return take_snapshot(self._policy, self._optimisation(), state)
 
     def load(self, path: Path) -> TrainerState:
         with self._masters.in_model():

@@ -29,7 +29,7 @@ def make_start(path: Path, config: TrainConfig, components: Components, recorded
         learner.load(recorded)
     if moved:
         move(components.policy, moved)
-    learner.save(path, TrainerState())
+    learner.snapshot(TrainerState()).write(path)
 
 
 @torch.no_grad()

@@ -38,9 +38,10 @@ from cua_agent.models.lora import ADAPTER_WEIGHTS, active_spec, saved_spec
 from cua_agent.models.policy import PolicyModel
 from cua_agent.models.saving import save_description
 from trainers.distributed.sharded_tensors import sharded_like, whole
-from trainers.protocol import TrainerState
+from trainers.protocol import Snapshot, TrainerState
 from trainers.run.checkpoint_files import BASE, STATE, CheckpointError, read_state, verify_checkpoint, write_checkpoint
 from trainers.run.compatibility import adapter_differences, saved_base
+from trainers.run.tensor_copies import copied, fits_in_memory, size_of
 
 
 @dataclass(frozen=True)
@@ -59,24 +60,32 @@ class Optimisation:
 
 def save_checkpoint(path: Path, *, policy: PolicyModel, optimisation: Optimisation, state: TrainerState) -> None:
     """Write the checkpoint directory `path`, atomically; a checkpoint already there is replaced."""
+    take_snapshot(policy, optimisation, state).write(path)
+
+
+def take_snapshot(policy: PolicyModel, optimisation: Optimisation, state: TrainerState) -> Snapshot:
+    """What a checkpoint of the present moment holds: a copy in memory where there is room for one. Collective where
+    parameters are sharded."""
     optimizer_state = _named_optimizer_state(optimisation)
     weights = whole_weights(policy, keep=optimisation.writes)
     if not optimisation.writes:
-        return
+        return Snapshot(lambda _: None, detached=True)
+    tensors = {"weights": weights, "optimizer": optimizer_state, "scheduler": optimisation.scheduler.state_dict()}
+    size = size_of(tensors)
+    detached = fits_in_memory(size)
+    tensors = copied(tensors) if detached else tensors
+    rng = _rng_state()
 
     def fill(directory: Path) -> None:
-        save_weights(directory, policy, weights)
-        torch.save(
-            {"optimizer": optimizer_state, "scheduler": optimisation.scheduler.state_dict()},
-            directory / "optimizer.pt",
-        )
-        torch.save(_rng_state(), directory / "rng.pt")
+        save_weights(directory, policy, tensors["weights"])
+        torch.save({name: tensors[name] for name in ("optimizer", "scheduler")}, directory / "optimizer.pt")
+        torch.save(rng, directory / "rng.pt")
         if policy.base_fingerprint is not None:
             base = {"name": policy.base_name, "fingerprint": policy.base_fingerprint}
             (directory / BASE).write_text(json.dumps(base, indent=1), encoding="utf-8")
         (directory / STATE).write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
 
-    write_checkpoint(path, fill)
+    return Snapshot(lambda path: write_checkpoint(path, fill), detached, size)
 
 
 def load_checkpoint(path: Path, *, policy: PolicyModel, optimisation: Optimisation) -> TrainerState:
@@ -153,6 +162,15 @@ def save_weights(directory: Path, policy: PolicyModel, weights: Mapping[str, Ten
     else:
         model.save_pretrained(str(directory), state_dict=dict(weights))
     save_description(directory, policy)
+    if not policy.has_adapter:
+        _name_dtype(directory / "config.json", next(iter(weights.values())).dtype)
+
+
+def _name_dtype(config: Path, dtype: torch.dtype) -> None:
+    """Let a model's description name the dtype of its saved weights, whatever it is computed in."""
+    about = json.loads(config.read_text(encoding="utf-8"))
+    about["dtype"] = str(dtype).removeprefix("torch.")
+    config.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
 
 def try_saving(directory: Path, policy: PolicyModel) -> None:

@@ -5,31 +5,42 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import NoReturn, Protocol
 
 from cua_agent.tasks import EvalSplit
 from trainers.config import TrainConfig
 from trainers.config.overrides import typed_text
 from trainers.distributed.process_group import SINGLE_PROCESS, ProcessGroup
-from trainers.protocol import Batch, Collected, EvalRecord, StepRecord, TrainerState, TrainResult, Usage
+from trainers.protocol import Batch, Collected, EvalRecord, Snapshot, StepRecord, TrainerState, TrainResult, Usage
 from trainers.rollouts.trajectory_store import TrajectoryStore
 from trainers.run.checkpoint_files import prune_checkpoints
-from trainers.run.directory import path_to_type
-from trainers.run.disk import full_in_words, is_full
+from trainers.run.checkpoint_writer import CheckpointWriter
+from trainers.run.directory import display_path, path_to_type
+from trainers.run.disk import NoSpace, full_in_words, is_full
+from trainers.run.interrupts import BrokenOff, interrupts_held
 from trainers.run.metrics import MetricsWriter, ProgressReporter, open_trackers
 from trainers.run.resuming import StartingPoint, carry_best
 from trainers.run.step_metrics import Staleness, Timing, advance, step_metrics
 from trainers.run.stopping import Stopped, observe, out_of_budget, stop_after_evaluation
 
-SaveCheckpoint = Callable[[Path, TrainerState], None]
+TakeSnapshot = Callable[[TrainerState], Snapshot]
+
+
+class _Failed(Protocol):
+    """What is called when a checkpoint of so many bytes could not be written."""
+
+    def __call__(self, error: Exception, *, size: int) -> None: ...
 
 
 class RunRecorder:
     """Keeps the books of one run in `directory`; knows nothing of how it rolls out or learns.
 
-    `save` writes a checkpoint, `position` tells how many groups a resumed run must not play again. Every process of
-    `process_group` keeps the same books, all but the first in a directory of its own.
+    `snapshot` takes what a checkpoint holds, `position` tells how many groups a resumed run must not play again. Every
+    process of `process_group` keeps the same books, all but the first in a directory of its own.
     """
 
     def __init__(
@@ -38,7 +49,7 @@ class RunRecorder:
         directory: Path,
         progress: ProgressReporter,
         *,
-        save: SaveCheckpoint,
+        snapshot: TakeSnapshot,
         position: Callable[[], int],
         process_group: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
@@ -46,11 +57,13 @@ class RunRecorder:
         self._directory = directory
         self._progress = progress
         self._process_group = process_group
-        self._save = save
+        self._snapshot = snapshot
         self._position = position
         self._state = TrainerState()
         self._usage = Usage()
-        self._clock = time.perf_counter()
+        self._clock = self._saved_at = time.perf_counter()
+        self._checkpoints = CheckpointWriter()
+        self._whole: tuple[Path, int] | None = None  # the newest whole checkpoint, and its step
         self._store = TrajectoryStore(directory / "trajectories", config.logging.save_trajectories)
         identity = {"backend": config.backend, "phase": config.active_phase, "seed": config.seed}
         self._writer = MetricsWriter(directory, open_trackers(config.logging, directory, identity), progress.message)
@@ -63,6 +76,8 @@ class RunRecorder:
     def restore(self, state: TrainerState) -> None:
         """Go on from a checkpoint's state."""
         self._state = state
+        if self._config.resume is not None:
+            self._whole = Path(self._config.resume), state.step
 
     def forget_evaluations(self) -> None:
         """No evaluation so far can be compared with the coming ones."""
@@ -82,7 +97,8 @@ class RunRecorder:
 
     def start(self) -> None:
         """The clock of the run starts, or goes on where a checkpoint stopped it."""
-        self._clock = time.perf_counter() - self._state.wall_s
+        self._saved_at = time.perf_counter()
+        self._clock = self._saved_at - self._state.wall_s
 
     def new_version(self) -> int:
         """The weights changed: count it, and say under which version they are served."""
@@ -122,9 +138,11 @@ class RunRecorder:
         self._progress.evaluation(record, split)
         if split != "seeds":
             return None
-        self._state = observe(self._state, record.success_rate)
+        self._checkpoints.wait()  # whether the best so far could be saved
+        before = self._state
+        self._state = observe(before, record.success_rate)
         if self._state.best_step == self._state.step:
-            self.checkpoint("best")
+            self._checkpoint("best", failed=partial(self._best_not_saved, before))
         return stop_after_evaluation(self._state, record.success_rate, self._config.eval)
 
     def out_of_budget(self, collecting_s: float = 0.0) -> str | None:
@@ -146,39 +164,99 @@ class RunRecorder:
         """Whether held-out tasks are to be played before the first step."""
         return self._config.eval.baseline and self._state.eval_success_start is None
 
-    def checkpoint(self, name: str) -> Path:
-        """Write `checkpoints/<name>`."""
-        path = self._directory / "checkpoints" / name
-        self._state = replace(self._state, wall_s=time.perf_counter() - self._clock)
-        self._save(path, self.state)
-        return path
-
     def checkpoint_when_due(self) -> None:
-        """Write the periodic checkpoint of the present step, if there is one."""
+        """Begin the periodic checkpoint of the present step, if there is one."""
+        self._checkpoints.look()
         config, step = self._config.checkpoint, self._state.step
-        if config.every_steps and step % config.every_steps == 0:
-            self.checkpoint(f"step_{step:06d}")
-            prune_checkpoints(self._directory / "checkpoints", keep=config.keep)
+        due = bool(config.every_steps) and step % config.every_steps == 0
+        if config.every_minutes:
+            waited_s = time.perf_counter() - self._saved_at
+            due |= self._process_group.broadcast(waited_s >= 60 * config.every_minutes)
+        if due:
+            prune = partial(prune_checkpoints, self._directory / "checkpoints", keep=config.keep)
+            self._checkpoint(f"step_{step:06d}", written=prune)
 
     def last_checkpoint(self) -> Path:
-        """The run ends, or is broken off."""
-        return self.checkpoint("last")
+        """Write `checkpoints/last`: the run ends, or is broken off. Raises what went wrong."""
+
+        path = self._checkpoint("last", failed=self._raise)
+        self._checkpoints.wait()
+        return path
+
+    def _checkpoint(
+        self,
+        name: str,
+        *,
+        written: Callable[[], None] = lambda: None,
+        failed: _Failed | None = None,
+    ) -> Path:
+        """Begin to write `checkpoints/<name>`, of the present moment."""
+        path, step = self._directory / "checkpoints" / name, self._state.step
+        self._saved_at = time.perf_counter()
+        self._state = replace(self._state, wall_s=self._saved_at - self._clock)
+
+        def whole() -> None:
+            self._whole = path, step
+            written()
+
+        with interrupts_held():
+            snapshot = self._snapshot(self.state)
+            failed = partial(failed or partial(self._not_saved, name), size=snapshot.size)
+            self._checkpoints.write(snapshot, path, written=whole, failed=failed)
+        return path
+
+    def _not_saved(self, name: str, error: Exception, *, size: int) -> None:
+        """Training goes on while an older checkpoint is whole; else `error` is raised."""
+        if self._whole is None:
+            self._raise(error, size=size)
+        why = self._in_words(error, size)
+        self._progress.message(f"checkpoints/{name} could not be saved: {why}; the run goes on, and {self._kept()}")
+
+    def _raise(self, error: Exception, *, size: int) -> NoReturn:
+        if is_full(error):
+            raise NoSpace(self._in_words(error, size)) from error
+        raise error
+
+    def _best_not_saved(self, before: TrainerState, error: Exception, *, size: int) -> None:
+        self._not_saved("best", error, size=size)
+        self._state = replace(self._state, best_success=before.best_success, best_step=before.best_step)
+
+    def _in_words(self, error: Exception, size: int = 0) -> str:
+        if isinstance(error, NoSpace):
+            return str(error)
+        if is_full(error):
+            return full_in_words(self._directory, size)
+        return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
 
     def broken_off(self, error: BaseException) -> None:
         """Save what there is when `error` or Ctrl-C ends the run, and say so; a process that fails alone cannot."""
-        if not self._process_group.failed_on_all(error):
+        if not self._process_group.failed_on_all(error) or is_full(error):
             return
-        if is_full(error):
-            return
+        with suppress(KeyboardInterrupt), interrupts_held():  # the run is about to end in any case
+            if isinstance(error, BrokenOff):
+                self._progress.message(f"an update was broken off after step {self._state.step}: {self._kept()}")
+            else:
+                self._save_broken_off()
+
+    def _save_broken_off(self) -> None:
+        step = self._state.step
         try:
             path = self.last_checkpoint()
+        except BrokenOff:
+            self._progress.message(f"saving step {step} was broken off: {self._kept()}")
         except Exception as failure:  # what ended the run is what is told in the end
-            why = full_in_words(self._directory) if is_full(failure) else failure
-            self._progress.message(f"stopped after step {self._state.step}; its weights could not be saved: {why}")
-            return
-        self._progress.message(
-            f"stopped after step {self._state.step}; {shlex.quote(typed_text('resume', path_to_type(path)))}"
-        )
+            why = self._in_words(failure)
+            self._progress.message(f"stopped after step {step}; its weights could not be saved: {why}")
+        else:
+            self._progress.message(
+                f"stopped after step {step}; {shlex.quote(typed_text('resume', path_to_type(path)))}"
+            )
+
+    def _kept(self) -> str:
+        if self._whole is None:
+            return "no checkpoint is there"
+        path, step = self._whole
+        return f"{display_path(path)} (step {step}) is whole"
 
     def finish(self, reason: str, end: EvalRecord, templates: EvalRecord) -> TrainResult:
         """The run is over: the last checkpoint, `summary.json`, and the result."""
@@ -209,5 +287,6 @@ class RunRecorder:
         return result
 
     def close(self) -> None:
+        self._checkpoints.wait()
         self._writer.close()
         self._progress.close()

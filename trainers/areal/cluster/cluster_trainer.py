@@ -23,7 +23,7 @@ from trainers.config import TrainConfig
 from trainers.config.cluster import workers_of
 from trainers.distributed.rank_config import without_trajectories
 from trainers.grpo.advantages import batch_of
-from trainers.protocol import Batch, EvalRecord, LossRecord, StepRecord, TrainerState, TrainResult
+from trainers.protocol import Batch, EvalRecord, LossRecord, Snapshot, StepRecord, TrainerState, TrainResult
 from trainers.run.lifecycle import RunLifecycle
 from trainers.run.metrics import ProgressReporter
 from trainers.run.recorder import RunRecorder
@@ -59,7 +59,7 @@ class ClusterTrainer:
                     without_trajectories(config),
                     run_directory,
                     progress,
-                    save=self._ppo.actor.save_run,
+                    snapshot=self._snapshot,
                     position=lambda: self._stream.position,
                 )
                 self._lifecycle = RunLifecycle(
@@ -103,6 +103,10 @@ class ClusterTrainer:
     def close(self) -> None:
         self._workers.close()
         self._recorder.close()
+
+    def _snapshot(self, state: TrainerState) -> Snapshot:
+        """Workers hold the weights, and write them themselves."""
+        return Snapshot(partial(self._ppo.actor.save_run, state=state), detached=False)
 
     def _next_batch(self) -> list[TensorDict]:
         """What the training workers learn from next."""

@@ -21,8 +21,8 @@ from trainers.distributed.process_group import SINGLE_PROCESS, Communicator, Pro
 from trainers.grpo.batching import weigh_rows
 from trainers.grpo.checks import check_batch, check_finite, not_finite, update_not_finite
 from trainers.grpo.loss import LossInputs, LossSums, grpo_loss
-from trainers.protocol import Batch, LossRecord, StepRecord, TrainerState
-from trainers.run.checkpoint import Optimisation, load_checkpoint, save_checkpoint
+from trainers.protocol import Batch, LossRecord, Snapshot, StepRecord, TrainerState
+from trainers.run.checkpoint import Optimisation, load_checkpoint, take_snapshot
 
 
 class Phase2Learner:
@@ -86,9 +86,8 @@ class Phase2Learner:
         """The trained parameters by name, whole."""
         return self._actor.trained_weights()
 
-    def save(self, path: Path, state: TrainerState) -> None:
-        optimisation = optimisation_of(self._actor, self._process_group)
-        save_checkpoint(path, policy=self._policy, optimisation=optimisation, state=state)
+    def snapshot(self, state: TrainerState) -> Snapshot:
+        return take_snapshot(self._policy, optimisation_of(self._actor, self._process_group), state)
 
     def load(self, path: Path) -> TrainerState:
         optimisation = optimisation_of(self._actor, self._process_group)

@@ -29,12 +29,13 @@ from trainers.protocol import (
     EvalRecord,
     Group,
     LossRecord,
+    Snapshot,
     StepRecord,
     TrainerState,
     TrainResult,
     Usage,
 )
-from trainers.run.checkpoint import load_checkpoint, save_checkpoint
+from trainers.run.checkpoint import load_checkpoint, take_snapshot
 from trainers.run.lifecycle import RunLifecycle
 from trainers.run.metrics import ProgressReporter
 from trainers.run.recorder import RunRecorder
@@ -71,7 +72,7 @@ class Phase3Trainer:
             config,
             run_directory,
             progress,
-            save=self._save_state,
+            snapshot=self._snapshot,
             position=lambda: self._position,
             process_group=process_group,
         )
@@ -130,7 +131,7 @@ class Phase3Trainer:
         return self._lifecycle.evaluate(tasks)
 
     def save(self, path: Path) -> None:
-        self._save_state(path, self._recorder.state)
+        self._snapshot(self._recorder.state).write(path)
 
     def load(self, path: Path) -> None:
         state = load_checkpoint(
@@ -206,10 +207,8 @@ class Phase3Trainer:
         self._worker.update_weights(version, self._actor.trained_weights)
         self._actor.take_version(version)
 
-    def _save_state(self, path: Path, state: TrainerState) -> None:
-        save_checkpoint(
-            path, policy=self._policy, optimisation=optimisation_of(self._actor, self._process_group), state=state
-        )
+    def _snapshot(self, state: TrainerState) -> Snapshot:
+        return take_snapshot(self._policy, optimisation_of(self._actor, self._process_group), state)
 
 
 def check_supported(config: TrainConfig) -> None:
