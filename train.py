@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import stat
 import sys
 import time
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from cua_agent.secrets import mask_text, masked_output
 from trainers.config import ConfigError, TrainConfig
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if set(options) - {"--config"}:
             raise ConfigError(f"{options[0]}: unknown option; allowed: --help, --config, key=value")
         overrides = [argument for argument in arguments if argument not in options]
-        composition = _compose(overrides)
+        composition, start = _compose(overrides)
         config = composition.config
         if options:
             return _show(config)
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         check_requirements(config)
         with process_group_of_environment(config) as process_group:
-            return _run(composition, overrides, process_group)
+            return _run(composition, start, overrides, process_group)
     except ConfigError as error:
         return _refuse(error)
     except KeyboardInterrupt:
@@ -61,16 +61,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
-def _compose(overrides: Sequence[str]) -> Composition:
+@dataclass(frozen=True)
+class _Start:
+    """How a run begins: by itself with `resume=auto`, and in the place of one that died before its first checkpoint."""
+
+    auto: bool = False
+    begun_again: Path | None = None
+
+
+def _compose(overrides: Sequence[str]) -> tuple[Composition, _Start]:
     """The configuration, once it is known which run `resume=auto` means."""
     composition = compose_run(overrides)
     if composition.config.resume != AUTO:
-        return composition
+        return composition, _Start()
     from trainers.run.resuming import settle_auto
 
-    settled, said = settle_auto(composition.config, overrides)
-    found = compose_run(settled)
-    return replace(found, notes=(*said, *found.notes))
+    settled = settle_auto(composition.config, overrides)
+    found = compose_run(settled.overrides)
+    return replace(found, notes=(*settled.say, *found.notes)), _Start(True, settled.begun_again)
 
 
 def _say(message: str) -> None:
@@ -102,7 +110,7 @@ def _let_process_0_end_first() -> None:
 
 
 def _prepare_process(config: TrainConfig) -> None:
-    """Quiet libraries, bounded threads, and SIGTERM treated as Ctrl-C; before torch is imported."""
+    """Quiet libraries, bounded threads, and signals that end the run as Ctrl-C does; before torch is imported."""
     settings = {
         "TORCHDYNAMO_DISABLE": "1",  # nothing here is compiled, and importing the compiler costs seconds
         "TOKENIZERS_PARALLELISM": "false",
@@ -115,31 +123,81 @@ def _prepare_process(config: TrainConfig) -> None:
     for name, value in settings.items():
         os.environ.setdefault(name, value)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell starts us with SIGINT ignored
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, _interrupt)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # which is what nohup does
+        signal.signal(signal.SIGHUP, _hang_up)
 
 
-def _run(composition: Composition, overrides: Sequence[str], process_group: ProcessGroup) -> int:
-    from trainers.run.compatibility import check_fits
-    from trainers.run.directory import create_run_directory, named_after, resume_command
-    from trainers.run.resuming import described, extended, verified_start
+def _interrupt(*_: object) -> None:
+    signal.raise_signal(signal.SIGINT)
 
-    config, presets, said = composition.config, composition.presets, [*composition.notes, *composition.changes]
-    start = verified_start(config)
-    if start is not None:
-        check_fits(start.checkpoint, config)
-        config, more = extended(config, start, overrides)
-        said += [*start.notes, *more]
-    resumed = described(start) if start is not None else None
-    (directory, *_) = process_group.run_on_all(
-        lambda: create_run_directory(config, presets=presets, resumed=resumed) if process_group.rank == 0 else Path()
-    )
-    config = named_after(config, directory)
-    if start is not None:
-        config = replace(config, resume=str(start.checkpoint))
+
+def _hang_up(*_: object) -> None:
+    """The terminal is gone, and whoever writes to it gets an error."""
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1, 2):
+        if stat.S_ISCHR(os.fstat(stream).st_mode):
+            os.dup2(nowhere, stream)
+    os.close(nowhere)
+    _interrupt()
+
+
+def _run(composition: Composition, begins: _Start, overrides: Sequence[str], process_group: ProcessGroup) -> int:
+    from cua_agent.scratch import held
+
+    begun = _begin(composition, begins, overrides, process_group)
+    if begun is None:
+        return DONE
+    config, directory, said = begun
     if process_group.rank > 0:
         return _assist(config, process_group)
     for line in said:
         print(line, flush=True)
+    with held(directory):
+        return _keep(config, directory, overrides, process_group)
+
+
+def _begin(
+    composition: Composition, begins: _Start, overrides: Sequence[str], process_group: ProcessGroup
+) -> tuple[TrainConfig, Path, list[str]] | None:
+    """The settled configuration, the run's new directory, and what there is to say; None when nothing is left to do."""
+    from trainers.run.compatibility import check_fits
+    from trainers.run.directory import create_run_directory, display_path, named_after
+    from trainers.run.leftovers import sweep_lineage
+    from trainers.run.resuming import begun_again, described, extended, nothing_left, verified_start
+
+    config, said = composition.config, [*composition.notes, *composition.changes]
+    former = Path(config.resume).expanduser() if config.resume is not None else begins.begun_again
+    if former is not None:
+        (swept, *_) = process_group.run_on_all(lambda: sweep_lineage(former) if process_group.rank == 0 else [])
+        said += swept
+    resumed = begun_again(begins.begun_again) if begins.begun_again is not None else None
+    start = verified_start(config)
+    if start is not None:
+        check_fits(start.checkpoint, config)
+        if begins.auto and nothing_left(config, start):
+            _say(f"{display_path(start.directory or start.checkpoint)} has come to its end: nothing is left to do")
+            return None
+        config, more = extended(config, start, overrides)
+        said += [*start.notes, *more]
+        resumed = described(start)
+    (directory, *_) = process_group.run_on_all(
+        lambda: (
+            create_run_directory(config, presets=composition.presets, resumed=resumed)
+            if process_group.rank == 0
+            else Path()
+        )
+    )
+    config = named_after(config, directory)
+    if start is not None:
+        config = replace(config, resume=str(start.checkpoint))
+    return config, directory, said
+
+
+def _keep(config: TrainConfig, directory: Path, overrides: Sequence[str], process_group: ProcessGroup) -> int:
+    """Train, and say how it ended and how to go on."""
+    from trainers.run.directory import resume_command
+
     try:
         result = _train(config, directory, process_group)
     except ConfigError:
@@ -161,11 +219,12 @@ def _run(composition: Composition, overrides: Sequence[str], process_group: Proc
 
 def _assist(config: TrainConfig, process_group: ProcessGroup) -> int:
     """Train along with process 0, which keeps the books and speaks."""
+    from cua_agent.scratch import scratch_directory
     from trainers.distributed.rank_config import without_trackers
 
-    with TemporaryDirectory() as scratch:
+    with scratch_directory("rank") as scratch:
         try:
-            _train(without_trackers(config), Path(scratch), process_group)
+            _train(without_trackers(config), scratch, process_group)
         except KeyboardInterrupt:
             return INTERRUPTED
         except Exception as error:
@@ -177,6 +236,7 @@ def _assist(config: TrainConfig, process_group: ProcessGroup) -> int:
 
 def _train(config: TrainConfig, directory: Path, process_group: ProcessGroup) -> TrainResult:
     from cua_agent.agent import ContextTooShort
+    from trainers.run.interrupts import interrupts_held
     from trainers.run.progress import open_progress, silent_progress
 
     progress = open_progress(config.max_steps) if process_group.rank == 0 else silent_progress()
@@ -187,7 +247,8 @@ def _train(config: TrainConfig, directory: Path, process_group: ProcessGroup) ->
         except ContextTooShort as error:
             raise ConfigError(f"model.{error}; allowed: more, or fewer rollout.max_new_tokens") from error
         finally:
-            trainer.close()
+            with interrupts_held():
+                trainer.close()
     finally:
         progress.close()
 
@@ -232,12 +293,14 @@ def _rewrite_transformers(config: TrainConfig) -> None:
 
 
 def _report_failure(error: Exception, directory: Path) -> int:
-    from trainers.run.disk import full_in_words, is_full
+    from trainers.run.disk import NoSpace, full_in_words, is_full
 
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         traceback.print_exception(error)
     first_line = next(iter(str(error).splitlines()), "")
-    line = full_in_words(directory) if is_full(error) else f"{type(error).__name__}: {first_line}"
+    line = f"{type(error).__name__}: {first_line}"
+    if is_full(error):
+        line = first_line if isinstance(error, NoSpace) else full_in_words(directory)
     log = directory / "error.log"
     try:
         log.write_text(mask_text("".join(traceback.format_exception(error))), encoding="utf-8")
@@ -249,5 +312,12 @@ def _report_failure(error: Exception, directory: Path) -> int:
     return FAILED
 
 
+def _leave(status: int) -> NoReturn:
+    """End the process; Ctrl-C has nothing to interrupt any more, and ends it at once."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: os._exit(status))
+    sys.exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    _leave(main())

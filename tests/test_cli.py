@@ -225,9 +225,10 @@ def test_a_refusal_after_the_first_step_keeps_everything(monkeypatch, tmp_path) 
     assert (directory / "metrics.jsonl").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_both_signals_interrupt(number: signal.Signals) -> None:
-    before = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)}
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_each_signal_interrupts(number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "dup2", lambda *_: None)  # the tests go on talking
+    before = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     environment = dict(os.environ)
     try:
         train._prepare_process(TrainConfig())
@@ -239,6 +240,18 @@ def test_both_signals_interrupt(number: signal.Signals) -> None:
             signal.signal(name, handler)
         os.environ.clear()
         os.environ.update(environment)
+
+
+def test_a_hang_up_that_nohup_ignores_stays_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    before = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        train._prepare_process(TrainConfig())
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)
 
 
 @pytest.mark.slow
@@ -292,15 +305,17 @@ def test_a_small_run_leaves_everything_it_promises_and_its_commands_work_when_pa
     assert (resumed / "checkpoints" / "best" / "manifest.json").is_file()
 
 
-def killed(arguments: list[str], run: Path, ready: Callable[[], bool], number: signal.Signals) -> tuple[int, str]:
-    """Exit status and errors of a run that got the signal `number` when it was `ready`."""
+def killed(arguments: list[str], run: Path, ready: Callable[[], bool], *numbers: signal.Signals) -> tuple[int, str]:
+    """Exit status and errors of a run that got the signals `numbers` when it was `ready`."""
     process = subprocess.Popen(
         [*TRAIN, *arguments], cwd=run.parents[1], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     deadline = time.monotonic() + 300
     while not ready() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
-    process.send_signal(number)
+    for number in numbers:
+        process.send_signal(number)
+        time.sleep(0.1)
     _, error = process.communicate(timeout=300)
     return process.returncode, error
 
@@ -329,12 +344,21 @@ def test_after_a_kill_the_same_command_goes_on_with_what_there_is(tmp_path: Path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_saves_and_can_be_resumed(number: signal.Signals, tmp_path: Path) -> None:
-    many = [*SMALL[1:], "max_steps=1000", "eval.baseline=false", "run_name=cut"]
+@pytest.mark.parametrize(
+    ("side", "numbers"),
+    [
+        ("phase=3", [signal.SIGINT]),
+        ("phase=2", [signal.SIGTERM]),
+        ("backend=legacy", [signal.SIGHUP]),
+        ("phase=3", [signal.SIGINT] * 3),
+    ],
+)
+def test_an_interrupted_run_saves_and_can_be_resumed(side: str, numbers: list[signal.Signals], tmp_path: Path) -> None:
+    many = [*SMALL[1:], side, "max_steps=1000", "eval.baseline=false", "checkpoint.every_minutes=0", "run_name=cut"]
     run = tmp_path / "outputs" / "cut"
-    status, error = killed(many, run, (run / "metrics.jsonl").exists, number)
+    status, error = killed(many, run, (run / "metrics.jsonl").exists, *numbers)
     assert status == 130, error
+    assert "Traceback" not in error
     trained = len(read_rows(run / "metrics.jsonl"))
     done = pasted(f"{error.partition('go on with: ')[2].strip()} max_steps={trained + 1} run_name=on", tmp_path)
     assert done.returncode == 0, done.stderr

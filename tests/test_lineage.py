@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from cua_agent.scratch import held
 from tests.compare_rig import evaluation, row, settings, write_run
 from trainers import curves
 from trainers.compare.runs import load_run
@@ -18,13 +19,17 @@ from trainers.protocol import TrainerState
 from trainers.run.checkpoint_files import CheckpointError, write_checkpoint
 from trainers.run.curves import read_curve
 from trainers.run.directory import create_run_directory
+from trainers.run.leftovers import sweep_lineage
 from trainers.run.lineage import evaluation_rows, lineage_of, training_rows
 from trainers.run.resuming import (
+    begun_again,
     carry_best,
     described,
     extended,
     find_checkpoint,
     measures_changed,
+    nothing_left,
+    saved_step,
     settle_auto,
     starting_point,
 )
@@ -192,15 +197,67 @@ def test_a_budget_that_a_finished_run_has_used_up_is_given_once_more(tmp_path: P
     assert extended(config, starting_point(str(run)), ["max_steps=3", "max_minutes=1"]) == (config, [])
 
 
+def test_a_run_that_died_before_its_first_checkpoint_is_part_of_the_lineage(tmp_path: Path) -> None:
+    a = started_run(tmp_path, "a", 1)
+    checkpoint(a / "checkpoints" / "last", step=6)
+    b = started_run(tmp_path, "b", 2, **described(starting_point(str(a))))
+    c = started_run(tmp_path, "c", 3, **described(starting_point(str(b))))
+    assert [part.directory for part in lineage_of(c).parts] == [a, b, c]
+    assert starting_point(str(c)).state.step == 6
+
+
+def test_a_checkpoint_outside_of_run_directories_is_gone_on_from_again(tmp_path: Path) -> None:
+    single = checkpoint(tmp_path / "elsewhere" / "kept", step=4)
+    run = started_run(tmp_path, "a", 1, **described(starting_point(str(single))))
+    assert starting_point(str(run)).checkpoint == single
+
+
+def test_leftovers_of_interrupted_writes_are_swept_unless_somebody_is_writing(tmp_path: Path) -> None:
+    run = started_run(tmp_path, "a", 1)
+    kept = checkpoint(run / "checkpoints" / "last", step=6)
+    checkpoint(run / "checkpoints" / "step_000008", step=8).rename(run / "checkpoints" / ".step_000008.new")
+    for name in ("checkpoints/.step_000009.new", "checkpoints/.last.former", "trajectories/.step.123", ".trial-x"):
+        (run / name).mkdir(parents=True)
+    (run / "summary.json.part").touch()
+    with held(run):
+        assert sweep_lineage(run) == []
+    assert sweep_lineage(run) == [f"swept from {run}: 6 leftovers of interrupted writes"]
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["last", "step_000008"]
+    assert find_checkpoint(str(run)).name == "step_000008"
+    assert {path.name for path in run.iterdir()} == {"run.json", "config.yaml", ".lock", "checkpoints", "trajectories"}
+    assert kept.is_dir()
+
+
+def test_a_former_checkpoint_whose_replacement_never_came_is_put_back(tmp_path: Path) -> None:
+    run = started_run(tmp_path, "a", 1)
+    checkpoint(run / "checkpoints" / "last", step=6).rename(run / "checkpoints" / ".last.former")
+    with held(run):
+        pass
+    sweep_lineage(run)
+    assert find_checkpoint(str(run)) == run / "checkpoints" / "last"
+
+
+@pytest.mark.parametrize(
+    ("typed", "ended"), [((), True), (("max_steps=3",), True), (("max_steps=4",), False), (("eval.patience=9",), False)]
+)
+def test_auto_has_nothing_left_to_do_with_a_run_that_has_ended(tmp_path: Path, typed: tuple[str], ended: bool) -> None:
+    run = started_run(tmp_path, "a", 1, "max_steps=5")
+    checkpoint(run / "checkpoints" / "last", step=3)
+    config = load_config([f"resume={run}", *typed])
+    assert not nothing_left(config, starting_point(str(run)))
+    (run / "summary.json").write_text("{}")
+    assert nothing_left(config, starting_point(str(run))) is ended
+
+
 # resume=auto.
 
 
 def auto(folder: Path, *overrides: str) -> tuple[str | None, list[str]]:
     """The run that is found, and what is said about it."""
     typed = [*overrides, "resume=auto", typed_text("output_dir", str(folder))]
-    found, said = settle_auto(load_config(typed), typed)
-    config = load_config(found)
-    return config.resume and Path(config.resume).name, said
+    settled = settle_auto(load_config(typed), typed)
+    config = load_config(settled.overrides)
+    return config.resume and Path(config.resume).name, settled.say
 
 
 def test_auto_finds_the_newest_run_of_the_name_also_under_a_number_or_through_a_parent(tmp_path: Path) -> None:
@@ -216,6 +273,7 @@ def test_auto_finds_the_newest_run_of_the_name_also_under_a_number_or_through_a_
     child = started_run(tmp_path, "named-otherwise", 3, **described(starting_point(str(tmp_path / "a-2"))))
     checkpoint(child / "checkpoints" / "last", step=6)
     assert auto(tmp_path, "run_name=a")[0] == "named-otherwise"
+    assert saved_step(load_config(["run_name=a", typed_text("output_dir", str(tmp_path))])) == 6
 
 
 def test_auto_walks_past_a_run_that_died_before_its_first_checkpoint_and_says_so(tmp_path: Path) -> None:
@@ -225,6 +283,21 @@ def test_auto_walks_past_a_run_that_died_before_its_first_checkpoint_and_says_so
     assert auto(tmp_path, "run_name=a") == (
         "a", [f"resume=auto: passed over {dead}: it has no checkpoint", f"resume=auto: {alive}, step 3"]
     )  # fmt: skip
+
+
+def test_a_run_without_any_checkpoint_is_begun_again_and_is_no_run_of_its_own(tmp_path: Path) -> None:
+    typed = ["run_name=a", "resume=auto", typed_text("output_dir", str(tmp_path))]
+    first = started_run(tmp_path, "a", 1)
+    second = started_run(tmp_path, "a", 2, **begun_again(first))
+    settled = settle_auto(load_config(typed), typed)
+    assert settled.begun_again == second
+    assert settled.say[0] == f"resume=auto: passed over {second}: it has no checkpoint"
+    assert len(settled.say) == 2
+    died = part(tmp_path / "died", 1, 4, 0.1)
+    assert [r["loss"] for r in training_rows(lineage_of(part(tmp_path / "b", 1, 2, 0.2, **begun_again(died))))] == [
+        0.2,
+        0.2,
+    ]
 
 
 def test_auto_without_a_name_goes_by_experiment_and_a_typed_seed(tmp_path: Path) -> None:
@@ -240,6 +313,6 @@ def test_auto_without_a_name_goes_by_experiment_and_a_typed_seed(tmp_path: Path)
 def test_a_directory_called_auto_can_be_named(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     checkpoint(started_run(tmp_path, "auto", 1, "seed=5") / "checkpoints" / "last", step=3)
-    found, _ = settle_auto(TrainConfig(run_name="auto", output_dir="."), ["resume=auto", "output_dir=."])
+    found = settle_auto(TrainConfig(run_name="auto", output_dir="."), ["resume=auto", "output_dir=."]).overrides
     assert found == ["output_dir=.", f"resume={tmp_path}/auto"]
     assert load_config(found).seed == 5

@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import signal
+import tempfile
 
 import pytest
 
@@ -267,6 +268,19 @@ def test_killed_browser_costs_the_running_episodes_only():
                 assert (await tap(page, "Click Me!")).done
 
     asyncio.run(run())
+
+
+def test_a_browsers_temporary_files_are_in_one_place_and_go_with_it(tmp_path, monkeypatch):
+    async def run():
+        async with MiniWobBrowser() as browser:
+            await MiniWobEnvironment.open(browser)
+            [scratch] = tmp_path.iterdir()
+            assert any(path.name.startswith("playwright_chromiumdev_profile-") for path in scratch.iterdir())
+            os.kill(await process_id(browser), signal.SIGKILL)
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    asyncio.run(run())
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_program_that_is_no_browser_is_one_line():

@@ -20,6 +20,7 @@ STATE = "trainer_state.json"
 BASE = "base.json"
 FORMAT = 1
 
+_NEW, _FORMER = ".new", ".former"
 _PERIODIC = re.compile(r"step_\d+")
 _STATE = TypeAdapter(TrainerState)
 
@@ -33,7 +34,7 @@ def write_checkpoint(path: Path, fill: Callable[[Path], None]) -> None:
     its final place, flushed to disk and renamed. A checkpoint already there is replaced."""
     path = Path(path).absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.new")
+    temporary = path.with_name(f".{path.name}{_NEW}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
@@ -101,11 +102,32 @@ def latest_checkpoint(directory: Path) -> Path | None:
     return newest_intact(directory)[0]
 
 
+def newest_step(directory: Path) -> int:
+    """The highest step of the checkpoints in `directory`, whole or not; -1 where there is none."""
+    return max((step for step, _ in _by_step(directory)), default=-1)
+
+
 def prune_checkpoints(directory: Path, *, keep: int) -> None:
     """Delete all periodic checkpoints (`step_...`) but the newest `keep`; `best` and `last` stay."""
     periodic = [path for _, path in _by_step(directory) if _PERIODIC.fullmatch(path.name)]
     for path in periodic[: max(len(periodic) - keep, 0)]:
         shutil.rmtree(path)
+
+
+def settle_interrupted(directory: Path) -> int:
+    """Finish or undo the interrupted writes in `directory`, and return how many there were: a sealed checkpoint goes to
+    its place, a torn one is deleted. Nobody may be writing."""
+    found = [path for path in directory.glob(".*") if path.is_dir() and path.suffix in (_NEW, _FORMER)]
+    for path in sorted(found, key=lambda path: path.suffix == _FORMER):  # a new one replaces a former one
+        target = path.with_name(path.stem[1:])
+        try:
+            verify_checkpoint(path)
+            if path.suffix == _NEW or not target.exists():
+                _move_into_place(path, target)
+        except CheckpointError:
+            pass
+        shutil.rmtree(path, ignore_errors=True)
+    return len(found)
 
 
 def _by_step(directory: Path) -> list[tuple[int, Path]]:
@@ -137,7 +159,7 @@ def _seal(directory: Path) -> None:
 
 def _move_into_place(temporary: Path, path: Path) -> None:
     """Rename; a former `path` steps aside first, so that at every moment one complete checkpoint exists."""
-    former = path.with_name(f".{path.name}.former")
+    former = path.with_name(f".{path.name}{_FORMER}")
     if path.exists():
         shutil.rmtree(former, ignore_errors=True)
         path.rename(former)

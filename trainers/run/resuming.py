@@ -7,26 +7,30 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from trainers.config import ConfigError, TrainConfig
 from trainers.config.overrides import typed_text
-from trainers.config.saved import ABOUT, CONFIG, read_saved, run_directory_of, settings_of
+from trainers.config.saved import ABOUT, CONFIG, read_about, read_saved, run_directory_of, settings_of
 from trainers.config.validation import AUTO
 from trainers.protocol import TrainerState
 from trainers.run.checkpoint_files import (
     MANIFEST,
     CheckpointError,
     newest_intact,
+    newest_step,
     read_state,
     verify_checkpoint,
 )
 from trainers.run.directory import display_path, path_to_type
 from trainers.run.lineage import UNKNOWN, lineage_of, started
+from trainers.run.stopping import out_of_budget
 
 _MEASURED = ("env.", "model.", "eval.episodes", "rollout.context", "rollout.last_k", "rollout.max_turns",
              "rollout.max_new_tokens", "rollout.temperature", "rollout.greedy")  # fmt: skip
 """Keys, and beginnings of keys, on which it depends what an evaluation measures."""
 _SAME_WEIGHTS = "model.path"  # wherever they lie
+_ENDS = ("max_steps", "max_minutes", "eval.target_success", "eval.patience")
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,8 @@ class StartingPoint:
     state: TrainerState
     directory: Path | None
     notes: tuple[str, ...] = ()
+    newest: Path | None = None
+    """The run directory that was asked for: `directory`, or a later part of its lineage without a checkpoint."""
 
     @property
     def finished(self) -> bool:
@@ -62,9 +68,19 @@ def starting_point(resume: str) -> StartingPoint:
         notes += [f"passed over: {why}" for why in passed_over]
         if newest is not None:
             owner = run_directory_of(newest)
-            return StartingPoint(newest, read_state(newest), owner, tuple(notes))
+            return StartingPoint(newest, read_state(newest), owner, tuple(notes), directory)
         notes.append(f"{display_path(part.directory)} has no checkpoint of its own")
+    if (single := _checkpoint_on_its_own(part.directory)) is not None:
+        return StartingPoint(single, read_state(single), None, tuple(notes), directory)
     raise CheckpointError(f"resume={resume!r} is neither a checkpoint nor a run directory with an intact one")
+
+
+def _checkpoint_on_its_own(directory: Path) -> Path | None:
+    """The checkpoint outside of any run directory that the run in `directory` went on from; None where there is
+    none."""
+    named = read_about(directory).get("resumed_from")
+    checkpoint = Path(named) if isinstance(named, str) else None
+    return checkpoint if checkpoint is not None and (checkpoint / MANIFEST).is_file() else None
 
 
 def find_checkpoint(resume: str) -> Path:
@@ -85,29 +101,52 @@ def verified_start(config: TrainConfig) -> StartingPoint | None:
     return start
 
 
-def settle_auto(config: TrainConfig, overrides: Sequence[str]) -> tuple[list[str], list[str]]:
-    """`overrides` with the run that `resume=auto` finds in the place of `auto`, or without `resume`; and what there is
-    to say about it.
+class Settled(NamedTuple):
+    """What `resume=auto` came to: `overrides` with the run that was found in the place of `auto`, or without `resume`;
+    what there is to `say` about it; and the newest run that died before its first checkpoint, when it is begun
+    again."""
 
-    It is the newest run in `output_dir` that can be gone on with, of the same `run_name` (its own or a parent's), or of
-    the same experiment (and seed, where one is typed) when no name is given.
-    """
+    overrides: list[str]
+    say: list[str]
+    begun_again: Path | None = None
+
+
+def settle_auto(config: TrainConfig, overrides: Sequence[str]) -> Settled:
+    """Find the newest run in `output_dir` that can be gone on with, of the same `run_name` (its own or a parent's), or
+    of the same experiment (and seed, where one is typed) when no name is given."""
     kept = [override for override in overrides if _key(override) != "resume"]
     wanted = f"run_name={config.run_name}" if config.run_name else f"experiment={config.experiment}"
     seed = None if config.run_name or "seed" not in map(_key, overrides) else config.seed
     said: list[str] = []
+    dead: list[Path] = []
     for directory in _newest_first(Path(config.output_dir).expanduser()):
-        if not _matches(directory, config, seed):
+        if directory in dead or not _matches(directory, config, seed):
             continue
         try:
             start = starting_point(str(directory))
         except CheckpointError:
             said.append(f"resume={AUTO}: passed over {display_path(directory)}: it has no checkpoint")
+            dead += [part.directory for part in reversed(lineage_of(directory).parts)]
             continue
         said.append(f"resume={AUTO}: {display_path(directory)}, step {start.state.step}")
-        return [*kept, typed_text("resume", path_to_type(directory))], said
+        return Settled([*kept, typed_text("resume", path_to_type(directory))], said)
     said.append(f"resume={AUTO}: no run of {wanted} in {config.output_dir} to go on with; a new one begins")
-    return kept, said
+    return Settled(kept, said, next(iter(dead), None))
+
+
+def saved_step(config: TrainConfig) -> int:
+    """The step of the newest checkpoint, whole or not, that a run of `run_name` has in `output_dir`; -1 without one."""
+    directories = _newest_first(Path(config.output_dir).expanduser())
+    steps = (newest_step(each / "checkpoints") for each in directories if _matches(each, config, None))
+    return max(steps, default=-1)
+
+
+def nothing_left(config: TrainConfig, start: StartingPoint) -> bool:
+    """Whether a run has come to its end, and `config` gives it no more to do."""
+    if not start.finished or start.directory is None:
+        return False
+    saved, present = read_saved(start.directory).settings, settings_of(config)
+    return out_of_budget(start.state, config) is not None or all(saved[key] == present[key] for key in _ENDS)
 
 
 def extended(config: TrainConfig, start: StartingPoint, typed: Sequence[str]) -> tuple[TrainConfig, list[str]]:
@@ -213,4 +252,10 @@ def _key(override: str) -> str:
 
 def described(start: StartingPoint) -> dict[str, object]:
     """What `run.json` keeps of where a run began."""
-    return {"resumed_from": str((start.directory or start.checkpoint).absolute()), "resumed_step": start.state.step}
+    parent = start.newest or start.directory or start.checkpoint
+    return {"resumed_from": str(parent.absolute()), "resumed_step": start.state.step}
+
+
+def begun_again(directory: Path) -> dict[str, object]:
+    """What `run.json` keeps when the run in `directory` left nothing to go on from, and this one takes its place."""
+    return {"resumed_from": str(directory.absolute()), "resumed_step": 0}

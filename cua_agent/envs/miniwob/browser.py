@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.util
+import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from cua_agent.envs.base import EnvironmentFailure, WorldUnavailable
 from cua_agent.envs.miniwob.page import CLOSE_TIMEOUT_S, HEIGHT, WIDTH, MiniWobPage, first_line
+from cua_agent.scratch import scratch_directory
 
 DEFAULT_BROWSER = "/usr/bin/chromium-headless-shell"
 _FLAGS = (
@@ -53,6 +56,7 @@ class MiniWobBrowser:
         self._launching = asyncio.Lock()
         self._playwright: Any = None
         self._browser: Any = None
+        self._scratch = contextlib.ExitStack()
 
     async def __aenter__(self) -> Self:
         try:
@@ -111,7 +115,9 @@ class MiniWobBrowser:
     async def _launch(self) -> Any:
         from playwright.async_api import async_playwright
 
-        self._playwright = await async_playwright().start()
+        profiles = self._scratch.enter_context(scratch_directory("browser"))
+        with _temporary_files_in(profiles):
+            self._playwright = await async_playwright().start()
         return await self._playwright.chromium.launch(
             executable_path=self._executable, args=list(_FLAGS), timeout=1000 * self.timeout_s
         )
@@ -124,6 +130,22 @@ class MiniWobBrowser:
                 with contextlib.suppress(Exception):  # a dead process cannot be closed twice
                     async with asyncio.timeout(CLOSE_TIMEOUT_S):
                         await stop()
+        self._scratch.close()
+
+
+@contextlib.contextmanager
+def _temporary_files_in(directory: Path) -> Iterator[None]:
+    """Processes that are started inside, Playwright's and its browser, keep their temporary files in `directory`: a
+    killed browser leaves its profile behind."""
+    before = os.environ.get("TMPDIR")
+    os.environ["TMPDIR"] = str(directory)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TMPDIR"]
+        else:
+            os.environ["TMPDIR"] = before
 
 
 def _find_browser(executable: str) -> str:
