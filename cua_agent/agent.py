@@ -265,7 +265,8 @@ async def side_effects_of(environment: Environment, values: RewardValues) -> int
 def screen_of(observation: Observation, seen: Seen) -> Screen:
     """What of `observation` the model is shown. Raises `NoDescription`."""
     if seen == "screenshot":
-        return np.array(observation.screenshot.convert("RGB"), dtype=np.uint8)
+        picture = observation.screenshot
+        return np.array(picture if picture.mode == "RGB" else picture.convert("RGB"), dtype=np.uint8)
     if observation.description is None:
         raise NoDescription("observation=text: this environment cannot tell its screens in words")
     return observation.description

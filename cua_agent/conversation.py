@@ -141,7 +141,8 @@ class Conversation:
 
     def _append(self, text: str, text_without_screen: str, screen: Screen) -> None:
         encode, image = self._codec.encode, None if isinstance(screen, str) else screen
-        self._exchanges.append(_Exchange(encode(text), encode(text_without_screen), image))
+        without_screen = encode(text_without_screen) if self._last_k else []  # with all screens it is never asked for
+        self._exchanges.append(_Exchange(encode(text), without_screen, image))
         if self._first_shown(self.turns) != self._first_shown(self.turns - 1):
             self._former = []
 

@@ -299,7 +299,7 @@ def test_the_canary_must_move_with_the_trainer() -> None:
     former = [reading("v0", -2.0, -2.1)]  # the two programs differ by 0.1 to begin with
     judge(former, reading("v1", -1.9, -2.0), tolerance=0.15)
     judge(former, reading("v1", -1.99, -2.1), tolerance=0.15)  # too small a move to tell
-    judge(former, reading("v1", -1.99, -2.04), tolerance=0.15, full_weights=True)  # they round anew
+    judge(former, reading("v1", -1.99, -2.04), tolerance=0.15, rounded=True)  # they round anew
     with pytest.raises(CanaryError, match="since v0"):
         judge(former, reading("v1", -1.99, -2.04), tolerance=0.15)
     with pytest.raises(CanaryError, match=r"since v0 the trainer's log-probabilities moved by 0\.1 on average"):

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import copy
 import io
 import threading
 from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import torch
 import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
 
 from cua_agent.inference.vllm.canary import Canary, make_canary, own_logprobs
 from cua_agent.inference.vllm.plan import ServingPlan
@@ -38,6 +43,7 @@ def server_info(
     max_model_len: int = 512,
     images: int = 4,
     lora: Any = {"max_lora_rank": 8, "max_loras": 2},  # noqa: B006 (never changed)
+    transfer: str | None = None,
     env: Any = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": True},  # noqa: B006
 ) -> dict[str, Any]:
     """The part of a server's `/server_info` that is read."""
@@ -48,6 +54,7 @@ def server_info(
         "multimodal_config": {"limit_per_prompt": {"image": {"count": images}, "video": {"count": 0}}},
     }
     config = {"model_config": model, "lora_config": lora, "parallel_config": {"worker_extension_cls": ""}}
+    config["weight_transfer_config"] = None if transfer is None else {"backend": transfer}
     return {"vllm_config": config, "vllm_env": env}
 
 
@@ -74,6 +81,8 @@ class FakeVllm:
         self.in_flight = self.most_in_flight = 0
         self.images: dict[str, int] = {}
         self.sent: Counter[str] = Counter()
+        self.memory: dict[str, Tensor] = {}
+        self._received: dict[str, Tensor] = {}
         self.info = server_info()
         self._base = base
         self._canary = make_canary(base)
@@ -97,7 +106,11 @@ class FakeVllm:
         app.get("/weight_info")(lambda: {"weight_version": self.tag})
         app.post("/update_weight_version")(self._tag)
         app.post("/collective_rpc")(self._reload)
+        app.post("/update_weights")(self._transfer)
+        app.post("/finish_weight_update")(self._finish_transfer)
         app.post("/reset_mm_cache")(lambda: self.images.clear())
+        for path in ("/init_weight_transfer_engine", "/start_weight_update"):
+            app.post(path)(lambda: Response())
         for path in ("/pause", "/resume", "/reset_prefix_cache", "/reset_encoder_cache"):
             app.post(path)(lambda: Response())
         return app
@@ -112,8 +125,34 @@ class FakeVllm:
         return Response()
 
     async def _reload(self, request: Request) -> Response:
-        with _loading:
-            self._base = load_policy((await request.json())["kwargs"]["weights_path"])
+        directory = (await request.json())["kwargs"]["weights_path"]
+        self._replace(load_file(Path(directory) / "model.safetensors"))
+        self.log.append("reload")
+        return Response()
+
+    def _replace(self, weights: dict[str, Tensor]) -> None:
+        """Full weights by their names in a checkpoint, in a model of its own."""
+        policy = copy.deepcopy(self._base)
+        own = dict(policy.model.named_parameters())
+        assert set(weights) == set(own)
+        with torch.no_grad():
+            for name, weight in weights.items():
+                own[name].copy_(weight)
+        self._base = policy
+
+    async def _transfer(self, request: Request) -> Response:
+        """A part of the weights, which lies in the buffer of this process that `memory` knows by its handle."""
+        part = (await request.json())["update_info"]
+        buffer = self.memory[part["ipc_handles_pickled"]]
+        values = buffer[: sum(part["tensor_sizes"])].split(part["tensor_sizes"])
+        for name, dtype, shape, value in zip(part["names"], part["dtype_names"], part["shapes"], values, strict=True):
+            self._received[name] = value.clone().view(getattr(torch, dtype)).view(shape)
+        self.log.append("part")
+        return Response()
+
+    def _finish_transfer(self) -> Response:
+        self._replace(self._received)
+        self._received = {}
         return Response()
 
     async def _load(self, request: Request) -> Response:

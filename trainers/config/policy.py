@@ -93,6 +93,11 @@ class InferenceConfig:
         default=None,
         description="vllm: where weights are left for the servers, who must see it; null: temporary",
     )
+    sync: Literal["auto", "adapter", "merged"] = Field(
+        default="auto",
+        description="vllm, LoRA: the adapter is served beside the base model, or merged into it; auto: what the server "
+        "was started for",
+    )
     max_in_flight: int = Field(default=64, ge=1, description="vllm: requests at a time and server")
     request_timeout_s: float = Field(default=120.0, gt=0, description="vllm: longest wait for one answer")
     server_timeout_s: float = Field(

@@ -8,13 +8,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cua_agent.inference.vllm.whole_weights import WholeWeights
+
 
 @dataclass(frozen=True)
 class Publication:
     """One export of the policy's weights.
 
     `name` is the adapter's name on the servers; `serial` counts publications.
-    `expected` is the trainer's own answer to the canary under these weights.
+    `expected` is the trainer's own answer to the canary under these weights. `whole` are the weights themselves, when
+    no adapter is served.
     """
 
     version: int
@@ -22,6 +25,7 @@ class Publication:
     name: str
     directory: Path
     expected: tuple[float, ...] = field(default=(), repr=False)
+    whole: WholeWeights | None = field(default=None, repr=False)
 
     @property
     def tag(self) -> str:
@@ -56,10 +60,12 @@ class AdapterRegistry:
             name, again = f"{self._owner}-v{version}.{again}", again + 1
         return name
 
-    def add(self, version: int, directory: Path, expected: tuple[float, ...] = ()) -> Publication:
+    def add(
+        self, version: int, directory: Path, expected: tuple[float, ...] = (), whole: WholeWeights | None = None
+    ) -> Publication:
         """Register weights that are about to be loaded; they serve no request until `announce`."""
         with self._lock:
-            publication = Publication(version, self._serial, self.next_name(version), directory, expected)
+            publication = Publication(version, self._serial, self.next_name(version), directory, expected, whole)
             self._serial += 1
             self._used_names.add(publication.name)
             self._known[publication.name] = publication

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
+
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay
+from tenacity.wait import wait_exponential_jitter
 
 from cua_agent.inference.vllm.canary import make_canary, tolerance_for
+from cua_agent.inference.vllm.client import ControlClient
 from cua_agent.inference.vllm.engine import Patience, VllmEngine
+from cua_agent.inference.vllm.errors import Refused, Unavailable
 from cua_agent.inference.vllm.plan import ServingPlan, rank_limit, slots_for
+from cua_agent.inference.vllm.wire import server_info
 from cua_agent.models.policy import PolicyModel
+
+logger = logging.getLogger(__name__)
 
 
 class VllmSettings(Protocol):
@@ -23,6 +33,11 @@ class VllmSettings(Protocol):
     @property
     def weights_dir(self) -> str | None:
         """A directory that trainer and servers share; None: a temporary one."""
+        ...
+
+    @property
+    def sync(self) -> Literal["auto", "adapter", "merged"]:
+        """How an adapter is served."""
         ...
 
     @property
@@ -47,11 +62,18 @@ class VllmSettings(Protocol):
 
 
 def serving_plan(
-    policy: PolicyModel, *, max_length: int, max_images: int, max_staleness: int, tolerance: float | None = None
+    policy: PolicyModel,
+    *,
+    max_length: int,
+    max_images: int,
+    max_staleness: int,
+    tolerance: float | None = None,
+    merged: bool = False,
 ) -> ServingPlan:
-    """What serving `policy` asks of a server. Raises `ServerMismatch` when vLLM cannot serve its adapter."""
+    """What serving `policy`, its adapter `merged` into the model or beside it, asks of a server. Raises
+    `ServerMismatch` when vLLM cannot serve its adapter."""
     model: Any = policy.model
-    rank = int(model.active_peft_config.r) if policy.has_adapter else None
+    rank = int(model.active_peft_config.r) if policy.has_adapter and not merged else None
     if rank is not None:
         rank_limit(rank)
     return ServingPlan(
@@ -90,6 +112,7 @@ def connect(
             max_images=max_images,
             max_staleness=max_staleness,
             tolerance=settings.canary_tolerance,
+            merged=policy.has_adapter and _merges(settings),
         ),
         save_weights,
         patience=Patience(settings.max_in_flight, settings.request_timeout_s, settings.server_timeout_s),
@@ -102,3 +125,27 @@ def connect(
         engine.discard()
         raise
     return engine
+
+
+def _merges(settings: VllmSettings) -> bool:
+    """Whether adapters are served merged; for `auto` the first server is asked, and waited for."""
+    if settings.sync != "auto":
+        return settings.sync == "merged"
+    retrying = Retrying(
+        retry=retry_if_exception_type(Unavailable),
+        wait=wait_exponential_jitter(initial=0.1, max=3.0, jitter=0.5),
+        stop=stop_after_delay(settings.server_timeout_s),
+        before_sleep=lambda state: _say_waiting(state, settings.server_timeout_s),
+        reraise=True,
+    )
+    with closing(ControlClient(settings.servers[0])) as client:
+        try:
+            info = retrying(client.call, server_info())
+        except Refused:
+            return False  # no server of ours: whoever publishes to it says why
+    return info["vllm_config"]["lora_config"] is None
+
+
+def _say_waiting(state: RetryCallState, seconds: float) -> None:
+    if state.attempt_number == 1 and state.outcome is not None:
+        logger.warning("waiting up to %g s: %s", seconds, state.outcome.exception())

@@ -34,6 +34,7 @@ from cua_agent.inference.vllm.ownership import WeightsDirectory
 from cua_agent.inference.vllm.plan import ServingPlan
 from cua_agent.inference.vllm.router import Router
 from cua_agent.inference.vllm.weight_sync import Replica
+from cua_agent.inference.vllm.whole_weights import WholeWeights
 from cua_agent.models.pixels import check_screenshot
 from cua_agent.models.policy import PolicyModel
 
@@ -67,7 +68,7 @@ class VllmEngine:
     """Implements `InferenceEngine` over HTTP. Call `update_weights` once before the first `generate`.
 
     `update_weights` and `generate` may run in different threads; `generate` belongs to one event loop at a time.
-    `save_weights(directory, policy)` exports the adapter or all weights; `weights_dir` must be readable by the servers.
+    `save_weights(directory, policy)` exports the adapter; `weights_dir` must be readable by the servers.
     Engines may share servers, also with the same `run`: whatever is published is named after this very engine.
     """
 
@@ -144,8 +145,13 @@ class VllmEngine:
         """
         directory = self.weights_dir / self._publications.next_name(version)
         directory.mkdir(exist_ok=True)
-        self._save_weights(directory, self._policy)
-        publication = self._publications.add(version, directory, own_logprobs(self._policy, self._plan.canary))
+        whole = None
+        if self._plan.lora_rank is None:
+            whole = WholeWeights(self._policy, directory)
+        else:
+            self._save_weights(directory, self._policy)
+        expected = own_logprobs(self._policy, self._plan.canary)
+        publication = self._publications.add(version, directory, expected, whole)
         try:
             self._publish(publication)
         except BaseException:

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from cua_agent.inference.vllm.canary import Canary
 
 SERVE_COMMAND = "python -m cua_agent.inference.vllm serve"
+TRANSFER_BACKEND = "ipc"
+"""How weights come into a server without a file: out of the trainer's memory on the same card, or another one of its
+machine."""
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Rank limits that vLLM allows."""
 _UNLIMITED = 999

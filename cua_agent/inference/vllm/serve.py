@@ -23,7 +23,7 @@ from pydantic.fields import FieldInfo
 
 from cua_agent.inference.vllm.errors import ServerMismatch
 from cua_agent.inference.vllm.key_check import KEY_VARIABLE, MIDDLEWARE
-from cua_agent.inference.vllm.plan import rank_limit, slots_for
+from cua_agent.inference.vllm.plan import TRANSFER_BACKEND, rank_limit, slots_for
 from cua_agent.inference.vllm.worker import EXTENSION
 from cua_agent.proxies import is_loopback
 from cua_agent.secrets import BadKey, read_key
@@ -199,9 +199,11 @@ def _device_flags(options: ServeOptions, device: str, max_length: int) -> list[s
         # A prompt that is computed in parts kills vLLM's engine on a CPU when its request has a seed.
         whole_prompts = ["--no-enable-chunked-prefill", "--max-num-batched-tokens", str(max(max_length, _CPU_BATCH))]
         return ["--enforce-eager", *whole_prompts, "--worker-extension-cls", EXTENSION]
+    transfer = [] if options.lora else ["--weight-transfer-config", json.dumps({"backend": TRANSFER_BACKEND})]
     return [
         *("--tensor-parallel-size", str(options.gpus)),
         *("--gpu-memory-utilization", f"{options.gpu_memory:g}"),
+        *transfer,
     ]
 
 
@@ -210,6 +212,8 @@ def _environment(options: ServeOptions, device: str) -> dict[str, str]:
     settings = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1"}
     if options.lora:
         settings["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
+    elif device == "cuda":
+        settings["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # where weights lie comes pickled
     if device == "cpu":
         settings["VLLM_CPU_KVCACHE_SPACE"] = str(options.cpu_cache_gb)
     if device == "cpu" or os.environ.get(KEY_VARIABLE):  # this library has to be found there, for what it adds

@@ -17,6 +17,7 @@ from cua_agent.inference.vllm.errors import Refused, ServerMismatch, Unavailable
 from cua_agent.inference.vllm.images import SentImages
 from cua_agent.inference.vllm.ownership import RELEASE_COMMAND, RELEASED, Holdings, Loaded, is_dead, read_holdings
 from cua_agent.inference.vllm.plan import SERVE_COMMAND, ServingPlan, check_server
+from cua_agent.inference.vllm.weight_transfer import reads_memory, transfer
 from cua_agent.inference.vllm.worker import EXTENSION
 
 logger = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ class Replica:
         self._own_tag = ""
         self._unneeded: list[str] = []  # adapters that are still to be unloaded
         self._reload_method = "reload_weights"
+        self._reads_memory = False
         self._met = False
         self._serial = -1  # of the newest publication that this server has
         self.epoch = 0
@@ -131,7 +133,7 @@ class Replica:
         if self._met and holdings.tag == self.base_tag:
             return
         try:
-            info = self._client.call(wire.Call("GET", wire.SERVER_INFO, query={"config_format": "json"}))
+            info = self._client.call(wire.server_info())
         except Refused as error:
             raise ServerMismatch(
                 f"{self.url} does not tell its configuration (VLLM_SERVER_DEV_MODE=1 is missing, or it is no vLLM "
@@ -144,6 +146,7 @@ class Replica:
         except (AttributeError, KeyError, TypeError) as error:
             raise Unavailable(f"{self.url} tells its configuration in part: {type(error).__name__} {error}") from error
         self._reload_method = "reload_policy" if extension == EXTENSION else "reload_weights"
+        self._reads_memory = reads_memory(self.url, info)
         self._share(holdings, publication.directory.parent)
         self._base_name, self.base_tag = holdings.base_name, holdings.tag
         self.epoch += 1
@@ -192,7 +195,7 @@ class Replica:
     def _load_full_weights(self, publication: Publication) -> None:
         self._client.call(wire.pause())
         try:
-            self._client.call(wire.reload_weights(self._reload_method, str(publication.directory)))
+            self._replace_weights(publication)
             self.images.forget()
             for reset in wire.reset_caches():
                 answer = self._client.call(reset)
@@ -203,6 +206,15 @@ class Replica:
         finally:
             self._client.call(wire.resume())
 
+    def _replace_weights(self, publication: Publication) -> None:
+        whole = publication.whole
+        assert whole is not None
+        if self._reads_memory and whole.in_memory:
+            transfer(self._client, whole.tensors())
+        else:
+            whole.write()
+            self._client.call(wire.reload_weights(self._reload_method, str(publication.directory)))
+
     def _ask_canary(self, publication: Publication) -> None:
         canary, name = self._plan.canary, self.model_name(publication)
         observed: list[float] = []
@@ -210,7 +222,8 @@ class Replica:
             answer = self._client.call(wire.probe(name, probe.wire, canary.choices))
             observed += wire.read_probe(answer, probe.ids, canary.choices)
         reading = Reading(publication.name, np.array(publication.expected), np.array(observed))
-        judge(self._readings, reading, self._plan.tolerance, full_weights=self._plan.lora_rank is None)
+        rounded = self._plan.lora_rank is None or self._plan.dtype == "bfloat16"
+        judge(self._readings, reading, self._plan.tolerance, rounded=rounded)
         self._readings.append(reading)
 
     def _cure(self, error: Refused, publication: Publication) -> str:

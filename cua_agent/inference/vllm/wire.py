@@ -192,6 +192,11 @@ def read_probe(answer: Mapping[str, Any], ids: Sequence[int], choices: Sequence[
         raise Unavailable(f"the server's scores cannot be read: {type(error).__name__} {error}") from error
 
 
+def server_info() -> Call:
+    """The server's configuration and environment."""
+    return Call("GET", SERVER_INFO, query={"config_format": "json"})
+
+
 def load_adapter(name: str, directory: str) -> Call:
     """Never in place: requests in flight would mix two adapters."""
     return Call("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": directory})
@@ -229,3 +234,23 @@ def reset_caches() -> list[Call]:
 def tag_weights(tag: str) -> Call:
     """Name the weights in place; every token sampled from now on is reported with `tag`."""
     return Call("POST", "/update_weight_version", {"new_version": tag})
+
+
+def begin_transfer() -> Call:
+    """Weights will come out of the trainer's GPU memory, many at a time."""
+    return Call("POST", "/init_weight_transfer_engine", {"init_info": {"packed": True}})
+
+
+def start_transfer() -> Call:
+    """Weights begin to come."""
+    return Call("POST", "/start_weight_update")
+
+
+def transfer(part: Mapping[str, Any]) -> Call:
+    """Take `part` of them."""
+    return Call("POST", "/update_weights", {"update_info": dict(part)})
+
+
+def finish_transfer() -> Call:
+    """All have come."""
+    return Call("POST", "/finish_weight_update")
