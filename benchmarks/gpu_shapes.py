@@ -135,3 +135,9 @@ def synthetic_batch(policy: PolicyModel, count: int, most_turns: int, sampled: i
             )
         )
     return batch_of(rows, AdvantageConfig())
+
+
+if __name__ == "__main__":
+    import sys
+
+    print(random_model(sys.argv[1], Path(sys.argv[2]), "cpu" if len(sys.argv) < 4 else sys.argv[3]))

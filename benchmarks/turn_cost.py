@@ -82,7 +82,7 @@ async def _measure(config: Any, args: argparse.Namespace) -> dict[str, float]:
                 turns = 0
                 for _ in range(args.rounds):
                     turns += await _round(pool, run, sampler, args.episodes)
-                wall_s, client_s, server_s = before.since()
+                wall_s, client_s, front_s, engine_s = before.since()
     finally:
         await engine.close()
     per_turn = 1000 / turns
@@ -93,7 +93,8 @@ async def _measure(config: Any, args: argparse.Namespace) -> dict[str, float]:
         "client's processor, ms a turn": client_s * per_turn,
         **{f"  {name}": seconds * per_turn for name, seconds in spent.items()},
         "  the rest: event loop, HTTP": (client_s - sum(spent.values())) * per_turn,
-        "server's processor, ms a turn": server_s * per_turn,
+        "server's front end, ms a turn": front_s * per_turn,
+        "server's engine, ms a turn": engine_s * per_turn,
         "request, KiB a turn": sum(sent) / turns / 1024,
     }
 
@@ -107,27 +108,29 @@ async def _round(pool: EnvironmentPool, run: Any, sampler: TaskSampler, episodes
 
 
 class _Clock:
-    """Wall clock, this process's processor time, and that of the processes that listen at `url`'s port."""
+    """Wall clock, this process's processor time, that of the process which listens at `url`'s port, and its
+    children's."""
 
     def __init__(self, url: str) -> None:
-        self._server = _listening_at(urlsplit(url).port)
+        self._front = _listening_at(urlsplit(url).port)
+        self._engine = [child for each in self._front for child in each.children(recursive=True)]
         self._start = self._read()
 
     def since(self) -> tuple[float, ...]:
         return tuple(now - then for now, then in zip(self._read(), self._start, strict=True))
 
-    def _read(self) -> tuple[float, float, float]:
-        server = sum(sum(each.cpu_times()[:2]) for each in self._server if each.is_running())
-        return time.perf_counter(), time.process_time(), server
+    def _read(self) -> tuple[float, ...]:
+        spent = [sum(sum(each.cpu_times()[:2]) for each in kind) for kind in (self._front, self._engine)]
+        return time.perf_counter(), time.process_time(), *spent
 
 
 def _listening_at(port: int | None) -> list[psutil.Process]:
-    """The process that listens there, and its children."""
-    for connection in psutil.net_connections("tcp"):
-        if connection.laddr and connection.laddr.port == port and connection.status == psutil.CONN_LISTEN:
-            owner = psutil.Process(connection.pid)
-            return [owner, *owner.children(recursive=True)]
-    return []
+    """The process that listens there, when it can be seen from here."""
+    return [
+        psutil.Process(connection.pid)
+        for connection in psutil.net_connections("tcp")
+        if connection.laddr and connection.laddr.port == port and connection.status == psutil.CONN_LISTEN
+    ][:1]
 
 
 @contextmanager
