@@ -69,6 +69,13 @@ def memory(fake: FakeVllm, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(whole_weights, "can_stay", lambda _: True)
 
 
+class Unreadable(dict[str, Tensor]):
+    """Memory on another card that the server cannot reach."""
+
+    def __getitem__(self, name: str) -> Tensor:
+        raise RuntimeError(f"invalid device context: {name}")
+
+
 def test_a_version_is_what_the_trainer_computes(policy: PolicyModel, build: Build, fake: FakeVllm) -> None:
     with served(fake.app()) as url:
         engine = build(url)
@@ -117,6 +124,20 @@ def test_weights_that_came_wrong_are_found(
         with pytest.raises(CanaryError):
             engine.update_weights(1)
     assert engine.version == 0
+
+
+def test_a_server_that_cannot_read_the_memory_gets_files(
+    policy: PolicyModel, memory: None, build: Build, fake: FakeVllm, caplog: pytest.LogCaptureFixture
+) -> None:
+    fake.memory = Unreadable()
+    with served(fake.app()) as url:
+        engine = build(url)
+        change(policy)
+        engine.update_weights(1)
+        (response,) = generate(engine, request())
+    assert response.versions == [1, 1]
+    assert fake.log.count("reload") == 2
+    assert caplog.text.count("gets files") == 1
 
 
 def test_a_server_elsewhere_gets_files(policy: PolicyModel, memory: None) -> None:

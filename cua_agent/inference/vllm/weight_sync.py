@@ -210,10 +210,16 @@ class Replica:
         whole = publication.whole
         assert whole is not None
         if self._reads_memory and whole.in_memory:
-            transfer(self._client, whole.tensors())
-        else:
-            whole.write()
-            self._client.call(wire.reload_weights(self._reload_method, str(publication.directory)))
+            try:
+                transfer(self._client, whole.tensors())
+                return
+            except Refused as error:
+                self._reads_memory = False
+                logger.warning(
+                    "%s cannot read the weights in this process's memory and gets files: %s", self.url, error
+                )
+        whole.write()
+        self._client.call(wire.reload_weights(self._reload_method, str(publication.directory)))
 
     def _ask_canary(self, publication: Publication) -> None:
         canary, name = self._plan.canary, self.model_name(publication)
