@@ -31,7 +31,8 @@ def row(step: int, **values: Any) -> dict[str, Any]:
     """A row of `metrics.jsonl`: a synchronous step of 10 s with 64 episodes."""
     return {
         "step": step, "policy_version": step, "loss": 0.1, "policy_loss": 0.1, "kl": None, "entropy": 0.2,
-        "grad_norm": 0.1, "clip_fraction": 0.0, "lr": 2e-4, "reward_mean": 0.5, "reward_std": 0.5, "success_rate": 0.5,
+        "grad_norm": 0.1, "clip_fraction": 0.0, "lr": 2e-4, "reward_mean": 0.5, "reward_std": 0.5, "score_mean": 0.5,
+        "success_rate": 0.5,
         "truncated": 0.0, "turns_mean": 4.0, "groups_kept": 6, "groups_filtered": 2, "groups_dropped": 0,
         "episodes": 64, "episodes_infra_error": 0,
         "updates_skipped": 0, "staleness_mean": 0.0, "staleness_max": 0, "logprob_gap": 1.0001, "rollout_s": 6.0,

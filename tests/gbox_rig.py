@@ -11,13 +11,14 @@ from cua_agent.actions import Action, ReportTaskComplete, Target
 from cua_agent.envs.base import Environment
 from cua_agent.envs.gbox.box_lifecycle import GBoxFactory, open_gbox
 from cua_agent.envs.gbox.settings import GBoxSettings
+from cua_agent.envs.gbox.world import GBoxWorld
 from cua_agent.envs.local_gbox.server import LocalGBox
 from cua_agent.envs.pocket.environment import PocketEnvironment
 from cua_agent.envs.pocket.oracle import Expert
 from cua_agent.envs.pool import EnvironmentPool
-from cua_agent.tasks import CUATask, get_training_tasks
+from cua_agent.tasks import CUATask
 
-TASKS = {task.id: task for task in get_training_tasks("gbox")}
+TASKS = {task.id: task for task in GBoxWorld(reset="pocket").training_tasks()}
 WIFI_ON = TASKS["toggle/wi-fi-on/w0"]
 
 

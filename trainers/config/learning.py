@@ -26,7 +26,7 @@ class RolloutConfig:
     temperature: float = Field(default=1.0, gt=0, description="sampling temperature")
     greedy: bool = Field(default=False, description="take the likeliest token: no exploration, for comparing backends")
     max_staleness: int = Field(
-        default=0, ge=0, description="areal: most policy versions between a token and its update; legacy stays at 0"
+        default=0, ge=0, description="areal: most policy versions between a token and its update"
     )
     context: Literal["full", "last_k"] = Field(default="full", description="screenshots kept in the conversation")
     last_k: int = Field(default=3, ge=1, description="screenshots kept with context=last_k")
