@@ -80,7 +80,12 @@ def test_texts_of_a_list_and_of_a_mapping_too(words: list[str]) -> None:
     assert parse_override(f"env.tasks=[{', '.join(words)}]") == ("env.tasks", words)
     (typed, *_) = as_typed(f"env={{tasks:[{','.join(words)}],args:{{run:{words[0]}}}}}", TEXTS)
     assert parse_override(typed) == ("env.tasks", words)
-    assert load_config(["env=miniwob", f"env.args={{browser_path:{words[0]}}}"]).env.args == {"browser_path": words[0]}
+
+
+@settings(deadline=None, max_examples=10)  # each composes a whole configuration
+@given(WORD)
+def test_an_option_of_a_world_takes_any_text(word: str) -> None:
+    assert load_config(["env=miniwob", f"env.args={{browser_path:{word}}}"]).env.args == {"browser_path": word}
 
 
 @pytest.mark.parametrize(
