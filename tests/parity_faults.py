@@ -165,7 +165,7 @@ class FaultyPlan(Plan):
 def replay_with_faults(side: Any, directory: Path) -> None:
     plan = load_plan(directory)
     for name, fault in FAULTS.items():
-        if side in fault.sides:
+        if side in fault.sides and fault.piece in plan.pieces:
             with fault.applied(side):
                 work(side, FaultyPlan(plan.directory, plan.pieces, fault=name), fault.piece, toy_parts)
 

@@ -14,6 +14,7 @@ from cua_agent.trajectory import Trajectory
 from tests.parity_rig import toy_parts
 from tests.policy_rows import ragged_batch
 from trainers.config import LoggingConfig, ModelConfig, OptimConfig, TrainConfig
+from trainers.distributed.sharded_tensors import whole
 from trainers.grpo.advantages import batch_of
 from trainers.parity.replay import Opened, Side, on_side, opened
 from trainers.protocol import Batch
@@ -35,6 +36,14 @@ def opened_side(config: TrainConfig, side: Side) -> Iterator[Opened]:
     config = on_side(config, side)
     with opened(config, toy_parts(config)) as opened_trainer:
         yield opened_trainer
+
+
+def trained_weights(opened_side: Opened) -> dict[str, npt.NDArray[np.float32]]:
+    """The trained parameters by name, whole."""
+    return {
+        name: whole(parameter).float().cpu().numpy().copy()
+        for name, parameter in opened_side.components.policy.trainable_parameters()
+    }
 
 
 def one_group(opened_side: Opened) -> list[Trajectory]:

@@ -16,11 +16,11 @@ import torch
 from cua_agent.trajectory import Trajectory
 from tests.areal_rig import ran
 from tests.legacy_rig import CONFIG, OneTokenRunner
-from tests.sides_rig import batch, first_trained, one_group, opened_side, side_config, with_value
+from tests.sides_rig import batch, first_trained, one_group, opened_side, side_config, trained_weights, with_value
 from tests.tiny_random import build
 from trainers.config import EvalConfig, LossConfig
 from trainers.parity.errors import distance
-from trainers.parity.replay import SIDES, Opened, Side, on_side, trained_weights
+from trainers.parity.replay import SIDES, Opened, Side, on_side
 from trainers.protocol import Batch
 
 pytest.importorskip("areal")

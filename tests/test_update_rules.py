@@ -13,11 +13,11 @@ import torch
 
 from cua_agent.trajectory import Trajectory
 from tests.policy_rows import row
-from tests.sides_rig import batch, cut, first_trained, one_group, opened_side, side_config, with_value
+from tests.sides_rig import batch, cut, first_trained, one_group, opened_side, side_config, trained_weights, with_value
 from tests.tiny_random import build
 from trainers.config import TrainConfig
 from trainers.parity.errors import distance
-from trainers.parity.replay import SIDES, Opened, trained_weights
+from trainers.parity.replay import SIDES, Opened
 from trainers.protocol import Batch
 
 pytest.importorskip("areal")

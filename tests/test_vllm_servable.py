@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import tiny_random
+from fastapi import FastAPI
 from peft import IA3Config, LoraConfig, PeftConfig, get_peft_model
 
 from cua_agent.inference.vllm.errors import ServerMismatch
@@ -14,7 +15,7 @@ from cua_agent.inference.vllm.servable import check_servable
 from cua_agent.models.loaders import load_policy
 from cua_agent.models.lora import LANGUAGE_MODEL_LINEARS
 from cua_agent.models.sources import find_model
-from tests.vllm_fakes import plan, server_info
+from tests.vllm_fakes import plan, served, server_info
 from train import BAD_CONFIGURATION, main
 
 
@@ -109,3 +110,17 @@ def test_the_command_refuses_it_with_status_2_before_it_loads_or_asks_a_server(
     (line,) = capsys.readouterr().err.splitlines()
     assert "use_dora=true" in line
     assert not any((tmp_path / "out").iterdir())
+
+
+def test_a_server_of_another_dtype_is_refused_before_anything_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    app = FastAPI()
+    app.get("/server_info")(lambda: server_info(dtype="torch.bfloat16"))
+    monkeypatch.setattr("trainers.components.load_policy", lambda *_, **__: pytest.fail("a model was loaded"))
+    with served(app) as url:
+        words = ["inference=vllm", f"inference.servers=[{url}]", "lora.enabled=true", f"output_dir={tmp_path / 'out'}"]
+        assert main(words) == BAD_CONFIGURATION
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "serves bfloat16, the trainer's model.dtype is float32: set model.dtype=bfloat16" in line
+    assert not (tmp_path / "out").exists()

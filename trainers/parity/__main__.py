@@ -16,7 +16,8 @@ from trainers.config import ConfigError
 
 if TYPE_CHECKING:
     from trainers.parity.ladder import Climb
-    from trainers.parity.plan import Plan
+    from trainers.parity.plan import DType, Plan
+    from trainers.parity.recording import Recording
     from trainers.parity.replay import Side
 
 DONE, FAILED, BAD_CONFIGURATION, INTERRUPTED = 0, 1, 2, 130
@@ -65,12 +66,12 @@ def record(given: argparse.Namespace) -> int:
 def replay(given: argparse.Namespace) -> int:
     """Replay a recording on every side."""
     from trainers.parity.recording import load_recording
-    from trainers.parity.replay import SIDES
 
-    plan = _plan(Path(given.recording), Path(given.out))
-    on_cpu = load_recording(Path(given.recording)).config.loader.device == "cpu"
-    with ThreadPoolExecutor(min(len(SIDES), os.cpu_count() or 1) if on_cpu else 1) as together:
-        for finished in [together.submit(_replay_on, side, plan) for side in SIDES]:
+    recording = load_recording(Path(given.recording))
+    plan = _plan(recording, Path(given.out), given.dtype)
+    at_once = given.at_once or ((os.cpu_count() or 1) if recording.config.loader.device == "cpu" else 1)
+    with ThreadPoolExecutor(min(len(plan.sides), at_once)) as together:
+        for finished in [together.submit(_replay_on, side, plan) for side in plan.sides]:
             finished.result()
     return DONE
 
@@ -147,16 +148,14 @@ def _phase(text: str) -> int:
     return allowed[text]
 
 
-def _plan(recording: Path, out: Path) -> Plan:
+def _plan(recording: Recording, out: Path, dtype: DType) -> Plan:
     from trainers.components import build_components
     from trainers.parity.plan import make_plan
-    from trainers.parity.recording import load_recording
 
-    loaded = load_recording(recording)
     for name in ("pieces", "starts", "evidence"):  # of an earlier ladder
         shutil.rmtree(out / name, ignore_errors=True)
     out.mkdir(parents=True, exist_ok=True)
-    return make_plan(loaded, out, build_components)
+    return make_plan(recording, out, build_components, dtype)
 
 
 def _replay_on(side: Side, plan: Plan) -> None:
@@ -179,6 +178,7 @@ def _prepare_process() -> None:
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "OMP_NUM_THREADS": "1",
+        "NVIDIA_TF32_OVERRIDE": "0",  # float32 on a GPU is float32
     }
     for name, value in settings.items():
         os.environ.setdefault(name, value)
@@ -198,11 +198,13 @@ def parser() -> argparse.ArgumentParser:
     command = commands.add_parser("replay", help="feed a recording to legacy and phases 1, 2, 3")
     command.add_argument("--recording", required=True, help="recording or run directory")
     command.add_argument("--out", required=True, help="directory of what each side came to")
+    _add_how(command)
     command.set_defaults(command=replay)
 
     command = commands.add_parser("ladder", help="rungs 0 to 4: replay and compare; exit status 1 when one fails")
     command.add_argument("--recording", help="recording or run directory; without it what was replayed is compared")
     command.add_argument("--out", required=True, help="directory of the result: ladder.md, ladder.json")
+    _add_how(command)
     command.set_defaults(command=ladder)
 
     command = commands.add_parser("learning", help="rung 5: live runs over seeds, trained where they are missing")
@@ -217,6 +219,15 @@ def parser() -> argparse.ArgumentParser:
     )
     command.set_defaults(command=gate)
     return whole
+
+
+def _add_how(command: argparse.ArgumentParser) -> None:
+    """How a recording is replayed."""
+    dtypes = ("float32", "bfloat16")
+    command.add_argument("--dtype", choices=dtypes, default=dtypes[0], help="of the replay (%(default)s)")
+    command.add_argument(
+        "--at-once", type=int, metavar="N", help="sides that replay at the same time (one on a GPU, else one a core)"
+    )
 
 
 if __name__ == "__main__":

@@ -69,12 +69,11 @@ def with_keys(config: TrainConfig, keys: Mapping[str, Any]) -> TrainConfig:
 
 
 def replayable(recorded: TrainConfig, weights: Weights) -> TrainConfig:
-    """The recorded configuration without what would blur a comparison: half precision, dropout, servers."""
+    """The recorded configuration without what would blur a comparison: dropout, servers."""
     return replace(
         recorded,
         resume=None,
         threads=1,  # sides run side by side
-        model=replace(recorded.model, dtype="float32"),
         lora=replace(recorded.lora, enabled=weights == "lora", dropout=0.0),
         optim=replace(recorded.optim, learning_rate=_learning_rate(recorded, weights)),
         inference=replace(recorded.inference, name="local"),

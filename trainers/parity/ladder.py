@@ -15,7 +15,8 @@ from trainers.parity.evidence import load_episodes, load_evidence
 from trainers.parity.greedy import LiveCase
 from trainers.parity.plan import Plan
 from trainers.parity.replay import REFERENCE, SIDES, Side
-from trainers.parity.rungs import Measurement, Rung, measure, measure_live, measure_refusal
+from trainers.parity.rounding import NO_COSTS, Costs, costs
+from trainers.parity.rungs import Measurement, Rung, measure, measure_live, measure_refusal, unmeasured
 from trainers.run.directory import environment_information
 
 WORKER = (sys.executable, "-m", "trainers.parity.worker")
@@ -44,8 +45,8 @@ class Climb:
         return [m for m in self.measurements if m.phase == phase and m.rung == rung]
 
     def worst(self, phase: int, rung: Rung) -> Measurement | None:
-        """The largest deviation of a rung and a phase."""
-        return max(self.of(phase, rung), key=lambda m: m.error, default=None)
+        """The largest deviation of a rung and a phase, in what is allowed."""
+        return max(self.of(phase, rung), key=lambda m: (m.share, m.error), default=None)
 
 
 def replay_on(side: Side, plan: Plan, on_piece: Callable[[str], None], worker: Sequence[str] = WORKER) -> None:
@@ -70,21 +71,31 @@ def replay_on(side: Side, plan: Plan, on_piece: Callable[[str], None], worker: S
 
 def climb(plan: Plan, source: str, sides: Sequence[Side] = SIDES) -> Climb:
     """Compare the evidence of every phase in `sides` with that of the legacy side."""
+    cost = costs_of(plan)
     found: list[Measurement] = []
     for side in (side for side in sides if side != REFERENCE):
         for piece in plan.pieces:
-            found += compare(plan, piece, side, plan.evidence(side, piece))
+            found += compare(plan, piece, side, plan.evidence(side, piece), cost.get(piece, NO_COSTS))
     return Climb(source, tuple(found), environment_information())
 
 
-def compare(plan: Plan, piece: str, side: Side, theirs: Path) -> list[Measurement]:
+def costs_of(plan: Plan) -> dict[str, Costs]:
+    """What rounding costs on each piece; nothing in float32."""
+    if plan.dtype == "float32":
+        return {}
+    return costs(plan.pieces, lambda side, piece: load_evidence(plan.evidence(side, piece)))
+
+
+def compare(plan: Plan, piece: str, side: Side, theirs: Path, cost: Costs = NO_COSTS) -> list[Measurement]:
     """All rungs of one piece: the evidence of `side` in `theirs` against that of the legacy side."""
     phase, case, ours = int(side.removeprefix("phase")), plan.case(piece), plan.evidence(REFERENCE, piece)
     if isinstance(case, LiveCase):
         return measure_live(phase, piece, load_episodes(ours), load_episodes(theirs))
     if side in case.refused_by:
         return [measure_refusal(phase, piece, load_evidence(theirs), case.keys)]
-    return measure(phase, piece, load_evidence(ours), load_evidence(theirs))
+    if cost.broken:
+        return unmeasured(phase, piece, cost.broken)
+    return measure(phase, piece, load_evidence(ours), load_evidence(theirs), cost.allowed)
 
 
 def to_json(ladder: Climb) -> str:
@@ -101,7 +112,7 @@ def read_ladder(file: Path) -> Climb:
         rows = [
             Measurement(
                 Rung(**row["rung"]), row["phase"], row["piece"], math.inf if row["error"] is None else row["error"],
-                row["note"], row["known"],
+                row["note"], row["known"], row.get("rounding", 0.0),
             )
             for row in content["measurements"]
         ]  # fmt: skip

@@ -10,22 +10,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from cua_agent.models.policy import PolicyModel
 from cua_agent.trajectory import Trajectory
 from trainers.config import ConfigError, TrainConfig
-from trainers.parity.cases import CASES, WEIGHTS, Case, Weights, drifted, replayable
+from trainers.parity.cases import CASES, WEIGHTS, Case, Weights, drifted, replayable, with_keys
 from trainers.parity.greedy import LIVE_CASES, LiveCase
 from trainers.parity.recording import UPDATES, Recording, read_config, write_config
-from trainers.parity.replay import PartsFor
+from trainers.parity.replay import SIDES, PartsFor, Side
+from trainers.parity.rounding import TWINS
 from trainers.parity.starts import make_start, rescored
 from trainers.protocol import Batch
 from trainers.rollouts.trajectory_store import TrajectoryStore
 from trainers.run.checkpoint import load_weights
 from trainers.run.directory import display_path
 
+DType = Literal["float32", "bfloat16"]
 _NAMED: dict[str, Case | LiveCase] = {case.name: case for case in (*CASES, *LIVE_CASES)}
 _LIVE_MOVED = 0.01
 
@@ -33,11 +36,22 @@ _LIVE_MOVED = 0.01
 @dataclass(frozen=True)
 class Plan:
     """`pieces`: from the name of each piece of work, "<weights>/<case>", to that of the checkpoint it starts at;
-    `source`: what was recorded, in words."""
+    `source`: what was recorded, in words; `dtype`: what it is replayed in."""
 
     directory: Path
     pieces: Mapping[str, str]
     source: str = ""
+    dtype: DType = "float32"
+
+    @property
+    def sides(self) -> tuple[Side, ...]:
+        """Who replays the plan."""
+        return SIDES if self.dtype == "float32" else (*SIDES, *TWINS)
+
+    def save(self) -> None:
+        """Leave it to the processes of the sides."""
+        told = {"pieces": self.pieces, "source": self.source, "dtype": self.dtype}
+        (self.directory / "plan.json").write_text(json.dumps(told, indent=1))
 
     def config(self, piece: str) -> TrainConfig:
         """The configuration of a piece of work."""
@@ -72,17 +86,21 @@ def load_plan(directory: Path) -> Plan:
     return Plan(directory, **json.loads(file.read_text()))
 
 
-def make_plan(recording: Recording, directory: Path, parts_for: PartsFor) -> Plan:
+def make_plan(recording: Recording, directory: Path, parts_for: PartsFor, dtype: DType = "float32") -> Plan:
     """Lay out all cases in the new directory `directory`. A run's recording, which has the weights to replay it on, is
-    replayed on these; one that was played, on full weights and on an adapter."""
+    replayed on these; one that was played, on full weights and on an adapter. Live runs are for float32: in bfloat16 a
+    near tie that is decided otherwise changes the rest of a run."""
+    recording = replace(recording, config=with_keys(recording.config, {"model.dtype": dtype}))
+    cases = _NAMED if dtype == "float32" else {case.name: case for case in CASES}
     pieces: dict[str, str] = {}
     kinds = _weights(recording)
     for weights in kinds:
-        wanted = [name for name, case in _NAMED.items() if len(kinds) == 1 or case.weights in (None, weights)]
+        wanted = [name for name, case in cases.items() if len(kinds) == 1 or case.weights in (None, weights)]
         pieces |= _lay_out(recording, directory, weights, wanted, parts_for)
     source = f"{len(recording.steps)} batches of {display_path(recording.directory)}"
-    (directory / "plan.json").write_text(json.dumps({"pieces": pieces, "source": source}, indent=1))
-    return Plan(directory, pieces, source)
+    plan = Plan(directory, pieces, source, dtype)
+    plan.save()
+    return plan
 
 
 def _weights(recording: Recording) -> tuple[Weights, ...]:

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from safetensors.torch import load_file
 
 from cua_agent.envs.base import Environment, EnvironmentFailure
 from cua_agent.envs.pool import EnvironmentFactory
+from cua_agent.models.policy import PolicyModel
 from cua_agent.trajectory import Trajectory
 from trainers.components import Components, build_components
 from trainers.config import TrainConfig
-from trainers.distributed.sharded_tensors import whole
 from trainers.grpo.advantages import batch_of
 from trainers.parity.errors import distance
 from trainers.parity.evidence import Arrays, Evidence, Figures
@@ -28,7 +29,8 @@ from trainers.run.metrics import ProgressReporter, StepMetrics
 if TYPE_CHECKING:
     from trainers.areal.trainer import AReaLGRPOTrainer
 
-Side = Literal["legacy", "phase1", "phase2", "phase3"]
+Side = Literal["legacy", "phase1", "phase2", "phase3", "legacy-float32", "legacy-alone"]
+"""The last two are twins of the legacy side, see `trainers.parity.rounding`."""
 SIDES: tuple[Side, ...] = ("legacy", "phase1", "phase2", "phase3")
 REFERENCE: Side = "legacy"
 
@@ -52,7 +54,7 @@ class Silent:
 def on_side(config: TrainConfig, side: Side) -> TrainConfig:
     """The configuration of a side; rollouts are synchronous in effect on all of them."""
     rollout = replace(config.rollout, max_staleness=0)
-    if side == "legacy":
+    if side.startswith("legacy"):
         return replace(config, backend="legacy", rollout=rollout)
     phase: Any = int(side.removeprefix("phase"))
     return replace(config, backend="areal", phase=phase, rollout=rollout)
@@ -102,18 +104,17 @@ def replay(
         with _nowhere(config, parts_for) as side:
             side.trainer.load(start)
             side.trainer.save(saved / "before")
-            before = trained_weights(side)
+            before = saved_weights(saved / "before", side.components.policy)
             rows = _rows(side, batches[0], config)
             record = side.trainer.loss_and_gradients(batches[0])
             reports = [side.trainer.update(batch) for batch in updates[: broken_after or None]]
             side.trainer.save(saved / "after")
-            weights = trained_weights(side)
         if broken_after:
             with _nowhere(config, parts_for) as side:
                 side.trainer.load(saved / "after")
                 reports += [side.trainer.update(batch) for batch in updates[broken_after:]]
                 side.trainer.save(saved / "after")
-                weights = trained_weights(side)
+        weights = saved_weights(saved / "after", side.components.policy)
         figures = Figures(
             loss=record.metrics["loss"],
             scale=loss_scale(batches[0], config),
@@ -139,12 +140,12 @@ def _by_update(reports: Sequence[StepRecord]) -> dict[str, float]:
     }
 
 
-def trained_weights(side: Opened) -> Arrays:
-    """The trained parameters by name, whole."""
-    return {
-        name: whole(parameter).float().cpu().numpy().copy()
-        for name, parameter in side.components.policy.trainable_parameters()
-    }
+def saved_weights(checkpoint: Path, policy: PolicyModel) -> Arrays:
+    """What is trained as it stands in a checkpoint, in float32: a model in bfloat16 holds rounded weights only. By
+    parameter name, or by peft's names of an adapter."""
+    trained = {name for name, _ in policy.trainable_parameters()}
+    saved = {name: w for file in sorted(checkpoint.glob("*.safetensors")) for name, w in load_file(file).items()}
+    return {name: w.float().numpy() for name, w in saved.items() if policy.has_adapter or name in trained}
 
 
 def _trainer(config: TrainConfig, directory: Path, progress: ProgressReporter, components: Components) -> Trainer:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,12 +15,16 @@ from trainers.parity.evidence import Episodes, Evidence, Rows
 
 @dataclass(frozen=True)
 class Rung:
-    """`tolerance` is the largest error that passes."""
+    """`tolerance` is the largest error that passes, in float32; `rounded` says that rounding moves what is compared."""
 
     number: int
     name: str
     measure: str
     tolerance: float
+
+    @property
+    def rounded(self) -> bool:
+        return self.tolerance > 0
 
 
 SETTINGS = Rung(0, "settings", "settings of the optimiser that differ, before the updates or after them", 0)
@@ -46,7 +50,8 @@ _COUNTED = ("lr", "skipped", "updates of the optimiser", "updates of the schedul
 @dataclass(frozen=True)
 class Measurement:
     """One rung of one phase on one piece. `note` says what differs or why nothing could be measured (the error is
-    infinite then). A `known` difference is one that the phase is documented to have."""
+    infinite then). A `known` difference is one that the phase is documented to have. `rounding` is the error that is
+    allowed for the sake of bfloat16, if more than the rung's tolerance."""
 
     rung: Rung
     phase: int
@@ -54,43 +59,89 @@ class Measurement:
     error: float
     note: str = ""
     known: bool = False
+    rounding: float = 0.0
+
+    @property
+    def allowed(self) -> float:
+        """The largest error that passes."""
+        return max(self.rung.tolerance, self.rounding)
 
     @property
     def passed(self) -> bool:
-        """Whether the deviation is within the tolerance."""
-        return self.error <= self.rung.tolerance  # false for NaN
+        """Whether the deviation is within what is allowed."""
+        return self.error <= self.allowed  # false for NaN
+
+    @property
+    def share(self) -> float:
+        """The error as a part of what is allowed, also where that is nothing."""
+        return self.error / self.allowed if self.allowed else FAR if self.error else 0.0
 
 
-def measure(phase: int, piece: str, ours: Evidence, theirs: Evidence) -> list[Measurement]:
+Errors = dict[Rung, dict[str, float]]
+"""Of each rung, the error of everything that it compares, by what differs ("" for what is one thing)."""
+
+Rounding = Callable[[Rung, str], float]
+"""What is allowed for the sake of bfloat16, of a rung and what it compares."""
+
+
+def no_rounding(rung: Rung, name: str) -> float:
+    """In float32 the rungs' tolerances hold."""
+    del rung, name
+    return 0.0
+
+
+def measure(
+    phase: int, piece: str, ours: Evidence, theirs: Evidence, rounding: Rounding = no_rounding
+) -> list[Measurement]:
     """Rungs 0 to 3 of a replayed piece: `ours` is the legacy side."""
     if broken := _broken(ours.figures.error, theirs.figures.error):
-        return [Measurement(rung, phase, piece, FAR, broken) for rung in REPLAYED]
+        return unmeasured(phase, piece, broken)
+    return [_worst(rung, phase, piece, errors, rounding) for rung, errors in errors_of(ours, theirs).items()]
+
+
+def unmeasured(phase: int, piece: str, why: str) -> list[Measurement]:
+    """Rungs 0 to 3 of a piece of which nothing is known."""
+    return [Measurement(rung, phase, piece, FAR, why) for rung in REPLAYED]
+
+
+def _worst(
+    rung: Rung, phase: int, piece: str, errors: Mapping[str, float], rounding: Rounding = no_rounding
+) -> Measurement:
+    """What is farthest off, measured in what is allowed."""
+    each = [
+        Measurement(rung, phase, piece, error, name if error else "", rounding=rounding(rung, name))
+        for name, error in errors.items()
+    ]
+    return max(each, key=lambda m: m.share, default=Measurement(rung, phase, piece, 0.0))
+
+
+def errors_of(ours: Evidence, theirs: Evidence) -> Errors:
+    """How far two sides that came to an end are apart."""
     settings, rates = _unequal(ours.figures.settings, theirs.figures.settings), _unequal(*map(_rates, (ours, theirs)))
-    metrics = _apart(ours.figures.metrics, theirs.figures.metrics)
     updates = _apart(*({**e.figures.updates, **dict.fromkeys(_rates(e), 0.0)} for e in (ours, theirs)))
     gradients, weights = distance(ours.gradients, theirs.gradients), distance(ours.weights, theirs.weights)
     loss = abs(theirs.figures.loss - ours.figures.loss) / ours.figures.scale
     still = "" if ours.figures.moved > 0 and theirs.figures.moved > 0 else "the updates moved nothing"
-    found: dict[Rung, tuple[float, str]] = {
-        SETTINGS: (len(settings), "; ".join(settings)),
-        ROWS: (mismatches(ours.rows, theirs.rows), ""),
-        LOSS: (loss if math.isfinite(loss) else FAR, ""),
-        METRICS: metrics,
-        GRADIENTS: (gradients.relative, ""),
-        DIRECTION: (gradients.turned, ""),
-        RATES: (len(rates), "; ".join(rates)),
+    return {
+        SETTINGS: {"; ".join(settings): float(len(settings))},
+        ROWS: {"": float(mismatches(ours.rows, theirs.rows))},
+        LOSS: {"": loss if math.isfinite(loss) else FAR},
+        METRICS: _apart(ours.figures.metrics, theirs.figures.metrics),
+        GRADIENTS: {"": gradients.relative},
+        DIRECTION: {"": gradients.turned},
+        RATES: {"; ".join(rates): float(len(rates))},
         UPDATES: updates,
-        MOMENTS: (distance(ours.moments, theirs.moments).relative, ""),
-        WEIGHTS: (FAR if still else weights.relative, still),
+        MOMENTS: {"": distance(ours.moments, theirs.moments).relative},
+        WEIGHTS: {still: FAR if still else weights.relative},
     }
-    return [Measurement(rung, phase, piece, float(error), note) for rung, (error, note) in found.items()]
 
 
 def measure_refusal(phase: int, piece: str, theirs: Evidence, keys: Iterable[str]) -> Measurement:
     """A case that the phase has to refuse, naming one of its `keys`: a known difference."""
     said = theirs.figures.error or "was replayed"
     refused = said.startswith("ConfigError: ") and any(key in said for key in keys)
-    return Measurement(SETTINGS, phase, piece, 0.0 if refused else FAR, said.removeprefix("ConfigError: "), refused)
+    why = said.removeprefix("ConfigError: ")
+    return Measurement(SETTINGS, phase, piece, 0.0 if refused else FAR, why, refused)
 
 
 def measure_live(phase: int, piece: str, ours: Episodes, theirs: Episodes) -> list[Measurement]:
@@ -104,9 +155,9 @@ def measure_live(phase: int, piece: str, ours: Episodes, theirs: Episodes) -> li
     if broken:
         return [Measurement(rung, phase, piece, FAR, broken) for rung in (EPISODES, STEPS)]
     pairs = [(_said(ours.rows[name]), _said(theirs.rows[name])) for name in ours.rows]
-    tokens = float(sum(mismatches(a, b) for a, b in pairs))
-    error, note = _apart(*map(_by_step, (ours.steps, theirs.steps)))
-    return [Measurement(EPISODES, phase, piece, tokens), Measurement(STEPS, phase, piece, error, note)]
+    tokens = {"": float(sum(mismatches(a, b) for a, b in pairs))}
+    figures = _apart(*map(_by_step, (ours.steps, theirs.steps)))
+    return [_worst(rung, phase, piece, errors) for rung, errors in ((EPISODES, tokens), (STEPS, figures))]
 
 
 def changed_by_training(episodes: Episodes) -> int:
@@ -133,14 +184,12 @@ def _rates(evidence: Evidence) -> dict[str, float]:
     return {name: v for name, v in evidence.figures.updates.items() if name.rpartition("/")[2] in _COUNTED}
 
 
-def _apart(ours: Mapping[str, float | None], theirs: Mapping[str, float | None]) -> tuple[float, str]:
-    """The largest difference, and the name of what it is of. None (nothing was measured) only equals None, and learning
-    rates, which are small, are always compared relatively."""
+def _apart(ours: Mapping[str, float | None], theirs: Mapping[str, float | None]) -> dict[str, float]:
+    """The difference of each figure. None (nothing was measured) only equals None, and learning rates, which are small,
+    are always compared relatively."""
     if lacking := sorted(ours.keys() ^ theirs.keys()):
-        return FAR, f"reported by one side only: {', '.join(lacking)}"
-    gaps = {name: _gap(name, value, theirs[name]) for name, value in ours.items()}
-    worst = max(gaps, key=lambda name: gaps[name], default="")
-    return (gaps[worst], worst if gaps[worst] else "") if gaps else (0.0, "")
+        return {f"reported by one side only: {', '.join(lacking)}": FAR}
+    return {name: _gap(name, value, theirs[name]) for name, value in ours.items()}
 
 
 def _gap(name: str, ours: float | None, theirs: float | None) -> float:

@@ -16,7 +16,8 @@ from trainers.components import build_components
 from trainers.parity.evidence import Episodes, Evidence, Figures
 from trainers.parity.greedy import LiveCase, play
 from trainers.parity.plan import Plan, load_plan
-from trainers.parity.replay import REFERENCE, PartsFor, Side, on_side, replay
+from trainers.parity.replay import PartsFor, Side, on_side, replay
+from trainers.parity.rounding import as_twin
 
 STUCK_S = 1200.0
 """A piece of work that takes longer than this ends the process, with a traceback of every thread."""
@@ -35,13 +36,14 @@ def work(side: Side, plan: Plan, name: str, parts_for: PartsFor = build_componen
     """One piece of the plan on one side; what breaks it off becomes its result."""
     faulthandler.dump_traceback_later(STUCK_S, exit=True)
     out, case = plan.evidence(side, name), plan.case(name)
-    broken_after = 0 if side == REFERENCE else case.broken_after
+    broken_after = case.broken_after if side.startswith("phase") else 0
     try:
         config, start = on_side(plan.config(name), side), plan.start(name)
         if isinstance(case, LiveCase):
             play(config, start, parts_for, broken_after=broken_after).save(out)
         else:
-            replay(config, start, plan.batches(name), parts_for, broken_after=broken_after).save(out)
+            config, batches = as_twin(side, config, plan.batches(name))
+            replay(config, start, batches, parts_for, broken_after=broken_after).save(out)
     except Exception as error:
         traceback.print_exc()
         why = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from contextlib import closing
+from contextlib import closing, suppress
 
 from cua_agent.envs.base import WorldUnavailable
 from cua_agent.secrets import BadKey, check_key_variables
@@ -21,16 +21,21 @@ def check_requirements(config: TrainConfig) -> None:
         config.env.world.check()
         training_tasks(config.env)
         if config.inference.name == "vllm":
-            _check_clients(config)
+            _check_servers(config)
     except (BadKey, ServerMismatch, WorldUnavailable) as error:
         raise ConfigError(str(error)) from error
     if os.environ.get("RANK", "0") == "0":  # the process that keeps the books
         check_trackers(config.logging)
 
 
-def _check_clients(config: TrainConfig) -> None:
+def _check_servers(config: TrainConfig) -> None:
+    """Ask those that answer for their dtype; one that is still starting is asked when it is met."""
+    from cua_agent.inference.vllm import wire
     from cua_agent.inference.vllm.client import ControlClient
+    from cua_agent.inference.vllm.errors import ServerFailure
+    from cua_agent.inference.vllm.plan import check_dtype
 
     for url in config.inference.servers:
-        with closing(ControlClient(url)):
-            pass
+        with closing(ControlClient(url)) as client, suppress(ServerFailure):
+            info = client.call(wire.Call("GET", wire.SERVER_INFO, query={"config_format": "json"}))
+            check_dtype(url, info, config.model.dtype)

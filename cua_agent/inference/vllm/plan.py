@@ -39,15 +39,20 @@ class ServingPlan:
 def check_server(url: str, info: Mapping[str, Any], plan: ServingPlan) -> None:
     """Compare `/server_info` with `plan`. Raises `ServerMismatch` naming the other dtype, or every flag that is
     missing."""
-    dtype = info["vllm_config"]["model_config"]["dtype"].removeprefix("torch.")
-    if dtype != plan.dtype:
-        raise ServerMismatch(
-            f"{url} serves {dtype}, the trainer's model.dtype is {plan.dtype}: set model.dtype={dtype}, or start the "
-            f"server with --dtype {plan.dtype} ({SERVE_COMMAND} dtype={plan.dtype})"
-        )
+    check_dtype(url, info, plan.dtype)
     flags = list(_missing_flags(info["vllm_config"], info["vllm_env"], plan))
     if flags:
         raise ServerMismatch(f"{url} must be started with {', '.join(flags)}; {SERVE_COMMAND} sets them")
+
+
+def check_dtype(url: str, info: Mapping[str, Any], dtype: str) -> None:
+    """Compare `/server_info` with the trainer's `model.dtype`. Raises `ServerMismatch` naming both."""
+    served = info["vllm_config"]["model_config"]["dtype"].removeprefix("torch.")
+    if served != dtype:
+        raise ServerMismatch(
+            f"{url} serves {served}, the trainer's model.dtype is {dtype}: set model.dtype={served}, or start the "
+            f"server with --dtype {dtype} ({SERVE_COMMAND} dtype={dtype})"
+        )
 
 
 def _missing_flags(config: Mapping[str, Any], env: Mapping[str, Any], plan: ServingPlan) -> Iterator[str]:
