@@ -31,6 +31,8 @@ from statistics import median
 from threading import Lock, Semaphore
 from typing import Any
 
+import psutil
+
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = 3
 LEARNERS = {
@@ -244,7 +246,8 @@ def trained(run: Run, urls: Sequence[str], out: Path, limit: float) -> dict[str,
             status: int | None = process.wait(limit)
         except subprocess.TimeoutExpired:
             status = None
-            os.killpg(process.pid, 9)
+            for one in [*psutil.Process(process.pid).children(recursive=True), process]:
+                one.kill()  # a launcher's children are in sessions of their own
             process.wait()
     said, rows = log.read_text(errors="replace").splitlines(), _rows(out / "runs" / run.slug / "metrics.jsonl")
     result = {

@@ -88,6 +88,11 @@ def phase_3(weights: Path, variant: str, process_group: ProcessGroup, directory:
     with closing(AReaLGRPOTrainer(config, directory, Watcher(), components, process_group)) as trainer:
         results = computed(trainer, batch)
         trainer.save(directory / "checkpoint")
+        actor = trainer._trainer._actor  # type: ignore[attr-defined]
+        actor.export_stats()  # of what was before
+        first = [index for index, row in enumerate(batch.trajectories) if row.group_id == "g0"]
+        trainer.update(Batch([batch.trajectories[i] for i in first], [batch.advantages[i] for i in first]))
+        results["areal_stats"] = actor.export_stats()
     return results
 
 

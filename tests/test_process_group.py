@@ -95,6 +95,13 @@ def test_two_processes_end_with_the_weights_of_one(computed: Any, variant: str) 
     assert difference(one[variant, 2]["weights"], two[variant, 2]["weights"]) < 1e-5
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_process_without_a_group_of_its_own_does_not_keep_the_others_waiting(computed: Any, variant: str) -> None:
+    for results in computed[:2]:
+        stats = results[variant, 3]["areal_stats"]  # after an update on one group
+        assert stats["ppo_actor/update/update_successful"] == 1
+
+
 def test_the_first_process_alone_writes_checkpoints(computed: Any) -> None:
     directory: Path = computed[2]
     assert (directory / "rank0" / "lora" / "checkpoint" / "manifest.json").is_file()

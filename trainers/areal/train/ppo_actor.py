@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from areal.api import WeightUpdateMeta
+from areal.utils import stats_tracker
 from areal.utils.data import Normalization
 from torch import Tensor
 
@@ -94,6 +95,12 @@ class PPOPolicyActor(FSDPPolicyActor):
     def last_update(self, communicator: Communicator) -> StepRecord | None:
         """What the last update came to, in all processes together; None if there was nothing to learn from."""
         return step_record(self.watch.metrics(communicator), self.stats) if self.stats else None
+
+    def export_stats(self) -> dict[str, float]:
+        """AReaL's statistics, of this process's share. AReaL would reduce them over all processes name by name; where
+        one has nothing to train on it lacks some, and all wait for each other for ever."""
+        stats: dict[str, float] = stats_tracker.export_all()
+        return stats
 
     def update_weights(self, meta: WeightUpdateMeta) -> None:
         """AReaL's trainer has made an update."""
