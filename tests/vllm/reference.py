@@ -16,7 +16,7 @@ def full_logprobs(
     policy: PolicyModel, ids: list[int], images: list[npt.NDArray[np.uint8]], temperature: float
 ) -> torch.Tensor:
     """Log-probabilities float32 [L, vocabulary] of what follows each token, over what may be sampled."""
-    pixel_values, grids = policy.pixels(images)
+    pixel_values, grids = policy.pixels(images) if images else (None, None)
     positions = torch.from_numpy(policy.positions(ids, images))[:, None]
     with torch.no_grad():
         logits: torch.Tensor = policy.model(

@@ -61,7 +61,7 @@ def _missing_flags(config: Mapping[str, Any], env: Mapping[str, Any], plan: Serv
         yield "--logprobs-mode processed_logprobs"
     if model["max_model_len"] < plan.max_length:
         yield f"--max-model-len {plan.max_length}"
-    if _image_limit(model) < plan.images:
+    if image_limit(model) < plan.images:
         yield f"--limit-mm-per-prompt '{{\"image\": {plan.images}}}'"
     if plan.lora_rank is None:
         return
@@ -77,7 +77,8 @@ def _missing_flags(config: Mapping[str, Any], env: Mapping[str, Any], plan: Serv
         yield "--enable-tower-connector-lora"
 
 
-def _image_limit(model: Mapping[str, Any]) -> int:
+def image_limit(model: Mapping[str, Any]) -> int:
+    """Images that a prompt may have, of the `model_config` of `/server_info`."""
     multimodal = model.get("multimodal_config") or {}
     limit: Any = (multimodal.get("limit_per_prompt") or {}).get("image", _UNLIMITED)
     return int(limit["count"] if isinstance(limit, Mapping) else limit)

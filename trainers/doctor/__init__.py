@@ -1,0 +1,1 @@
+"""Before a long run: small checks of everything that it needs, each with what helps; ``python -m trainers.doctor``."""

@@ -1,0 +1,114 @@
+"""The world: as many environments as the run wants, every family of tasks started and scored, one episode played."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from typing import TYPE_CHECKING
+
+from cua_agent.tasks import CUATask, seed_for
+from trainers.doctor.context import Context
+from trainers.doctor.finding import Finding, Status, error, ok, warning, worst
+from trainers.rollouts.task_sampler import training_tasks
+
+if TYPE_CHECKING:
+    from cua_agent.agent import Episode
+    from cua_agent.envs.base import Environment
+
+_SEED = seed_for("eval", 0)
+_TASK_S = 120.0
+_UNLIKELY_GAP = 1.05
+"""Mean exp|difference of log-probabilities| of training and sampling above which the two are not the same policy."""
+
+
+def environments(context: Context) -> Finding:
+    """Whether the world opens; of boxes, which are limited, as many as the run will use, started and ended again."""
+    return context.wait_for(_environments(context))
+
+
+async def _environments(context: Context) -> Finding:
+    config = context.config
+    start = await context.factory()
+    wanted = config.rollout.concurrency if config.env.name == "gbox" else 1
+    tried = await asyncio.gather(*(start() for _ in range(wanted)), return_exceptions=True)
+    opened = [each for each in tried if not isinstance(each, BaseException)]
+    reasons = list(dict.fromkeys(str(each) for each in tried if isinstance(each, BaseException)))
+    await asyncio.gather(*(each.close() for each in opened), return_exceptions=True)
+    where = f"env={config.env.name}"
+    if not reasons:
+        return ok(f"{where}: {len(opened)} of {wanted} started" + (" and ended again" if wanted > 1 else ""))
+    remedy = (
+        f"set rollout.concurrency={len(opened)}, or raise the quota" if opened else "free boxes, or raise the quota"
+    )
+    return error(f"{where}: {len(opened)} of {wanted} could be started (rollout.concurrency): {reasons[0]}", remedy)
+
+
+def tasks(context: Context) -> Finding:
+    """One task of every family is started, and its validator asked: a score from 0 to 1."""
+    families = {task.category: task for task in reversed(training_tasks(context.config.env))}
+    problems = [problem for task in families.values() if (problem := context.wait_for(_score(context, task)))]
+    return worst([*problems, ok(f"{len(families)} families start and are scored: {', '.join(sorted(families))}")])
+
+
+async def _score(context: Context, task: CUATask) -> Finding | None:
+    try:
+        async with asyncio.timeout(_TASK_S):
+            environment = await context.environment()
+            await environment.reset(task, _SEED)
+            score = await environment.compute_reward()
+    except TimeoutError:
+        return error(f"{task.id}: not started and scored within {_TASK_S:g} s", _leave_out(task))
+    except Exception as problem:  # a world or a validator of somebody else may raise anything
+        line = next(iter(str(problem).splitlines()), "")
+        return error(f"{task.id}: {type(problem).__name__}: {line}", _leave_out(task))
+    if not isinstance(score, int | float) or not (math.isfinite(score) and 0 <= score <= 1):
+        return error(f"{task.id}: its validator says {score!r}; allowed: 0 to 1", _leave_out(task))
+    return None
+
+
+def _leave_out(task: CUATask) -> str:
+    return f"mend its validator or environment, or leave the family {task.category} out of env.tasks"
+
+
+def episode(context: Context) -> Finding:
+    """One episode, played by the policy and scored; training must find its tokens as likely as sampling did."""
+    from trainers.doctor.sampling import logprob_gap
+
+    played = context.wait_for(_play(context))
+    if played.failure is not None:
+        line = next(iter(str(played.failure).splitlines()), type(played.failure).__name__)
+        return error(f"{played.task.id} was lost: {line}", "see the checks of the environment and of the servers")
+    gap = logprob_gap(context.policy, context.config, played.trajectories)
+    malformed = sum(turn.action is None for turn in played.turns)
+    said = (
+        f"{played.task.id}: {played.outcome}, reward {played.reward:g}, {len(played.turns)} turns in "
+        f"{sum(turn.generate_s + turn.env_s for turn in played.turns):.1f} s, logprob_gap {gap:.4f}"
+    )
+    findings = [ok(said)]
+    if not gap <= _UNLIKELY_GAP:
+        findings.append(
+            warning(
+                f"logprob_gap {gap:.3f}: sampling and training disagree on how likely the sampled tokens are",
+                "compare model.dtype with the servers' dtype and their --logprobs-mode",
+            )
+        )
+    if played.turns and malformed == len(played.turns):
+        findings.append(
+            warning(
+                f"none of {malformed} turns was a call that can be read",
+                "a model that knows the tool format, model.prompt=full, or more rollout.max_new_tokens",
+            )
+        )
+    found = worst(findings)
+    return found if found.status is Status.OK else Finding(found.status, f"{said}; {found.what}", found.remedy)
+
+
+async def _play(context: Context) -> Episode:
+    from cua_agent.agent import StandaloneGBoxCUAAgent
+    from trainers.components import agent_config
+
+    config = context.config
+    task = training_tasks(config.env)[0]
+    environment: Environment = await context.environment()
+    agent = StandaloneGBoxCUAAgent(context.policy, context.engine, environment, agent_config(config), config.reward)
+    return await agent.play(task, _SEED, group_id="doctor", episode_id="doctor")
