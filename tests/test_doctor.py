@@ -155,7 +155,9 @@ def test_the_bytes_of_checkpoints_by_hand() -> None:
     assert storage.checkpoint_bytes(SHAPE, lora) == 12 * 4 * 10 + 20_000_000
     full = load_config(["model.freeze_vision=true"])
     assert storage.checkpoint_bytes(SHAPE, full) == 4 * 1000 + 8 * 800 + 20_000_000
-    assert storage.checkpoints_kept(load_config([])) == 3  # best, last, and the one being written
+    none = ["checkpoint.every_steps=0", "checkpoint.every_minutes=0"]
+    assert storage.checkpoints_kept(load_config(none)) == 3  # best, last, and the one being written
+    assert storage.checkpoints_kept(load_config([])) == 5  # and checkpoint.keep=2 by time
     assert storage.checkpoints_kept(load_config(["checkpoint.every_steps=5", "checkpoint.keep=4"])) == 7
 
 

@@ -49,9 +49,9 @@ def _compose(overrides: Sequence[str]) -> TrainConfig:
         return config
     from trainers.run.resuming import settle_auto
 
-    settled, said = settle_auto(config, overrides)
-    print("\n".join(said), file=sys.stderr)
-    return load_config(settled)
+    settled = settle_auto(config, overrides)
+    print("\n".join(settled.say), file=sys.stderr)
+    return load_config(settled.overrides)
 
 
 def _prepare_process(config: TrainConfig) -> None:

@@ -32,7 +32,7 @@ def save_and_load(context: Context) -> Finding:
     place = nearest_directory(Path(config.output_dir).expanduser())
     with TemporaryDirectory(prefix=".doctor-", dir=place) as scratch:
         path = Path(scratch) / "checkpoint"
-        learner.save(path, state)
+        learner.snapshot(state).write(path)
         written = sum(file.stat().st_size for file in path.iterdir())
         with nudged(policy):
             loaded = learner.load(path)

@@ -58,7 +58,9 @@ def checkpoint_bytes(shape: ModelShape, config: TrainConfig) -> int:
 
 def checkpoints_kept(config: TrainConfig) -> int:
     """Checkpoints that lie on the disk at one time, the one that is being written among them."""
-    return (config.checkpoint.keep if config.checkpoint.every_steps else 0) + _BOTH + _IN_WORK
+    checkpoint = config.checkpoint
+    periodic = checkpoint.keep if checkpoint.every_steps or checkpoint.every_minutes else 0
+    return periodic + _BOTH + _IN_WORK
 
 
 def nearest_directory(path: Path) -> Path:
