@@ -76,7 +76,9 @@ def test_rows_can_be_pasted_and_show_no_secret(monkeypatch: pytest.MonkeyPatch) 
     shown = StringIO()
     table = Table(Console(file=shown, width=40), ["disk", "episode"])
     table.row("disk", error("x" * 60 + " sk-abcdefgh12345678", "python train.py " + "key=value " * 20))
-    first, second = shown.getvalue().splitlines()
+    table.row("episode", ok("played"), "everything")
+    first, second, third = shown.getvalue().splitlines()
+    assert third == "ok           episode  played (for everything)"
     assert first == f"error        disk     {'x' * 60} ***"
     assert second.split("-> ")[1] == "python train.py " + "key=value " * 20
     rows = json.loads(to_json([Result(Check("disk", "checkpoints", raising(OSError())), error("key=", "set it"))]))

@@ -77,13 +77,17 @@ def _examine(config: TrainConfig, url: str | None, *, checklist: bool, as_json: 
     from trainers.doctor.checks import run_checks
     from trainers.doctor.context import Context
     from trainers.doctor.endpoint import endpoint_checks
-    from trainers.doctor.examination import examine
+    from trainers.doctor.examination import Result, examine
     from trainers.doctor.report import Table, failed, to_json, verdict
 
     checks = list(endpoint_checks(url)) if url is not None else run_checks(config)
     table = Table(Console(stderr=as_json, highlight=False), [check.name for check in checks])
+
+    def show(result: Result) -> None:
+        table.row(result.check.name, result.finding, result.check.serves if url is not None else "")
+
     with Context(config) as context:
-        results = examine(checks, context, lambda result: table.row(result.check.name, result.finding))
+        results = examine(checks, context, show)
     findings = [result.finding for result in results]
     if as_json:
         print(to_json(results))

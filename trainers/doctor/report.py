@@ -24,11 +24,13 @@ class Table:
         self._console = console
         self._width = max(map(len, names), default=0) + 2
 
-    def row(self, name: str, finding: Finding) -> None:
-        """One finding, its remedy on a line of its own."""
+    def row(self, name: str, finding: Finding, serves: str = "") -> None:
+        """One finding, and what it is needed for where that is to be shown; its remedy on a line of its own."""
         line = Text(f"{finding.status:<{_STATUS_WIDTH}}", style=_COLOURS[finding.status])
         line.append(f"{name:<{self._width}}", style="bold")
         line.append(mask_text(finding.what), style="default")
+        if serves:
+            line.append(f" (for {serves})", style="dim")
         self._console.print(line, soft_wrap=True)
         if finding.remedy:
             indent = " " * (_STATUS_WIDTH + self._width)
