@@ -22,6 +22,7 @@ from tests.toy_world import trajectory
 from trainers.components import Components
 from trainers.config import ArealConfig, RolloutConfig, TrainConfig
 from trainers.protocol import Collected, EpisodeSpec
+from trainers.rollouts.group_spool import NO_SPOOL, GroupSpool
 
 Kind = Literal["signal", "none", "replaced", "lost", "crash"]
 DEADLINE_S = 60.0
@@ -157,6 +158,7 @@ def opened(
     token_s: float = 0.0,
     version: int = 0,
     position: int = 0,
+    spool: GroupSpool = NO_SPOOL,
 ) -> Iterator[Stream]:
     """The stream of a trainer of policy `version` that starts at `position`."""
     from trainers.areal.config.translation import rollout_config
@@ -173,7 +175,7 @@ def opened(
     engine.initialize(train_data_parallel_size=1)
     components = Components(policy, squares, lambda client: Player(client, fates), TASKS, {})  # type: ignore[arg-type]
     world = LoopEnvironments(squares, config.rollout.concurrency)
-    stream = GroupStream(config, components, engine, world, pixels=False)
+    stream = GroupStream(config, components, engine, world, pixels=False, spool=spool)
     try:
         engine.run(world.pool())
         if version or position:

@@ -238,6 +238,11 @@ class Collected:
         """All scored episodes, those of filtered groups included."""
         return [episode for group in (*self.kept, *self.filtered) for episode in group.episodes]
 
+    @property
+    def group_ids(self) -> list[str]:
+        """The names of all groups that no later step can train on."""
+        return [*(group.spec.group_id for group in (*self.kept, *self.filtered)), *self.dropped]
+
 
 OnDone = Callable[[int, int], None]
 """Called with (episodes done, episodes of the round) whenever one ends."""

@@ -35,6 +35,11 @@ class CheckpointConfig:
         default=10, ge=0, description="longest time between checkpoints, which a kill may cost; 0: only by steps"
     )
     keep: int = Field(default=2, ge=1, description="periodic checkpoints kept")
+    keep_groups: int = Field(
+        default=64,
+        ge=0,
+        description="finished groups kept until a checkpoint covers them, which a kill does not cost then; 0: none",
+    )
 
 
 @dataclass(frozen=True, config=STRICT)

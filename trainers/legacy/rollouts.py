@@ -15,19 +15,24 @@ from trainers.config import TrainConfig
 from trainers.grpo.advantages import has_signal
 from trainers.protocol import Collected, EpisodeSpec, Group, GroupSpec, OnCollecting, OnDone, Played, Usage
 from trainers.rollouts.collection import collect, play_all, play_groups, watched
+from trainers.rollouts.group_spool import NO_SPOOL, GroupSpool
 from trainers.rollouts.task_sampler import TaskSampler
 
 
 class SynchronousRollouts:
     """Plays the groups of one step to their end, then those of the next; implements `Rollouts`.
 
-    Owns one event loop for its whole life, because a browser lives on the loop that started it.
+    Owns one event loop for its whole life, because a browser lives on the loop that started it. Groups in `spool` are
+    not played again.
     """
 
-    def __init__(self, config: TrainConfig, components: Components, engine: InferenceEngine) -> None:
+    def __init__(
+        self, config: TrainConfig, components: Components, engine: InferenceEngine, spool: GroupSpool = NO_SPOOL
+    ) -> None:
         self._config = config
         self._components = components
         self._engine = engine
+        self._spool = spool
         self._run_episode = components.runner_for(engine)
         self._sampler = TaskSampler(components.train_tasks, config.seed)
         self._stack = AsyncExitStack()
@@ -62,9 +67,18 @@ class SynchronousRollouts:
             done = finished, of
 
         async def play_round(specs: Sequence[GroupSpec]) -> tuple[list[Group], list[str]]:
-            return await play_groups(
-                self._pool, self._run_episode, specs, rollout.group_size, rollout.infra_retries, on_done
+            found = {spec.group_id: group for spec in specs if (group := self._spool.take(spec)) is not None}
+            played, lost = await play_groups(
+                self._pool,
+                self._run_episode,
+                [spec for spec in specs if spec.group_id not in found],
+                rollout.group_size,
+                rollout.infra_retries,
+                on_done,
+                self._spool.put,
             )
+            found |= {group.spec.group_id: group for group in played}
+            return [found[spec.group_id] for spec in specs], lost
 
         def worth_training_on(group: Group) -> bool:
             return has_signal(group.rows, self._config.advantage)

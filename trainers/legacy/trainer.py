@@ -17,6 +17,7 @@ from trainers.loop import TrainingLoop
 from trainers.protocol import Batch, EvalRecord, LossRecord, StepRecord, TrainerState, TrainResult
 from trainers.run.checkpoint import try_saving
 from trainers.run.metrics import ProgressReporter
+from trainers.run.taking_up import spool_of
 
 
 class CUAGRPOTrainer:
@@ -35,7 +36,9 @@ class CUAGRPOTrainer:
             config,
             run_directory,
             progress,
-            rollouts=SynchronousRollouts(config, components, build_engine(config, components.policy)),
+            rollouts=SynchronousRollouts(
+                config, components, build_engine(config, components.policy), spool_of(config, run_directory)
+            ),
             learner=self._learner,
             eval_tasks=components.eval_tasks,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -34,8 +34,10 @@ async def play_all(
     specs: Sequence[EpisodeSpec],
     retries: int,
     on_done: OnDone | None = None,
+    on_played: Callable[[EpisodeSpec, Played], Awaitable[None]] | None = None,
 ) -> list[Played]:
-    """Play all episodes together, as many at a time as the pool has environments; results in the order of `specs`.
+    """Play all episodes together, as many at a time as the pool has environments; results in the order of `specs`, and
+    one by one to `on_played`.
 
     An unexpected error in one episode cancels the others and is raised as it is.
     """
@@ -44,6 +46,8 @@ async def play_all(
     async def play(spec: EpisodeSpec) -> Played:
         nonlocal done
         played = await play_episode(pool, run, spec, retries)
+        if on_played is not None:
+            await on_played(spec, played)
         done += 1
         if on_done is not None:
             on_done(done, len(specs))
@@ -64,20 +68,30 @@ async def play_groups(
     group_size: int,
     retries: int,
     on_done: OnDone | None = None,
+    on_group: Callable[[Group], None] | None = None,
 ) -> tuple[list[Group], list[str]]:
     """One round: `group_size` episodes of every group, all together. Returns the groups and why each lost episode was;
-    an episode that its replacements could not save is missing from its group."""
+    an episode that its replacements could not save is missing from its group. `on_group` gets each as soon as it is
+    finished, in another thread."""
     episodes = [
         EpisodeSpec(spec.task, spec.seed, spec.group_id, f"{spec.group_id}-{member}")
         for spec in specs
         for member in range(group_size)
     ]
-    played = await play_all(pool, run, episodes, retries, on_done)
-    groups = []
-    for index, spec in enumerate(specs):
-        members = played[index * group_size : (index + 1) * group_size]
-        groups.append(Group(spec, [member.rows for member in members if member.rows is not None]))
-    return groups, [reason for member in played for reason in member.lost]
+    members: dict[str, dict[str, Played]] = {spec.group_id: {} for spec in specs}
+
+    def group_of(spec: GroupSpec) -> Group:
+        played = [members[spec.group_id].get(f"{spec.group_id}-{member}") for member in range(group_size)]
+        return Group(spec, [each.rows for each in played if each is not None and each.rows is not None])
+
+    async def on_played(episode: EpisodeSpec, played: Played) -> None:
+        members[episode.group_id][episode.episode_id] = played
+        if on_group is not None and len(members[episode.group_id]) == group_size:
+            spec = next(spec for spec in specs if spec.group_id == episode.group_id)
+            await asyncio.to_thread(on_group, group_of(spec))
+
+    played = await play_all(pool, run, episodes, retries, on_done, on_played)
+    return [group_of(spec) for spec in specs], [reason for each in played for reason in each.lost]
 
 
 class Round(Protocol):

@@ -23,7 +23,7 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from cua_agent.trajectory import Outcome, Trajectory, Turn
+from cua_agent.trajectory import NO_VERSION, Outcome, Trajectory, Turn
 from trainers.protocol import Batch
 
 FORMAT = "cua-grpo-batch-1"
@@ -99,6 +99,14 @@ def load_batch(path: Path) -> Batch:
         images = {name: _decode(array) for name, array in arrays.items() if name.startswith("image/")}
         rows = [_restore(row, i, arrays, images) for i, row in enumerate(content["trajectories"])]
         return Batch(rows, content["advantages"])
+
+
+def sampled_versions(path: Path) -> set[int]:
+    """The policy versions of the sampled tokens in a recorded batch; its images are not read. Raises
+    `TrajectoryFileError`."""
+    with _opened(path) as (file, content):
+        found = [file.get_tensor(f"{index}/versions") for index in range(len(content["trajectories"]))]
+        return {int(version) for versions in found for version in np.unique(versions) if version != NO_VERSION}
 
 
 @contextmanager

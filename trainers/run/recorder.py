@@ -26,6 +26,7 @@ from trainers.run.metrics import MetricsWriter, ProgressReporter, open_trackers
 from trainers.run.resuming import StartingPoint, carry_best
 from trainers.run.step_metrics import Staleness, Timing, advance, step_metrics
 from trainers.run.stopping import Stopped, observe, out_of_budget, stop_after_evaluation
+from trainers.run.taking_up import spool_of, take_up
 
 TakeSnapshot = Callable[[TrainerState], Snapshot]
 
@@ -63,6 +64,7 @@ class RunRecorder:
         self._usage = Usage()
         self._clock = self._saved_at = time.perf_counter()
         self._checkpoints = CheckpointWriter()
+        self._spool = spool_of(config, directory, process_group)
         self._whole: tuple[Path, int] | None = None  # the newest whole checkpoint, and its step
         self._store = TrajectoryStore(directory / "trajectories", config.logging.save_trajectories)
         identity = {"backend": config.backend, "phase": config.active_phase, "seed": config.seed}
@@ -99,6 +101,8 @@ class RunRecorder:
         """The clock of the run starts, or goes on where a checkpoint stopped it."""
         self._saved_at = time.perf_counter()
         self._clock = self._saved_at - self._state.wall_s
+        if self._process_group.rank == 0 and (said := take_up(self._config, self._directory, self._spool, self._state)):
+            self._progress.message(said)
 
     def new_version(self) -> int:
         """The weights changed: count it, and say under which version they are served."""
@@ -126,6 +130,7 @@ class RunRecorder:
         timing = self._process_group.broadcast(timing)
         self._state = advance(self._state, timing, stale, collected.episodes)
         self._usage += usage
+        self._spool.trained(self._state.step, collected.group_ids)
         metrics = step_metrics(self._state, collected, batch, updates, stale, timing, usage)
         self._writer.step(metrics)
         self._progress.step(metrics, self._config.max_steps)
@@ -197,6 +202,7 @@ class RunRecorder:
 
         def whole() -> None:
             self._whole = path, step
+            self._spool.covered(step)
             written()
 
         with interrupts_held():
@@ -261,6 +267,7 @@ class RunRecorder:
     def finish(self, reason: str, end: EvalRecord, templates: EvalRecord) -> TrainResult:
         """The run is over: the last checkpoint, `summary.json`, and the result."""
         self.last_checkpoint()
+        self._spool.clear()
         state, config = self._state, self._config
         result = TrainResult(
             steps=state.step,

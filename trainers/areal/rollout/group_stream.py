@@ -13,10 +13,11 @@ from trainers.areal.rollout.group_window import GroupWindow, ReadyGroup
 from trainers.areal.rollout.group_workflow import GroupWorkflow
 from trainers.areal.rollout.loop_environments import LoopEnvironments
 from trainers.areal.rollout.rollout_engine import PolicyRolloutEngine
-from trainers.areal.tensors import carries_signal
+from trainers.areal.tensors import carries_signal, rows_to_tensors
 from trainers.components import Components
 from trainers.config import TrainConfig
 from trainers.protocol import Collected, OnCollecting, Usage
+from trainers.rollouts.group_spool import NO_SPOOL, GroupSpool
 from trainers.rollouts.task_sampler import TaskSampler
 
 _POLL_S = 1.0
@@ -49,8 +50,12 @@ class GroupStream:
         environments: LoopEnvironments,
         *,
         pixels: bool,
+        spool: GroupSpool = NO_SPOOL,
         share: tuple[int, int] = (0, 1),
     ) -> None:
+        self._policy = components.policy
+        self._pixels = pixels
+        self._spool = spool
         self._config = config
         self._engine = engine
         self._environments = environments
@@ -64,6 +69,7 @@ class GroupStream:
             config.rollout,
             self._results,
             pixels=pixels,
+            spool=spool,
         )
         self._accept = partial(carries_signal, config=config.advantage)
         self._window = GroupWindow(config.rollout, config.areal.max_failures)
@@ -121,9 +127,22 @@ class GroupStream:
         for _ in range(self._window.vacant):
             self._submit(refills=0)
 
-    def _submit(self, refills: int) -> None:
-        index = self._sampler.position
-        self._sampler.next(1)
+    def _submit(self, refills: int | None) -> None:
+        """Play the next group of the sequence, or what is played in its place; one that was played before the run was
+        killed is ready at once."""
+        while refills is not None:
+            index = self._sampler.position
+            [spec] = self._sampler.next(1)
+            group = self._spool.take(spec)
+            if group is None:
+                self._play(index, refills)
+                return
+            self._window.running[index] = refills
+            tensors = rows_to_tensors(self._policy, group.rows, pixels=self._pixels)
+            accepted = tensors if self._accept(tensors) else None
+            refills = self._window.settle(FinishedGroup(index, group), accepted, self._version)
+
+    def _play(self, index: int, refills: int) -> None:
         count_accepted(self._engine.workflow_executor.staleness_manager, self._window, self._version)
         self._tasks[index] = self._engine.submit({"index": index}, self._workflow, should_accept_fn=self._accept)
         self._window.running[index] = refills
@@ -131,9 +150,7 @@ class GroupStream:
     def _settle(self, finished: FinishedGroup) -> None:
         """Take a finished group's result out of AReaL and put it where it belongs."""
         tensors = self._engine.wait_for_task(self._tasks.pop(finished.index))
-        refills = self._window.settle(finished, tensors, self._version)
-        if refills is not None:
-            self._submit(refills)
+        self._submit(self._window.settle(finished, tensors, self._version))
 
     def _usage(self, waited_s: float) -> Usage:
         """Environments work all the time, so their use is measured from batch to batch."""

@@ -18,6 +18,7 @@ from trainers.areal.tensors import TensorDict, rows_to_tensors
 from trainers.config import RolloutConfig
 from trainers.protocol import EpisodeRunner, Group, GroupSpec
 from trainers.rollouts.collection import play_groups
+from trainers.rollouts.group_spool import NO_SPOOL, GroupSpool
 from trainers.rollouts.task_sampler import TaskSampler
 
 logger = logging.getLogger(__name__)
@@ -44,7 +45,9 @@ class GroupWorkflow(RolloutWorkflow):  # type: ignore[misc]
         results: GroupResults,
         *,
         pixels: bool,
+        spool: GroupSpool = NO_SPOOL,
     ) -> None:
+        self._spool = spool
         self._policy = policy
         self._environments = environments
         self._runner_for = runner_for
@@ -93,5 +96,6 @@ class GroupWorkflow(RolloutWorkflow):  # type: ignore[misc]
         pool = await self._environments.pool()
         client = EngineClient(engine, before_turn=lambda: self._results.start(index, engine.get_version))
         run = self._runner_for(client)
-        [group], lost = await play_groups(pool, run, [spec], self._rollout.group_size, self._rollout.infra_retries)
+        size, retries = self._rollout.group_size, self._rollout.infra_retries
+        [group], lost = await play_groups(pool, run, [spec], size, retries, on_group=self._spool.put)
         return FinishedGroup(index, group, lost)

@@ -19,6 +19,7 @@ from trainers.config import TrainConfig
 from trainers.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from trainers.distributed.rank_config import config_of_rank
 from trainers.protocol import EpisodePlayer
+from trainers.run.taking_up import spool_of
 
 
 def serving_policy(config: TrainConfig, policy: PolicyModel) -> PolicyModel:
@@ -43,6 +44,7 @@ class RolloutWorker:
     ) -> None:
         config = config_of_rank(config, process_group)
         self._config = config
+        self._spool = spool_of(config, run_directory, process_group)
         self._components = components
         self._process_group = process_group
         self._serves_a_copy = serving is not components.policy
@@ -56,7 +58,13 @@ class RolloutWorker:
         """The training sequence, played here; `pixels`: with the images as AReaL's trainer wants them."""
         share = (self._process_group.rank, self._process_group.size)
         self._stream = GroupStream(
-            self._config, self._components, self.engine, self.environments, pixels=pixels, share=share
+            self._config,
+            self._components,
+            self.engine,
+            self.environments,
+            pixels=pixels,
+            spool=self._spool,
+            share=share,
         )
         return self._stream
 
