@@ -32,7 +32,7 @@ class CheckpointConfig:
 
     every_steps: int = Field(default=0, ge=0, description="steps between checkpoints; 0: only by time")
     every_minutes: float = Field(
-        default=10, ge=0, description="longest time between checkpoints, which a kill may cost; 0: only by steps"
+        default=10.0, ge=0, description="longest time between checkpoints, which a kill may cost; 0: only by steps"
     )
     keep: int = Field(default=2, ge=1, description="periodic checkpoints kept")
     keep_groups: int = Field(
