@@ -11,6 +11,7 @@ from pathlib import Path
 
 from cua_agent.secrets import masked_output
 from trainers.config import ConfigError
+from trainers.config.presets import OPTION, joined_options, split_options
 
 DONE, FAILED, BAD_CONFIGURATION, INTERRUPTED = 0, 1, 2, 130
 TRAIN = (sys.executable, "-u", str(Path(__file__).resolve().with_name("train.py")))
@@ -26,9 +27,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(help_text(), file=sys.stdout if arguments else sys.stderr)
         return DONE if arguments else BAD_CONFIGURATION
     try:
-        for option in arguments:
+        arguments = joined_options(arguments)
+        for option in split_options(arguments)[1]:
             if option.startswith("-"):
-                raise ConfigError(f"{option}: unknown option; allowed: --help, key=value")
+                raise ConfigError(f"{option}: unknown option; allowed: --help, {OPTION} <directory>, key=value")
         _interrupt_on_signals()
         return _compare(arguments)
     except ConfigError as error:

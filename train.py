@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import stat
+import subprocess
 import sys
 import time
 import traceback
@@ -18,6 +19,8 @@ from typing import TYPE_CHECKING, NoReturn
 from cua_agent.secrets import mask_text, masked_output
 from trainers.config import ConfigError, TrainConfig
 from trainers.config.compose import Composition, compose_run
+from trainers.config.presets import OPTION, joined_options, split_options
+from trainers.config.sweeps import runs_of
 from trainers.config.validation import AUTO, BUILT_IN_MODELS
 
 if TYPE_CHECKING:
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from trainers.run.metrics import ProgressReporter
 
 DONE, FAILED, BAD_CONFIGURATION, INTERRUPTED = 0, 1, 2, 130
+SHOW, SWEEP = "--config", ("-m", "--multirun")
 _PROCESS_0_ENDS_S = 60.0
 
 
@@ -39,10 +43,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(help_text())
         return DONE
     try:
-        options = [argument for argument in arguments if argument.startswith("-")]
-        if set(options) - {"--config"}:
-            raise ConfigError(f"{options[0]}: unknown option; allowed: --help, --config, key=value")
+        arguments = joined_options(arguments)
+        options = [argument for argument in split_options(arguments)[1] if argument.startswith("-")]
+        if unknown := [option for option in options if option not in (SHOW, *SWEEP)]:
+            raise ConfigError(f"{unknown[0]}: unknown option; allowed: --help, {SHOW}, -m, {OPTION} <dir>, key=value")
         overrides = [argument for argument in arguments if argument not in options]
+        if set(options) & set(SWEEP):
+            return _sweep(overrides)
         composition, start = _compose(overrides)
         config = composition.config
         if options:
@@ -58,6 +65,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _refuse(error)
     except KeyboardInterrupt:
         _say("interrupted")
+        return INTERRUPTED
+
+
+def _sweep(overrides: Sequence[str]) -> int:
+    """A run for every combination of values, one after the other, each in a process of its own; all of them are checked
+    before the first begins."""
+    if "RANK" in os.environ:
+        raise ConfigError("-m under a launcher: a launcher runs one configuration; allowed: -m without torchrun")
+    from trainers.config.overrides import parse_override
+
+    named = [parse_override(each) for each in overrides if each.startswith("output_dir=")]
+    runs = runs_of(overrides, str(named[-1][1]) if named else TrainConfig().output_dir)
+    for run in runs:
+        compose_run(run)
+    failed = 0
+    for number, run in enumerate(runs, start=1):
+        print(f"run {number} of {len(runs)}: {run[-1]}", flush=True)
+        status = _run_apart([sys.executable, __file__, *run])
+        if status == INTERRUPTED:
+            return INTERRUPTED
+        failed += status != DONE
+    print(f"{len(runs) - failed} of {len(runs)} runs are done: {runs[0][-2]}")
+    return FAILED if failed else DONE
+
+
+def _run_apart(command: Sequence[str]) -> int:
+    """The exit status of a command in a session of its own: Ctrl-C reaches it through us, once, and it gets time to
+    save."""
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    process = subprocess.Popen(command, start_new_session=True)
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        process.send_signal(signal.SIGINT)
+        process.wait()
         return INTERRUPTED
 
 

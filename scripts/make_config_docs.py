@@ -36,12 +36,26 @@ experiment may set any key, and the command line has the last word.
 | --- | --- |
 """
 
+ELSEWHERE = """
+`model=` also takes a directory or a hub id: `model=Qwen/Qwen3-VL-4B-Instruct` sets `model.path`. `env=` also takes a
+[world of your own](environments.md#a-world-of-your-own).
+
+Presets may come from elsewhere. `--config-dir <directory>` adds those of a directory that is laid out like `conf/`:
+its `experiment/mine.yaml` is `experiment=mine`, and may build on presets of ours as these do on each other. A package
+brings its own with an entry point of the group `cua_grpo.presets` whose value is the package that holds the files. A
+name that is taken is refused. `compare.py` has the option as well; a resumed run does not need it.
+
+`-m` runs every combination of several values, one run after the other: `python train.py -m seed=1,2,3
+optim.learning_rate=1e-4,2e-4`. All are checked before the first one begins. The runs lie in a directory of their own,
+`outputs/sweep-<time>/`, named after what differs.
+
+"""
+
 
 def render() -> str:
     """The whole document."""
     rows = "".join(f"| `{group}` | {', '.join(f'`{name}`' for name in choices(group))} |\n" for group in GROUPS)
-    custom = "\n`model=` also takes a directory or a hub id: `model=Qwen/Qwen3-VL-4B-Instruct` sets `model.path`.\n\n"
-    return INTRODUCTION + rows + custom + markdown()
+    return INTRODUCTION + rows + ELSEWHERE + markdown()
 
 
 if __name__ == "__main__":

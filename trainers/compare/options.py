@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from trainers.config import ConfigError
+from trainers.config.presets import OPTION, split_options
 from trainers.config.reference import value_text
 from trainers.config.types import Name, PathText
 from trainers.config.validation import STRICT, build, shown
@@ -59,6 +60,7 @@ def read_arguments(arguments: Sequence[str]) -> tuple[CompareConfig, list[str]]:
     for_training = []
     infos = CompareConfig.__pydantic_fields__  # type: ignore[attr-defined]
     lists = {name for name, info in infos.items() if isinstance(info.default, tuple)}
+    directories, arguments = split_options(arguments)
     for argument in arguments:
         key, value = parse_override(argument, CompareConfig)
         if key in _SET_BY_US:
@@ -72,7 +74,7 @@ def read_arguments(arguments: Sequence[str]) -> tuple[CompareConfig, list[str]]:
         raise ConfigError(
             f"{shown(for_training[0])}: a key of train.py; allowed only with backends=[...], not with runs="
         )
-    return config, for_training
+    return config, [*(f"{OPTION}={directory}" for directory in directories), *for_training]
 
 
 def help_text() -> str:
@@ -91,7 +93,7 @@ def help_text() -> str:
         "Any key of train.py goes on to the runs of backends=[...]: max_steps=10 eval.episodes=100 env=miniwob.",
         "Finished runs of the same configuration are found in output_dir and not run again; interrupted ones go on.",
         "",
-        "Options: --help",
+        f"Options: --help, {OPTION} <directory> (presets of your own)",
         "Exit status: 0 done, 1 a run failed (the report has the others), 2 bad configuration, 130 interrupted",
     ]
     return "\n".join(lines)

@@ -11,6 +11,7 @@ from cua_agent.envs.registry import names_a_world, world_names
 from trainers.config import ConfigError, TrainConfig, from_mapping
 from trainers.config.former_keys import renamed
 from trainers.config.overrides import first_line, parse
+from trainers.config.presets import GROUPS, Presets, presets_in, split_options
 from trainers.config.saved import (
     ARGS,
     CONFIG,
@@ -22,7 +23,7 @@ from trainers.config.saved import (
     run_directory_of,
     without_secrets,
 )
-from trainers.config.texts import as_typed, check_texts, literal, text_keys
+from trainers.config.texts import as_typed, check_texts, literal, quoted, text_keys
 from trainers.config.validation import AUTO, check_keys, check_resume_path, shown
 from trainers.config.world_options import is_option, option_key, put_back, references, with_options
 
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
-GROUPS = ("backend", "env", "model", "loader", "inference", "experiment")
 
 _TEXTS = {key: shape for key, shape in text_keys(TrainConfig).items() if key not in GROUPS}
 _FOREIGN = "world_"
@@ -38,8 +38,8 @@ _FOREIGN = "world_"
 
 
 def choices(group: str) -> list[str]:
-    """The presets of a config group."""
-    return sorted(file.stem for file in (CONF / group).glob("*.yaml"))
+    """The presets of a config group that there are without further directories."""
+    return presets_in(CONF).choices(group)
 
 
 @dataclass(frozen=True)
@@ -60,30 +60,33 @@ def load_config(overrides: Sequence[str]) -> TrainConfig:
 
 def compose_run(overrides: Sequence[str]) -> Composition:
     """As `load_config`; with `resume=<path>` it starts from the configuration that the run there saved. A preset that
-    is typed then changes what it would change in a new run, and the keys that are typed come last.
+    is typed then changes what it would change in a new run, and the keys that are typed come last. Presets are also
+    looked for in the directories that `--config-dir=<directory>` among the overrides names.
 
     Raises `ConfigError`.
     """
+    directories, overrides = split_options(overrides)
+    presets = presets_in(CONF, directories)
     options = [override for override in overrides if is_option(override)]
     expanded = [
         typed
         for override in overrides
         if override not in options
-        for typed in as_typed(_expand_world(_expand_model(override)), _TEXTS)
+        for typed in as_typed(_expand_world(_expand_model(override, presets), presets), _TEXTS)
     ]
     parsed = [parse(override) for override in expanded]
     for override in parsed:
-        _check(override)
+        _check(override, presets)
     typed = [Typed(override.key_or_group, text) for override, text in zip(parsed, expanded, strict=True)]
     resume = next((override.value() for override in reversed(parsed) if override.key_or_group == "resume"), None)
     directory = _saved_directory(resume)
     if directory is None:
-        tree, presets = _compose_presets(typed)
+        tree, chosen = _compose_presets(typed, presets)
         config = from_mapping(with_options(tree, options))
         lacking = config.resume not in (None, AUTO)
         notes = (f"resume={resume}: no {CONFIG} there; every key is the command line's",) if lacking else ()
-        return Composition(config, presets, notes=notes)
-    return _resumed(read_saved(directory), typed, options)
+        return Composition(config, chosen, notes=notes)
+    return _resumed(read_saved(directory), typed, options, presets)
 
 
 def _saved_directory(resume: object) -> Path | None:
@@ -109,47 +112,49 @@ class Typed(NamedTuple):
     text: str
 
 
-def _resumed(saved: SavedRun, typed: Sequence[Typed], options: Sequence[str]) -> Composition:
+def _resumed(saved: SavedRun, typed: Sequence[Typed], options: Sequence[str], presets: Presets) -> Composition:
     chosen = [each for each in typed if each.key in GROUPS]
     keys = [each for each in typed if each.key not in GROUPS]
     settings = without_secrets(saved, [*(each.key for each in typed), *map(option_key, options)])
     settings |= {"resume": None, "run_name": None, "output_dir": str(_parent(saved.directory))}
-    presets = dict(saved.presets)
+    made_of = dict(saved.presets)
     if chosen:
-        changed, presets = _changed_by_presets(saved, chosen)
+        changed, made_of = _changed_by_presets(saved, chosen, presets)
         if any(key == "env.name" or key.startswith(ARGS) for key in changed):  # another world has options of its own
             settings = {key: value for key, value in settings.items() if not key.startswith(ARGS)}
         settings |= changed
     kept = references(nested(settings)["env"].get("args", {}))
     start = nested({**literal(settings), **kept})
     start["env"].setdefault("args", {})
-    tree = _compose("run", start, [each.text for each in keys])[0]
+    tree = _compose("run", start, [each.text for each in keys], presets)[0]
     config = from_mapping(with_options(tree, options))
     unknown = ", ".join(f"{key}={shown(value, 20)}" for key, value in saved.unknown.items())
     notes = (f"{saved.directory / CONFIG} has keys that do not exist any more, left out: {unknown}",) if unknown else ()
-    return Composition(config, presets, tuple(differences(saved.settings, config)), notes)
+    return Composition(config, made_of, tuple(differences(saved.settings, config)), notes)
 
 
-def _changed_by_presets(saved: SavedRun, chosen: Sequence[Typed]) -> tuple[dict[str, Any], dict[str, str]]:
+def _changed_by_presets(
+    saved: SavedRun, chosen: Sequence[Typed], presets: Presets
+) -> tuple[dict[str, Any], dict[str, str]]:
     """What the `chosen` presets change in the saved settings, and the presets that these are made of then.
 
     Another backend brings its own defaults, but leaves what the run had set itself.
     """
     known = [
-        Typed(group, _expand_world(f"{group}={name}"))
+        Typed(group, _expand_world(f"{group}={name}", presets))
         for group, name in saved.presets.items()
-        if name in choices(group) or (group == "env" and names_a_world(name))
+        if name in presets.choices(group) or (group == "env" and names_a_world(name))
     ]
     backends = [each for each in chosen if each.key == "backend"]
-    own, _ = _compose_presets(known)
-    moved = _compose_presets([*known, *backends])[0] if backends else own
-    new, presets = _compose_presets([*known, *chosen])
+    own, _ = _compose_presets(known, presets)
+    moved = _compose_presets([*known, *backends], presets)[0] if backends else own
+    new, made_of = _compose_presets([*known, *chosen], presets)
     before, between, after = by_key(own), by_key(moved), by_key(new)
     changed = {key: value for key, value in between.items() if value != before.get(key) == saved.settings.get(key)}
     changed |= {key: value for key, value in after.items() if value != between.get(key)}
     if {key for key in between if key.startswith(ARGS)} - set(after):  # the world is the same, with fewer options set
         changed |= {key: value for key, value in after.items() if key.startswith((ARGS, "env.name"))}
-    return changed, presets
+    return changed, made_of
 
 
 def _parent(directory: Path) -> Path:
@@ -157,21 +162,23 @@ def _parent(directory: Path) -> Path:
     return directory.parent if directory.name not in ("", "..") else directory.resolve().parent
 
 
-def _compose_presets(overrides: Sequence[Typed]) -> tuple[dict[str, Any], dict[str, str]]:
+def _compose_presets(overrides: Sequence[Typed], presets: Presets) -> tuple[dict[str, Any], dict[str, str]]:
     """Today's defaults, presets and keys as a tree, and the presets by config group."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     schema = asdict(TrainConfig())
     schema["env"]["args"] = {}  # the world that is chosen fills in its own
-    tree, presets = _compose("config", schema, [each.text for each in overrides])
+    tree, made_of = _compose("config", schema, [each.text for each in overrides], presets)
     chosen = [each.text for each in overrides if each.key == "experiment"][-1:]
     name = OverridesParser.create().parse_override(chosen[0]).value() if chosen else None
     # The run carries the name of the experiment that was chosen, unless that sets a name of its own.
     named = isinstance(name, str) and tree["experiment"] == TrainConfig().experiment
-    return {**tree, "experiment": name} if named else tree, presets
+    return {**tree, "experiment": name} if named else tree, made_of
 
 
-def _compose(name: str, schema: Mapping[str, Any], overrides: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
+def _compose(
+    name: str, schema: Mapping[str, Any], overrides: list[str], presets: Presets
+) -> tuple[dict[str, Any], dict[str, str]]:
     """The tree of `schema` and what the file `name` of `conf/` makes of it (`run`: nothing), resolved, and the presets.
 
     Raises `ConfigError`.
@@ -185,9 +192,10 @@ def _compose(name: str, schema: Mapping[str, Any], overrides: list[str]) -> tupl
 
     ConfigStore.instance().store("run" if name == "run" else "schema", dict(schema))
     try:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            composed = compose(name, overrides, return_hydra_config=True)
-            presets = {group: composed.hydra.runtime.choices.get(group) for group in GROUPS}
+        with initialize_config_dir(str(presets.folders[0]), version_base="1.3"):
+            searched = [f"hydra.searchpath=[{','.join(map(quoted, presets.search_path))}]"]
+            composed = compose(name, [*overrides, *searched], return_hydra_config=True)
+            made_of = {group: composed.hydra.runtime.choices.get(group) for group in GROUPS}
             with open_dict(composed):
                 del composed["hydra"]
             unresolved = renamed(cast(dict[str, Any], OmegaConf.to_container(composed)))
@@ -200,45 +208,46 @@ def _compose(name: str, schema: Mapping[str, Any], overrides: list[str]) -> tupl
         raise ConfigError(first_line(error)) from error
     except YAMLError as error:
         raise ConfigError(f"a file of conf/ is not YAML: {shown(str(error), 250)}") from error
-    if str(presets["env"]).startswith(_FOREIGN):
-        presets["env"] = tree["env"]["name"]
-    return tree, {group: name for group, name in presets.items() if isinstance(name, str)}
+    if str(made_of["env"]).startswith(_FOREIGN):
+        made_of["env"] = tree["env"]["name"]
+    return tree, {group: name for group, name in made_of.items() if isinstance(name, str)}
 
 
-def _expand_model(override: str) -> str:
+def _expand_model(override: str, presets: Presets) -> str:
     """`model=<directory or hub id>` as `model.path=<it>`; anything else as it is."""
     key, _, value = override.partition("=")
-    if key != "model" or value in choices("model"):
+    if key != "model" or value in presets.choices("model"):
         return override
     if "/" not in value and not Path(value).is_dir():
-        raise _no_such("model", value, "a directory, a hub id")
+        raise _no_such(presets, "model", value, "a directory, a hub id")
     return f"model.path={value}"
 
 
-def _expand_world(override: str) -> str:
+def _expand_world(override: str, presets: Presets) -> str:
     """`env=<a world that has no preset>` as a preset that is made for it; anything else as it is."""
     from hydra.core.config_store import ConfigStore
 
     key, _, value = override.partition("=")
     world = value.strip("'\"")
-    if key != "env" or world in choices("env") or not names_a_world(world):
+    if key != "env" or world in presets.choices("env") or not names_a_world(world):
         return override
     preset = _FOREIGN + world.encode().hex()
     ConfigStore.instance().store(preset, {"name": world, "tasks": [], "args": {}}, group="env")
     return f"env={preset}"
 
 
-def _check(override: Override) -> None:
+def _check(override: Override, presets: Presets) -> None:
     """Refuse unknown presets and unknown keys before Hydra does, in words that name what is allowed."""
     key, value = override.key_or_group, override.value()
     if isinstance(value, dict) or key not in GROUPS:
         check_keys(TrainConfig, {key: value})
-    elif isinstance(value, str) and value not in choices(key) and not (key == "env" and value.startswith(_FOREIGN)):
-        others = [name for name in world_names() if name not in choices(key)] if key == "env" else []
-        raise _no_such(key, value, *others, *(["package.module:factory"] if key == "env" else []))
+    elif isinstance(value, str) and value not in presets.choices(key) and not value.startswith(_FOREIGN):
+        others = [*world_names(), "package.module:factory"] if key == "env" else []
+        raise _no_such(presets, key, value, *others)
     elif not isinstance(value, str | list) and not override.is_delete():
-        raise _no_such(key, shown(value))
+        raise _no_such(presets, key, shown(value))
 
 
-def _no_such(group: str, value: str, *others: str) -> ConfigError:
-    return ConfigError(f"{group}={shown(value)}: no such {group}; allowed: {', '.join([*choices(group), *others])}")
+def _no_such(presets: Presets, group: str, value: str, *others: str) -> ConfigError:
+    allowed = dict.fromkeys([*presets.choices(group), *others])
+    return ConfigError(f"{group}={shown(value)}: no such {group}; allowed: {', '.join(allowed)}")

@@ -44,6 +44,20 @@ def parse(override: str) -> Override:
     return parsed
 
 
+def parse_sweep(override: str) -> list[str] | None:
+    """An override for each value of one that has several; None for any other, also for one that does not parse."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        parsed = OverridesParser.create().parse_override(override)
+    except HydraException:
+        return None
+    if not parsed.is_discrete_sweep():
+        return None
+    return [f"{parsed.get_key_element()}={value}" for value in parsed.sweep_string_iterator()]
+
+
 def first_line(error: Exception) -> str:
     """The first line of what an error says, else its name."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -13,7 +13,8 @@ from pydantic.fields import FieldInfo
 
 from cua_agent.envs.registry import BUILT_IN, all_options, options_of
 from trainers.config import TrainConfig
-from trainers.config.compose import GROUPS, choices, load_config
+from trainers.config.compose import choices, load_config
+from trainers.config.presets import GROUPS
 from trainers.config.saved import ARGS
 from trainers.config.validation import leaves
 
@@ -137,7 +138,10 @@ def help_text() -> str:
         "Keys typed most (default in brackets; all of them: docs/configuration.md):",
         *(f"  {name:<27} {keys[name].help} [{keys[name].default}]" for name in COMMON_KEYS),
         "",
-        "Options: --help, --config (print the composed configuration and stop)",
+        "Options: --help",
+        "  --config                    print the composed configuration and stop",
+        "  --config-dir <directory>    presets of your own, as <directory>/experiment/mine.yaml",
+        "  -m seed=1,2 max_steps=5,9   a run for every combination of values",
         "Exit status: 0 done, 2 bad configuration, 130 interrupted, 1 anything else",
     ]
     return "\n".join(lines)
