@@ -14,6 +14,7 @@ pytest.importorskip("areal")
 pytestmark = pytest.mark.slow
 
 GPU = ["loader.device=cuda", "rollout.groups_per_step=24", "rollout.concurrency=48", "areal.worker_memory_gb=64"]
+TRUST = "scheduler.trust_network=true"
 
 
 class EnoughError(Exception):
@@ -47,8 +48,8 @@ def jobs(config: TrainConfig, directory: Path) -> tuple[Any, Any]:
     ("overrides", "training", "rollout", "gpu", "memory"),
     [
         (["scheduler=local"], 1, 1, 0, 4),
-        (["scheduler=ray", "n_nodes=2", "rollout.groups_per_step=4"], 2, 2, 0, 4),
-        (["scheduler=slurm", "n_nodes=3", "n_gpus=8", *GPU], 12, 12, 1, 64),
+        (["scheduler=ray", TRUST, "n_nodes=2", "rollout.groups_per_step=4"], 2, 2, 0, 4),
+        (["scheduler=slurm", TRUST, "n_nodes=3", "n_gpus=8", *GPU], 12, 12, 1, 64),
         (["scheduler=ray", "n_gpus=4", "inference=vllm", *GPU], 3, 1, 1, 64),
     ],
 )
@@ -91,7 +92,7 @@ def test_slurm_is_asked_for_whole_nodes(tmp_path: Path, monkeypatch: pytest.Monk
 
     fake_sbatch(tmp_path / "bin")
     monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=":")
-    config = load_config(["scheduler=slurm", "n_nodes=3", "n_gpus=8", "threads=4", *GPU])
+    config = load_config(["scheduler=slurm", TRUST, "n_nodes=3", "n_gpus=8", "threads=4", *GPU])
     native = controller_config(config, tmp_path)
     Path(native.cluster.fileroot).mkdir()
     job, _ = jobs(config, tmp_path)

@@ -85,12 +85,14 @@ def test_a_dead_worker_ends_the_run_in_one_line_and_keeps_its_steps(tmp_path: Pa
     assert state["step"] == len(rows(run)) >= 1
 
 
-def test_workers_do_not_outlive_a_killed_controller(tmp_path: Path) -> None:
+def test_all_listen_on_this_machine_only_and_workers_do_not_outlive_a_killed_controller(tmp_path: Path) -> None:
     process = start("local", tmp_path, "max_steps=500", "eval.baseline=false", "run_name=run")
     until_trained(process, tmp_path / "run")
     left = workers(process)
     assert len(left) == 2
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    _, alive = psutil.wait_procs(left, timeout=30)
+    sockets = [one for each in (psutil.Process(process.pid), *left) for one in each.net_connections("inet")]
+    assert {one.laddr.ip for one in sockets if one.status == psutil.CONN_LISTEN} == {"127.0.0.1"}
+    process.send_signal(signal.SIGKILL)  # it stays a zombie until somebody asks for its status
+    _, alive = psutil.wait_procs(left, timeout=60)
     assert alive == []
+    process.wait()

@@ -64,7 +64,7 @@ def test_every_key_is_reached_from_the_command_line_with_its_type(tmp_path) -> N
     wanted |= {"env.tasks": ("toggle",), "env.name": "pocket", "env.args": TrainConfig().env.args}
     # What goes together with 4-bit weights, screens in words and the engine in process.
     wanted |= {"phase": 1, "loader.attn_implementation": "eager"}
-    wanted |= {"scheduler": "none", "n_nodes": 1, "n_gpus": 0}  # phase 3 only: test_cluster_config
+    wanted |= {"scheduler.name": "none", "n_nodes": 1, "n_gpus": 0}  # phase 3 only: test_cluster_config
     written = {
         key: str(list(value)).replace("'", "") if isinstance(value, tuple) else value for key, value in wanted.items()
     }
@@ -104,7 +104,10 @@ SPECIAL_OPTIONS = {
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_every_preset_composes(group: str) -> None:
-    needs = {"unsloth": ["loader.device=cuda"]}  # where it reads images
+    needs = {
+        "unsloth": ["loader.device=cuda"],  # where it reads images
+        "slurm": ["scheduler.trust_network=true"],
+    }
     for name in choices(group):
         config = load_config([f"{group}={name}", *needs.get(name, [])])
         if group in ("backend", "experiment"):

@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from cua_agent.proxies import LOCAL_HOSTS, bypass_proxies
+from trainers.areal.loopback import meeting_place, stay_on_this_machine
 from trainers.config import ConfigError
 
 EXTRA = "backend=areal needs the package areal: pip install --no-deps -r requirements/cpu.txt, or the extra [areal]"
@@ -47,11 +48,14 @@ def prepare_process(run_directory: Path, device: str = "cpu", *, controller: boo
         os.environ.setdefault(name, value)
     if os.environ["WORLD_SIZE"] == "1":  # AReaL takes the GPU of the local rank
         os.environ["LOCAL_RANK"] = device.partition(":")[2] or "0"
-    if "TORCHELASTIC_RUN_ID" not in os.environ:  # no launcher: a port of its own, also for a child of such a process
+    alone = "TORCHELASTIC_RUN_ID" not in os.environ
+    if alone:  # no launcher: a port of its own, also for a child of such a process
         os.environ["MASTER_PORT"] = str(_free_port())
     bypass_proxies([*LOCAL_HOSTS, *_own_addresses()])  # AReaL's processes speak HTTP with each other
     quiet()
     use_platform(device)
+    if alone and not controller and os.environ["WORLD_SIZE"] == "1":
+        stay_on_this_machine(meeting_place(run_directory))
     _resolve_names_in(run_directory / "areal" / "names")
     no_async_saver()
     draw_own_ports()

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cua_agent.tasks import CUATask
+from trainers.areal.loopback import meeting_place, stay_on_this_machine
 from trainers.areal.process import prepare_process
 from trainers.components import Components, build_components
 from trainers.config import TrainConfig
+from trainers.config.cluster import is_one_machine
 from trainers.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from trainers.protocol import Batch, EvalRecord, LossRecord, StepRecord, Trainer, TrainResult
 from trainers.run.checkpoint import try_saving
@@ -44,10 +46,12 @@ class AReaLGRPOTrainer:
     ) -> None:
         self._trainer: Trainer
         self._tensors: Tensors
-        prepare_process(run_directory, config.loader.device, controller=config.scheduler != "none")
-        if config.scheduler != "none":
+        prepare_process(run_directory, config.loader.device, controller=config.scheduler.name != "none")
+        if config.scheduler.name != "none":
             from trainers.areal.cluster.cluster_trainer import ClusterTrainer
 
+            if is_one_machine(config):
+                stay_on_this_machine(meeting_place(run_directory))
             self._trainer, self._tensors = ClusterTrainer(config, run_directory, progress), _no_tensors
             return
         components = components or build_components(config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -24,19 +25,31 @@ def workers_of(config: TrainConfig) -> Workers:
     return Workers(gpus // 2, gpus // 2) if gpus else Workers(config.n_nodes, config.n_nodes)
 
 
+def is_one_machine(config: TrainConfig) -> bool:
+    """Whether all processes run on this machine, so that none needs its network. Ray makes a cluster of this machine
+    alone unless RAY_ADDRESS names one."""
+    scheduler, named = config.scheduler.name, os.environ.get("RAY_ADDRESS", "local") != "local"
+    return scheduler in ("none", "local") or (scheduler == "ray" and not named and config.n_nodes == 1)
+
+
 def cluster_problems(config: TrainConfig) -> Iterator[str]:
     """Why the configuration cannot run in single-controller mode, a line each."""
-    if config.scheduler == "none":
+    if config.scheduler.name == "none":
         for key, value, default in (("n_nodes", config.n_nodes, 1), ("n_gpus", config.n_gpus, 0)):
             if value != default:
                 yield f"{key}={value} with scheduler=none: set scheduler=local, ray or slurm"
         return
     yield from _where_problems(config)
+    if not is_one_machine(config) and not config.scheduler.trust_network:
+        yield (
+            f"scheduler={config.scheduler.name} with scheduler.trust_network=false: whoever reaches the workers' ports "
+            "can run commands as you, for AReaL asks for no key; set it to true where nobody else does"
+        )
     yield from _gpu_problems(config)
     if min(workers_of(config)) < 1:
         return
     if config.loader.name == "unsloth":
-        yield f"loader.name=unsloth with scheduler={config.scheduler}: set loader=peft"
+        yield f"loader.name=unsloth with scheduler={config.scheduler.name}: set loader=peft"
     training, playing = workers_of(config)
     for key, value, count, kind in (
         ("rollout.groups_per_step", config.rollout.groups_per_step, training, "training"),
@@ -54,8 +67,8 @@ def cluster_problems(config: TrainConfig) -> Iterator[str]:
 def _where_problems(config: TrainConfig) -> Iterator[str]:
     if config.backend != "areal" or config.phase != 3:
         phase = f" phase={config.phase}" if config.backend == "areal" else ""
-        yield f"scheduler={config.scheduler} with backend={config.backend}{phase}: allowed: backend=areal phase=3"
-    if config.scheduler == "local" and config.n_nodes != 1:
+        yield f"scheduler={config.scheduler.name} with backend={config.backend}{phase}: allowed: backend=areal phase=3"
+    if config.scheduler.name == "local" and config.n_nodes != 1:
         yield f"n_nodes={config.n_nodes} with scheduler=local: allowed: 1; set scheduler=ray or slurm"
 
 

@@ -1,5 +1,5 @@
-"""Options of the built-in worlds under the keys that they had before `env.args`, as saved configurations, presets and
-commands hold them."""
+"""Keys under the names that they had before, as saved configurations, presets and commands hold them: options of the
+built-in worlds before `env.args`, and `scheduler` before it was a section."""
 
 from __future__ import annotations
 
@@ -27,8 +27,10 @@ def present_key(key: str, world: str) -> str | None:
 
 
 def renamed(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """The nested mapping `tree` with these keys as `env.args`, where they win. Those of other worlds than the
-    configuration's are left out: every configuration used to hold all of them."""
+    """The nested mapping `tree` with these keys under their present names, where they win. Options of other worlds than
+    the configuration's are left out: every configuration used to hold all of them."""
+    if isinstance(name := tree.get("scheduler"), str):
+        tree = {**tree, "scheduler": {"name": name}}
     env = tree.get("env")
     if not isinstance(env, Mapping) or not any(f"env.{name}" in _ALL for name in env):
         return dict(tree)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from trainers.config.validation import ConfigError, shown
 
-GROUPS = ("backend", "env", "model", "loader", "inference", "experiment")
+GROUPS = ("backend", "scheduler", "env", "model", "loader", "inference", "experiment")
 ENTRY_POINTS = "cua_grpo.presets"
 """Entry points of this group name packages whose folder holds presets."""
 OPTION = "--config-dir"

@@ -43,6 +43,20 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True, config=STRICT)
+class SchedulerConfig:
+    """Who starts worker processes, and on which network they talk."""
+
+    name: Literal["none", "local", "ray", "slurm"] = Field(
+        default="none",
+        description="phase 3: who starts worker processes; none: this process (or torchrun), else AReaL's scheduler",
+    )
+    trust_network: bool = Field(
+        default=False,
+        description="ray, slurm: nobody else reaches the workers, whom AReaL lets run anything for anybody",
+    )
+
+
+@dataclass(frozen=True, config=STRICT)
 class LoggingConfig:
     """Where metrics go besides the run directory's own files."""
 
@@ -75,13 +89,10 @@ class TrainConfig:
         default=None,
         description="run or checkpoint to go on from; auto: the newest run of this name or experiment",
     )
-    scheduler: Literal["none", "local", "ray", "slurm"] = Field(
-        default="none",
-        description="phase 3: who starts worker processes; none: this process (or torchrun), else AReaL's scheduler",
-    )
     n_nodes: int = Field(default=1, ge=1, description="scheduler: machines")
     n_gpus: int = Field(default=0, ge=0, description="scheduler: GPUs of each machine, a process each; 0: on the CPU")
     threads: int = Field(default=2, ge=1, description="torch threads on the CPU")
+    scheduler: SchedulerConfig = Field(default_factory=SchedulerConfig)
     env: EnvConfig = Field(default_factory=EnvConfig)
     model: ModelConfig = Field(default_factory=ModelConfig)
     loader: LoaderConfig = Field(default_factory=LoaderConfig)

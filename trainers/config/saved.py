@@ -25,7 +25,10 @@ ARGS = "env.args."
 _KEYS = tuple(name for name, kind in fields_of(TrainConfig) if not is_dataclass(kind))
 _ABSENT = object()
 _PATH_WIDTH = 120
-_NAMED_BY = {"env": "env.name", "model": "model.path", "loader": "loader.name", "inference": "inference.name"}
+_NAMED_BY = {
+    **{group: f"{group}.name" for group in ("scheduler", "env", "loader", "inference")},
+    "model": "model.path",
+}
 """By config group: the key that tells which preset a run without a list of its presets was made of."""
 
 

@@ -32,8 +32,8 @@ def process_group_of_environment(config: TrainConfig) -> Iterator[ProcessGroup]:
 
 def check_processes(config: TrainConfig, size: int) -> None:
     """Raise `ConfigError` for what `size` processes cannot train."""
-    if config.scheduler != "none":
-        raise ConfigError(f"scheduler={config.scheduler} with {size} processes: start one, it starts the others")
+    if config.scheduler.name != "none":
+        raise ConfigError(f"scheduler={config.scheduler.name} with {size} processes: start one, it starts the others")
     if config.active_phase not in (2, 3):
         phase = "" if config.active_phase is None else f" phase={config.phase}"
         raise ConfigError(

@@ -82,10 +82,10 @@ class ClusterTrainer:
             return self._run.train(lambda: self._ppo.train(workflow=WORKFLOW))
 
     def update(self, batch: Batch) -> StepRecord:
-        raise NotImplementedError(f"scheduler={self._config.scheduler}: {len(batch.trajectories)} rows; use none")
+        raise NotImplementedError(f"scheduler={self._config.scheduler.name}: {len(batch.trajectories)} rows; use none")
 
     def loss_and_gradients(self, batch: Batch) -> LossRecord:
-        raise NotImplementedError(f"scheduler={self._config.scheduler}: {len(batch.trajectories)} rows; use none")
+        raise NotImplementedError(f"scheduler={self._config.scheduler.name}: {len(batch.trajectories)} rows; use none")
 
     def evaluate(self, tasks: Sequence[CUATask]) -> EvalRecord:
         return self._lifecycle.evaluate(tasks)
@@ -129,5 +129,5 @@ class ClusterTrainer:
         except (SchedulerError, WorkerLostError) as error:
             cause = next(iter(str(error).splitlines()), "")[:_CAUSE]
             raise WorkerLostError(
-                f"scheduler={self._config.scheduler}: {cause} (what workers wrote: {self._logs})"
+                f"scheduler={self._config.scheduler.name}: {cause} (what workers wrote: {self._logs})"
             ) from error

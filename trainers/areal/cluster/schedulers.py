@@ -16,6 +16,7 @@ from areal.api.cli_args import GRPOConfig
 from areal.infra.scheduler.local import LocalScheduler
 
 from trainers.areal.cluster.worker_specs import gpus_per_node
+from trainers.areal.loopback import LOOPBACK
 from trainers.config import ConfigError, TrainConfig
 from trainers.config.cluster import workers_of
 
@@ -39,11 +40,11 @@ def check_machine(config: TrainConfig) -> None:
     a model of all others.
     """
     here = torch.cuda.device_count()
-    if config.scheduler == "local" and config.n_gpus > here:
+    if config.scheduler.name == "local" and config.n_gpus > here:
         raise ConfigError(f"n_gpus={config.n_gpus} with scheduler=local: this machine has {here}; allowed: 0..{here}")
-    if config.scheduler == "slurm" and shutil.which("sbatch") is None:
+    if config.scheduler.name == "slurm" and shutil.which("sbatch") is None:
         raise ConfigError("scheduler=slurm: this machine has no sbatch; allowed here: scheduler=local or ray")
-    if config.scheduler == "ray" and config.n_gpus and not here:
+    if config.scheduler.name == "ray" and config.n_gpus and not here:
         raise ConfigError(
             f"n_gpus={config.n_gpus} with scheduler=ray: AReaL asks Ray for GPUs only from a machine that has one; "
             "start the controller on such a machine, or set n_gpus=0"
@@ -53,13 +54,13 @@ def check_machine(config: TrainConfig) -> None:
 @contextmanager
 def opened_scheduler(config: TrainConfig, native: GRPOConfig) -> Iterator[Scheduler]:
     """The scheduler that `scheduler` names; at the end, however it comes, every worker is ended."""
-    scheduler = _SCHEDULERS[config.scheduler](config, native)
+    scheduler = _SCHEDULERS[config.scheduler.name](config, native)
     try:
         yield scheduler
     finally:
         with suppress(Exception):  # the workers may be gone already
             scheduler.delete_workers(None)
-        if config.scheduler == "ray":
+        if config.scheduler.name == "ray":
             import ray
 
             ray.shutdown()
@@ -81,8 +82,8 @@ def _ray(config: TrainConfig, native: GRPOConfig) -> Scheduler:
     from areal.infra.scheduler.ray import RayScheduler
 
     address = os.environ.get("RAY_ADDRESS", "local")  # Ray itself would join any cluster that this machine has seen
-    dashboard = False if address == "local" else None
-    ray.init(address, include_dashboard=dashboard, log_to_driver=False, logging_level=logging.ERROR)
+    here: dict[str, Any] = {"include_dashboard": False, "_node_ip_address": LOOPBACK} if address == "local" else {}
+    ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **here)
     wanted, there = config.threads * sum(workers_of(config)), ray.cluster_resources().get("CPU", 0)  # type: ignore[no-untyped-call]
     if wanted > there:
         ray.shutdown()

@@ -6,8 +6,12 @@ import os
 import signal
 import threading
 import time
+from pathlib import Path
+
+import psutil
 
 from cua_agent.secrets import masked_output
+from trainers.areal.loopback import ONE_MACHINE, stay_on_this_machine
 
 CONTROLLER = "CUA_CONTROLLER_PID"
 """Environment variable: the controller's process id, when it runs on the same machine."""
@@ -22,25 +26,30 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if CONTROLLER in os.environ:
         threading.Thread(target=_end_with, args=(int(os.environ[CONTROLLER]),), daemon=True).start()
+    if ONE_MACHINE in os.environ:
+        stay_on_this_machine(Path(os.environ[ONE_MACHINE]))
     from areal.infra.rpc.rpc_server import main as serve
 
     serve()
 
 
 def _end_with(controller: int) -> None:
-    while _lives(controller):
+    started = _start_of(controller)
+    while started is not None and _start_of(controller) == started:
         time.sleep(_POLL_S)
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(_GRACE_S)
     os._exit(1)
 
 
-def _lives(process: int) -> bool:
+def _start_of(process: int) -> float | None:
+    """When a process began, which tells it from a later one of the same number; None when it has ended, also while
+    nobody has taken notice of that (a zombie)."""
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    return True
+        found = psutil.Process(process)
+        return None if found.status() == psutil.STATUS_ZOMBIE else found.create_time()
+    except psutil.NoSuchProcess:
+        return None
 
 
 if __name__ == "__main__":

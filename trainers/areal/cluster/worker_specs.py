@@ -21,8 +21,9 @@ from areal.api.cli_args import (
 
 from trainers.areal.cluster.worker_process import CONTROLLER
 from trainers.areal.config.translation import trainer_config
+from trainers.areal.loopback import LOOPBACK, ONE_MACHINE, meeting_place
 from trainers.config import TrainConfig, from_mapping
-from trainers.config.cluster import workers_of
+from trainers.config.cluster import is_one_machine, workers_of
 
 _SERVER = "trainers.areal.cluster.worker_process"
 
@@ -47,10 +48,10 @@ def controller_config(config: TrainConfig, run_directory: Path) -> GRPOConfig:
     workers = workers_of(config)
     base = trainer_config(config, run_directory, workers.training)
     run = json.dumps(asdict(config))
-    spec = worker_spec(config)
+    spec = worker_spec(config, run_directory)
     return replace(
         base,
-        scheduler=SchedulerConfig(type=config.scheduler),
+        scheduler=SchedulerConfig(type=config.scheduler.name),
         cluster=ClusterSpecConfig(
             fileroot=base.cluster.fileroot,
             n_nodes=config.n_nodes,
@@ -72,14 +73,15 @@ def controller_config(config: TrainConfig, run_directory: Path) -> GRPOConfig:
     )
 
 
-def worker_spec(config: TrainConfig) -> SchedulingSpec:
+def worker_spec(config: TrainConfig, run_directory: Path) -> SchedulingSpec:
     """One worker process of either kind."""
-    local = {CONTROLLER: str(os.getpid())} if config.scheduler == "local" else {}
+    here = is_one_machine(config)
+    local = {CONTROLLER: str(os.getpid()), ONE_MACHINE: str(meeting_place(run_directory))} if here else {}
     return SchedulingSpec(
         cpu=config.threads,
         gpu=1 if config.n_gpus else 0,
         mem=config.areal.worker_memory_gb,
-        cmd=f"{sys.executable} -m {_SERVER}",
+        cmd=f"{sys.executable} -m {_SERVER}" + (f" --host {LOOPBACK}" if here else ""),
         env_vars={"OMP_NUM_THREADS": str(config.threads), "TORCHDYNAMO_DISABLE": "1", **local},
         container_type="none",
     )
