@@ -59,7 +59,7 @@ def _init_by_files(
     **options: Any,
 ) -> None:
     """`torch.distributed.init_process_group`. Its processes make as many groups each, in the same order."""
-    from torch.distributed import FileStore
+    from torch.distributed import FileStore  # type: ignore[attr-defined]
 
     world_size = int(os.environ["WORLD_SIZE"]) if world_size < 0 else world_size
     rank = int(os.environ["RANK"]) if rank < 0 else rank

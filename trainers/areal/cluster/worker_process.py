@@ -8,7 +8,7 @@ import threading
 import time
 from pathlib import Path
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 
 from cua_agent.secrets import masked_output
 from trainers.areal.loopback import ONE_MACHINE, stay_on_this_machine
