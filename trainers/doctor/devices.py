@@ -119,7 +119,7 @@ def host_memory(context: Context) -> Finding:
 
     config = context.config
     needed = training_memory(model_shape(config), training_settings(config, training_processes(config))).host
-    processes = sum(workers_of(config)) if config.scheduler == "local" else 1
+    processes = sum(workers_of(config)) if config.scheduler.name == "local" else 1
     free = psutil.virtual_memory().available
     said = f"{_gib(free)} free, a process takes up to {_gib(needed)}" + (f", {processes} run" if processes > 1 else "")
     if processes * needed > free:
@@ -140,7 +140,7 @@ def model_shape(config: TrainConfig) -> ModelShape:
 
 def training_processes(config: TrainConfig) -> int:
     """How many processes train: a scheduler's workers, those that a launcher started, or this one."""
-    if config.scheduler != "none":
+    if config.scheduler.name != "none":
         return workers_of(config).training
     return int(os.environ.get("WORLD_SIZE", "1"))
 

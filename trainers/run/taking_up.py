@@ -19,7 +19,7 @@ _NOT_PLAYED = ("rollout.concurrency", "rollout.groups_per_step", "rollout.max_re
 
 def spool_of(config: TrainConfig, directory: Path, process_group: ProcessGroup = SINGLE_PROCESS) -> GroupSpool:
     """The spool of the run in `directory`; it keeps nothing where several processes play."""
-    alone = process_group.size == 1 and config.scheduler == "none"
+    alone = process_group.size == 1 and config.scheduler.name == "none"
     return GroupSpool(directory / SPOOL, config.checkpoint.keep_groups if alone else 0)
 
 
