@@ -1,9 +1,9 @@
 """How fast vLLM decodes with an adapter and without, and how long new weights take to reach it.
 
-    python benchmarks/gpu_shapes.py 2b /tmp/shapes
-    python -m cua_agent.inference.vllm serve model=/tmp/shapes/2b gpu_memory=0.3
-    python -m cua_agent.inference.vllm serve model=/tmp/shapes/2b gpu_memory=0.3 lora=false port=8001
-    python benchmarks/gpu_weights.py --model /tmp/shapes/2b --adapters http://127.0.0.1:8000 --full http://127.0.0.1:8001
+    python benchmarks/gpu_shapes.py 2b shapes
+    python -m cua_agent.inference.vllm serve model=shapes/2b gpu_memory=0.2
+    python -m cua_agent.inference.vllm serve model=shapes/2b gpu_memory=0.2 lora=false memory_transfer=true port=8001
+    python benchmarks/gpu_weights.py --model shapes/2b --adapters http://127.0.0.1:8000 --full http://127.0.0.1:8001
 
 The model is loaded on the card as a trainer would. Decoding: `--new` tokens for each of some requests at a time, after
 prompts of `--prompt` random tokens, which are computed beforehand. Weights: an adapter as a file, all weights as files,

@@ -64,8 +64,19 @@ def test_a_hub_model_on_gpus() -> None:
     assert found["--max-model-len"] == "16384"
     assert found["--tensor-parallel-size"] == "2"
     assert found["--enable-expert-parallel"] is None
-    assert not {"--enable-lora", "--enforce-eager", "--worker-extension-cls"} & set(found)
+    assert not {"--enable-lora", "--enforce-eager", "--worker-extension-cls", "--weight-transfer-config"} & set(found)
     assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING" not in command.environment
+    assert "VLLM_ALLOW_INSECURE_SERIALIZATION" not in command.environment
+
+
+def test_a_server_that_reads_the_trainers_memory() -> None:
+    options = ServeOptions(device="cuda", python=PYTHON, lora=False, memory_transfer=True)
+    command = server_command(options)
+    assert json.loads(flags(command)["--weight-transfer-config"] or "") == {"backend": "ipc"}
+    assert command.environment["VLLM_ALLOW_INSECURE_SERIALIZATION"] == "1"
+    for wrong in ({"lora": True, "device": "cuda"}, {"lora": False, "device": "cpu"}):
+        with pytest.raises(ServeError, match="memory_transfer=true"):
+            server_command(ServeOptions(python=PYTHON, memory_transfer=True, **wrong))
 
 
 def test_the_built_in_model_on_a_gpu_has_the_dtype_of_lora_kernels() -> None:

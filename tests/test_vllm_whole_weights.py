@@ -96,8 +96,8 @@ def test_through_memory_nothing_is_written(policy: PolicyModel, memory: None, bu
         (response,) = generate(engine, request())
         assert not list(engine.weights_dir.rglob("*.safetensors"))
     assert response.versions == [1, 1]
-    assert "reload" not in fake.log
-    assert fake.log.count("part") > 4
+    assert fake.log.count("reload") == 1  # the first, when nobody knew what the server takes
+    assert fake.log.count("part") > 2
 
 
 def test_a_restarted_server_gets_the_version_that_was_published(

@@ -147,7 +147,8 @@ class VllmEngine:
         directory.mkdir(exist_ok=True)
         whole = None
         if self._plan.lora_rank is None:
-            whole = WholeWeights(self._policy, directory)
+            keep = any(replica.reads_memory for replica in self._replicas)
+            whole = WholeWeights(self._policy, directory, keep=keep)
         else:
             self._save_weights(directory, self._policy)
         expected = own_logprobs(self._policy, self._plan.canary)

@@ -55,6 +55,9 @@ class ServeOptions:
         None, description="the trainer's model.dtype; default: float32 for tiny on a CPU, else bfloat16"
     )
     lora: bool = Field(True, description="serve adapters; false: full weights are trained")
+    memory_transfer: bool = Field(
+        False, description="lora=false on a GPU: take weights out of a trainer's memory on this machine, not from files"
+    )
     lora_rank: int = Field(16, ge=1, description="the trainer's lora.r, or more")
     max_staleness: int = Field(2, ge=0, description="the trainer's rollout.max_staleness, or more")
     max_length: int | None = Field(
@@ -123,6 +126,8 @@ def server_command(options: ServeOptions, extra: Sequence[str] = ()) -> ServerCo
             "dtype=float32 with lora=true on a GPU: vLLM's LoRA kernels take bfloat16 there; set dtype=bfloat16 here "
             "and model.dtype=bfloat16 in the trainer, or serve full weights with lora=false"
         )
+    if options.memory_transfer and (options.lora or device == "cpu"):
+        raise ServeError("memory_transfer=true: for all weights on a GPU; allowed with it: lora=false device=cuda")
     max_length = options.max_length or (2048 if tiny else 16384)
     flags = [
         *("--model", base_model(options.model)),
@@ -199,7 +204,8 @@ def _device_flags(options: ServeOptions, device: str, max_length: int) -> list[s
         # A prompt that is computed in parts kills vLLM's engine on a CPU when its request has a seed.
         whole_prompts = ["--no-enable-chunked-prefill", "--max-num-batched-tokens", str(max(max_length, _CPU_BATCH))]
         return ["--enforce-eager", *whole_prompts, "--worker-extension-cls", EXTENSION]
-    transfer = [] if options.lora else ["--weight-transfer-config", json.dumps({"backend": TRANSFER_BACKEND})]
+    config = json.dumps({"backend": TRANSFER_BACKEND})
+    transfer = ["--weight-transfer-config", config] if options.memory_transfer else []
     return [
         *("--tensor-parallel-size", str(options.gpus)),
         *("--gpu-memory-utilization", f"{options.gpu_memory:g}"),
@@ -212,7 +218,7 @@ def _environment(options: ServeOptions, device: str) -> dict[str, str]:
     settings = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1"}
     if options.lora:
         settings["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
-    elif device == "cuda":
+    if options.memory_transfer:
         settings["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # where weights lie comes pickled
     if device == "cpu":
         settings["VLLM_CPU_KVCACHE_SPACE"] = str(options.cpu_cache_gb)

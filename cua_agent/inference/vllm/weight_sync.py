@@ -30,7 +30,8 @@ class Replica:
     """Blocking and thread-safe: one thread publishes at a time, the others wait and find it done.
 
     `epoch` counts how often the server was met anew. Whoever finds that the server forgot its weights says so with the
-    epoch of the request that found out, so that the news of a restart counts once. `images` are those that it keeps.
+    epoch of the request that found out, so that the news of a restart counts once. `images` are those that it keeps;
+    `reads_memory` tells, once it was met, whether it takes weights out of this process's GPU memory.
     """
 
     def __init__(self, client: ControlClient, plan: ServingPlan) -> None:
@@ -43,7 +44,7 @@ class Replica:
         self._own_tag = ""
         self._unneeded: list[str] = []  # adapters that are still to be unloaded
         self._reload_method = "reload_weights"
-        self._reads_memory = False
+        self.reads_memory = False
         self._met = False
         self._serial = -1  # of the newest publication that this server has
         self.epoch = 0
@@ -146,7 +147,7 @@ class Replica:
         except (AttributeError, KeyError, TypeError) as error:
             raise Unavailable(f"{self.url} tells its configuration in part: {type(error).__name__} {error}") from error
         self._reload_method = "reload_policy" if extension == EXTENSION else "reload_weights"
-        self._reads_memory = reads_memory(self.url, info)
+        self.reads_memory = reads_memory(self.url, info)
         self._share(holdings, publication.directory.parent)
         self._base_name, self.base_tag = holdings.base_name, holdings.tag
         self.epoch += 1
@@ -209,12 +210,12 @@ class Replica:
     def _replace_weights(self, publication: Publication) -> None:
         whole = publication.whole
         assert whole is not None
-        if self._reads_memory and whole.in_memory:
+        if self.reads_memory and whole.in_memory:
             try:
                 transfer(self._client, whole.tensors())
                 return
             except Refused as error:
-                self._reads_memory = False
+                self.reads_memory = False
                 logger.warning(
                     "%s cannot read the weights in this process's memory and gets files: %s", self.url, error
                 )

@@ -17,19 +17,19 @@ _FILE = "model.safetensors"
 
 
 class WholeWeights:
-    """The weights as they are now; what is trained is copied. `directory` gets the files when a server first wants
-    some, or now, without any copy, where the policy lies on a CPU or in shards: a publication is collective then, but a
-    server that comes back is not.
+    """The weights as they are now, in files in `directory`. To `keep` them on the GPU instead, for servers that read
+    it, what is trained is copied there, and files are written when another server first wants some. Shards of several
+    processes are always written at once: that is collective, and a server that comes back later is not.
     """
 
-    def __init__(self, policy: PolicyModel, directory: Path) -> None:
+    def __init__(self, policy: PolicyModel, directory: Path, *, keep: bool) -> None:
         self._policy = policy
         self._directory = directory
         self._lock = threading.Lock()
         self._written = False
         self._factors = adapter_factors(policy)
         self._copies: dict[str, Tensor] = {}
-        self.in_memory = can_stay(policy)
+        self.in_memory = keep and can_stay(policy)
         if not self.in_memory:
             self.write()
         elif not self._factors:
