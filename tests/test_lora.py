@@ -1,12 +1,13 @@
 from pathlib import Path
 from tempfile import mkdtemp
+from types import SimpleNamespace
 
 import pytest
 import tiny_random
 import torch
 
 from cua_agent.models.loaders import load_policy
-from cua_agent.models.lora import LoraSpec
+from cua_agent.models.lora import LoraSpec, cards_of
 from cua_agent.models.policy import PolicyModel
 
 
@@ -70,3 +71,11 @@ def test_initialisation_follows_the_seed_and_leaves_the_global_random_state(chec
 def test_targets_that_match_nothing_are_one_clear_line(checkpoint: str) -> None:
     with pytest.raises(ValueError, match=r"lora\.target_modules='nothing' cannot be adapted"):
         load_policy(checkpoint, lora=LoraSpec(target_modules="nothing"))
+
+
+@pytest.mark.parametrize(
+    ("devices", "cards"), [(["cpu", "meta"], []), (["cuda:1", "cuda:1", "cpu"], [1]), (["cuda:2", "cuda:0"], [0, 2])]
+)
+def test_an_adapter_asks_only_the_gpus_of_its_model(devices: list[str], cards: list[int]) -> None:
+    parameters = [SimpleNamespace(device=torch.device(name)) for name in devices]
+    assert cards_of(SimpleNamespace(parameters=lambda: parameters)) == cards  # type: ignore[arg-type]

@@ -44,13 +44,18 @@ def attach_lora(model: nn.Module, spec: LoraSpec) -> nn.Module:
     config = LoraConfig(
         r=spec.r, lora_alpha=spec.alpha, lora_dropout=spec.dropout, target_modules=spec.target_modules, bias="none"
     )
-    with torch.random.fork_rng(), tied_embeddings_expected():
+    with torch.random.fork_rng(cards_of(model)), tied_embeddings_expected():
         torch.manual_seed(spec.seed)
         try:
             adapted: nn.Module = get_peft_model(model, config)
         except ValueError as error:
             raise ValueError(f"lora.target_modules={spec.target_modules!r} cannot be adapted: {error}") from None
     return adapted
+
+
+def cards_of(model: nn.Module) -> list[int]:
+    """Numbers of the GPUs that hold parameters. Asking others for their random state would begin to use them."""
+    return sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
 
 
 @contextmanager
