@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +19,8 @@ if TYPE_CHECKING:
 TINY = Path(__file__).resolve().parents[1] / "cua_agent" / "models" / "tiny_weights"
 HEAD_WIDTH = 128
 PATCH = 16
+BLOCK = 2**22
+"""Random numbers that a file's weights are made of."""
 
 
 def _text(layers: int, heads: int, key_heads: int, width: int, inner: int) -> dict[str, int]:
@@ -71,22 +76,25 @@ def shape_config(size: str) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key not in ("architectures", "transformers_version")}
 
 
-def random_model(size: str, directory: Path, device: str) -> Path:
-    """A directory with random weights of the size, made once."""
-    import torch
-    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
-
+def random_model(size: str, directory: Path, workers: int = 4) -> Path:
+    """A checkpoint of random weights of the size, made once: a file a layer, so that no process holds more. Weights are
+    drawn from N(0, 0.02^2), from a block of numbers that every tensor begins at another place of; scales are 1."""
     out = directory / size
     if (out / "config.json").is_file():
         return out
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.bfloat16)
-    with torch.device(device):
-        model = Qwen3VLForConditionalGeneration(Qwen3VLConfig(**shape_config(size)))
-    torch.set_default_dtype(torch.float32)
     partial = out.with_suffix(".part")
     shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial)
+    partial.mkdir(parents=True)
+    config = shape_config(size)
+    files = _files(config)
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        names = [f"model-{number:05d}-of-{len(files):05d}.safetensors" for number in range(1, len(files) + 1)]
+        sizes = list(pool.map(_write_weights, [partial / name for name in names], files, range(len(files))))
+    weight_map = {key: name for name, shapes in zip(names, files, strict=True) for key in shapes}
+    index = {"metadata": {"total_size": sum(sizes)}, "weight_map": weight_map}
+    (partial / "model.safetensors.index.json").write_text(json.dumps(index))
+    config["architectures"] = ["Qwen3VLForConditionalGeneration"]
+    (partial / "config.json").write_text(json.dumps(config))
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copy(TINY / name, partial / name)
     pixels = {"max_pixels": 1003520, "min_pixels": 65536}
@@ -94,10 +102,41 @@ def random_model(size: str, directory: Path, device: str) -> Path:
     processor = json.loads((TINY / "preprocessor_config.json").read_text()) | pixels | {"size": edges}
     (partial / "preprocessor_config.json").write_text(json.dumps(processor))
     partial.rename(out)
-    del model
-    if device != "cpu":
-        torch.cuda.empty_cache()
     return out
+
+
+def _files(config: dict[str, Any]) -> list[dict[str, tuple[int, ...]]]:
+    """The shapes of the model's tensors by name, a dictionary a file: a layer each, and what belongs to none."""
+    from transformers import AutoConfig
+
+    from cua_agent.models.architecture import empty_model
+
+    rest = {key: value for key, value in config.items() if key != "model_type"}
+    model = empty_model(AutoConfig.for_model(config["model_type"], **rest))
+    files: dict[str, dict[str, tuple[int, ...]]] = {}
+    for name, parameter in model.named_parameters():
+        layer = re.match(r".*\.layers\.\d+\.", name)
+        files.setdefault(layer[0] if layer else name.split(".")[1], {})[name] = tuple(parameter.shape)
+    return list(files.values())
+
+
+def _write_weights(file: Path, shapes: dict[str, tuple[int, ...]], seed: int) -> int:
+    """Write bfloat16 tensors of these shapes; returns their bytes."""
+    import torch
+    from safetensors.torch import save_file
+
+    torch.set_num_threads(1)
+    block = torch.empty(BLOCK, dtype=torch.bfloat16).normal_(0, 0.02, generator=torch.Generator().manual_seed(seed))
+    tensors = {}
+    for number, (name, shape) in enumerate(shapes.items()):
+        if len(shape) == 1:
+            tensors[name] = torch.full(shape, float(name.endswith("weight")), dtype=torch.bfloat16)
+            continue
+        count = int(np.prod(shape))
+        start = 7919 * number % BLOCK
+        tensors[name] = block.roll(-start).repeat(-(-count // BLOCK))[:count].reshape(shape).clone()
+    save_file(tensors, file, metadata={"format": "pt"})
+    return sum(tensor.nbytes for tensor in tensors.values())
 
 
 def synthetic_batch(policy: PolicyModel, count: int, most_turns: int, sampled: int, screen: tuple[int, int]) -> Batch:

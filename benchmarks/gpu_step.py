@@ -181,7 +181,7 @@ def configuration(learner: str, args: argparse.Namespace) -> TrainConfig:
     return load_config(
         [
             *backend,
-            f"model.path={random_model(args.size, args.models, args.device)}",
+            f"model.path={random_model(args.size, args.models)}",
             "model.dtype=bfloat16",
             "model.prompt=full",
             "model.grounding=coordinates",

@@ -68,7 +68,7 @@ def phase_2(weights: Path, variant: str, process_group: ProcessGroup) -> dict[st
     from trainers.components import build_policy
 
     config = configuration(weights, variant, 2)
-    policy = build_policy(config)
+    policy = build_policy(config, sharded=True)
     batch = batch_of(policy, variant)
     with closing(Phase2Learner(policy, config, process_group)) as learner:
         results = computed(learner, batch)

@@ -39,7 +39,15 @@ UNUSED_ROWS = 9
 """Rows of the embedding that belong to no token, as real checkpoints have."""
 
 
-def build(directory: Path, family: Family = "qwen3_vl", seed: int = 0, hidden: int = 32, layers: int = 2) -> Path:
+def build(
+    directory: Path,
+    family: Family = "qwen3_vl",
+    seed: int = 0,
+    hidden: int = 32,
+    layers: int = 2,
+    *,
+    tied: bool = True,
+) -> Path:
     """Write a checkpoint (config, weights, tokenizer, image processor) to `directory` and return it.
 
     Weights are large enough (standard deviation 0.2) that tokens and images visibly change the next-token distribution.
@@ -56,7 +64,8 @@ def build(directory: Path, family: Family = "qwen3_vl", seed: int = 0, hidden: i
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = _qwen3(tokenizer, hidden, layers) if family == "qwen3_vl" else _qwen2_5(tokenizer, hidden, layers)
+        make = _qwen3 if family == "qwen3_vl" else _qwen2_5
+        model = make(tokenizer, hidden, layers, tied)
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 torch.nn.init.normal_(parameter, std=0.2)
@@ -111,14 +120,14 @@ def _text_config(tokenizer: PreTrainedTokenizerFast, hidden: int, layers: int) -
     }
 
 
-def _image_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+def _image_ids(tokenizer: PreTrainedTokenizerFast, tied: bool) -> dict[str, Any]:
     names = {"image_token_id": "image_pad", "video_token_id": "video_pad"}
     names |= {"vision_start_token_id": "vision_start", "vision_end_token_id": "vision_end"}
     ids: dict[str, Any] = {key: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for key, name in names.items()}
-    return {**ids, "tie_word_embeddings": True}
+    return {**ids, "tie_word_embeddings": tied}
 
 
-def _qwen3(tokenizer: PreTrainedTokenizerFast, hidden: int, layers: int) -> PreTrainedModel:
+def _qwen3(tokenizer: PreTrainedTokenizerFast, hidden: int, layers: int, tied: bool) -> PreTrainedModel:
     rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2], "mrope_interleaved": True}
     vision = {
         "depth": 2,
@@ -133,11 +142,12 @@ def _qwen3(tokenizer: PreTrainedTokenizerFast, hidden: int, layers: int) -> PreT
         "deepstack_visual_indexes": [0],
     }
     text = {**_text_config(tokenizer, hidden, layers), "head_dim": 16, "rope_parameters": rope}
-    config = Qwen3VLConfig(text_config=text, vision_config=vision, **_image_ids(tokenizer))
+    text["tie_word_embeddings"] = tied
+    config = Qwen3VLConfig(text_config=text, vision_config=vision, **_image_ids(tokenizer, tied))
     return Qwen3VLForConditionalGeneration(config)
 
 
-def _qwen2_5(tokenizer: PreTrainedTokenizerFast, hidden: int, layers: int) -> PreTrainedModel:
+def _qwen2_5(tokenizer: PreTrainedTokenizerFast, hidden: int, layers: int, tied: bool) -> PreTrainedModel:
     quarter = hidden // 2 // 2 // 4
     rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2 * quarter, quarter, quarter]}
     vision = {
@@ -153,5 +163,6 @@ def _qwen2_5(tokenizer: PreTrainedTokenizerFast, hidden: int, layers: int) -> Pr
         "fullatt_block_indexes": [1],
     }
     text = {**_text_config(tokenizer, hidden, layers), "rope_parameters": rope}
-    config = Qwen2_5_VLConfig(text_config=text, vision_config=vision, **_image_ids(tokenizer))
+    text["tie_word_embeddings"] = tied
+    config = Qwen2_5_VLConfig(text_config=text, vision_config=vision, **_image_ids(tokenizer, tied))
     return Qwen2_5_VLForConditionalGeneration(config)

@@ -44,14 +44,14 @@ class Components:
     eval_tasks: Mapping[EvalSplit, Sequence[CUATask]]
 
 
-def build_components(config: TrainConfig) -> Components:
-    """Load everything that `config` names. Raises `ConfigError`; for the model `ModelNotFound` or
-    `UnsupportedModel`."""
+def build_components(config: TrainConfig, *, sharded: bool = False) -> Components:
+    """Load everything that `config` names; `sharded` as for `build_policy`. Raises `ConfigError`; for the model
+    `ModelNotFound` or `UnsupportedModel`."""
     train_tasks = training_tasks(config.env)
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)  # LoRA dropout
     check_context(config, train_tasks)
-    policy = build_policy(config)
+    policy = build_policy(config, sharded=sharded)
     return Components(
         policy=policy,
         environments=partial(open_world, config.env.world, config.env.timeout_s),
@@ -108,8 +108,9 @@ def check_context(config: TrainConfig, tasks: Sequence[CUATask]) -> None:
         )
 
 
-def build_policy(config: TrainConfig) -> PolicyModel:
-    """The policy to train, with a fresh adapter when `lora.enabled`. Raises what `check_model` does."""
+def build_policy(config: TrainConfig, *, sharded: bool = False) -> PolicyModel:
+    """The policy to train, with a fresh adapter when `lora.enabled`. Where it will be `sharded` at once, its weights
+    stay on disk until then, if the loader can. Raises what `check_model` does."""
     check_model(config)
     lora, loader, model = config.lora, config.loader, config.model
     return load_policy(
@@ -125,6 +126,7 @@ def build_policy(config: TrainConfig) -> PolicyModel:
         lora=LoraSpec(lora.r, lora.alpha, lora.dropout, lora.target_modules, config.seed) if lora.enabled else None,
         freeze_vision=model.freeze_vision,
         keep_reference=config.loss.kl_coefficient > 0,
+        unread=sharded and loader.name == "peft" and loader.device_map is None,
         coordinates=model.coordinates,
         thinking=model.thinking,
     )

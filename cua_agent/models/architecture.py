@@ -2,20 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def empty_model(config: Any, **arguments: Any) -> Any:
-    """The model of a transformers `config`, with eyes or without, on the meta device: its parameters have shapes and no
-    memory. `arguments` are those of `from_config`."""
+    """The model of a transformers `config`, with eyes or without, whose parameters are on the meta device: they have
+    shapes and no memory. Buffers, which no checkpoint has, are there. `arguments` are those of `from_config`."""
+    from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
     kind: Any = AutoModelForImageTextToText if hasattr(config, "vision_config") else AutoModelForCausalLM
-    with torch.device("meta"):
-        return kind.from_config(config, **arguments)
+    with init_empty_weights(include_buffers=False):
+        model = kind.from_config(config, **arguments)
+    model.tie_weights()  # what stood for one parameter in two places became two
+    return model.eval()
+
+
+def replace_parameters(model: nn.Module, make: Callable[[nn.Parameter], Tensor]) -> None:
+    """Put `make(parameter)` in place of every parameter; tied ones stay tied, frozen ones frozen."""
+    made: dict[nn.Parameter, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is None:
+                continue
+            if parameter not in made:
+                made[parameter] = nn.Parameter(make(parameter).detach(), parameter.requires_grad)
+            module._parameters[name] = made[parameter]
+
+
+def placeholder(parameter: Tensor) -> Tensor:
+    """Of the same shape and dtype, on the CPU, in the memory of one element: for code that asks where weights are."""
+    return torch.zeros((), dtype=parameter.dtype).expand(parameter.shape)
 
 
 def blocks_of(model: Any) -> list[nn.Module]:

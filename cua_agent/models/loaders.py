@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from cua_agent.actions import Coordinates
+from cua_agent.models.architecture import empty_model, placeholder, replace_parameters
 from cua_agent.models.errors import DeviceMissing, UnsupportedModel, first_line
 from cua_agent.models.families import reply_prefix
 from cua_agent.models.fast_vision import use_fast_vision
@@ -17,9 +19,10 @@ from cua_agent.models.fingerprint import fingerprint
 from cua_agent.models.lora import LoraSpec, attach_lora, load_adapter, load_adapter_weights, saved_spec
 from cua_agent.models.packed_attention import use_packed_attention
 from cua_agent.models.pixels import image_processor
-from cua_agent.models.policy import NO_TOKEN, PolicyModel, SpecialTokens
+from cua_agent.models.policy import NO_TOKEN, PolicyModel, SpecialTokens, Unread
 from cua_agent.models.sources import ModelSource, find_model
 from cua_agent.models.unsloth import load_model_with_unsloth
+from cua_agent.models.weight_files import WeightFiles
 
 Loader = Literal["peft", "unsloth"]
 END_OF_TURN = "<|im_end|>"
@@ -46,6 +49,7 @@ class _Manner:
     load_in_4bit: bool
     gradient_checkpointing: bool
     max_length: int
+    unread: bool
 
 
 def load_policy(
@@ -62,6 +66,7 @@ def load_policy(
     lora: LoraSpec | None = None,
     freeze_vision: bool = False,
     keep_reference: bool = False,
+    unread: bool = False,
     coordinates: Coordinates | None = None,
     thinking: bool | None = None,
 ) -> PolicyModel:
@@ -72,12 +77,15 @@ def load_policy(
     it is. A saved adapter is itself what is trained further: its own rank and targets hold, not those of `lora`.
     `device_map` (accelerate) replaces `device`. `gradient_checkpointing` recomputes activations in training mode.
     `loader="unsloth"` trains adapters only; it alone loads 4-bit weights and reads `max_length`, the most tokens of a
-    forward pass. `coordinates` and `thinking` overrule what the model's family and its chat template say
+    forward pass. `unread` leaves the model's weights on disk, for who shards it to read (`PolicyModel.unread`);
+    `loader="peft"` alone does. `coordinates` and `thinking` overrule what the model's family and its chat template say
     (`cua_agent.models.families`). Raises `ModelError` when model, package or device is missing or does not fit;
     `ValueError` for values that do not exist.
     """
     if dtype not in ("float32", "bfloat16"):
         raise ValueError(f"model.dtype={dtype!r}; allowed: float32, bfloat16")
+    if unread and (loader != "peft" or device_map is not None):
+        raise ValueError("weights stay unread with loader=peft and without a device_map only")
     if load_in_4bit and loader != "unsloth":
         raise ValueError("loader.load_in_4bit=true needs loader=unsloth")
     check_device(device)
@@ -87,11 +95,14 @@ def load_policy(
         torch.cuda.set_device(device)  # for kernels and libraries that take the present one
     source = find_model(path)
     reader = _reader(path, source, thinking)
-    manner = _Manner(dtype, device, device_map, attn_implementation, load_in_4bit, gradient_checkpointing, max_length)
-    if loader == "unsloth":
-        model = _load_with_unsloth(source, manner, lora)
-    else:
-        model = _load_with_peft(source, manner, lora, freeze_vision)
+    manner = _Manner(
+        dtype, device, device_map, attn_implementation, load_in_4bit, gradient_checkpointing, max_length, unread
+    )
+    model, files = (
+        (_load_with_unsloth(source, manner, lora), None)
+        if loader == "unsloth"
+        else _load_with_peft(source, manner, lora, freeze_vision)
+    )
     special = special_tokens(reader.tokenizer, model.config, getattr(model, "generation_config", None))
     _check_patches(path, reader.image_processor, model.config)
     policy = PolicyModel(
@@ -103,8 +114,9 @@ def load_policy(
         base_fingerprint=fingerprint(source.location),
         coordinates=coordinates or source.family.coordinates,
         reply_prefix=reader.reply_prefix,
+        unread=None if files is None else Unread(files, torch.device(device), keep_reference),
     )
-    if keep_reference and not policy.has_adapter:
+    if keep_reference and not policy.has_adapter and files is None:
         policy.reference_weights = {name: p.detach().clone() for name, p in policy.trainable_parameters()}
     return policy
 
@@ -142,23 +154,18 @@ def special_tokens(tokenizer: Any, config: Any, generation_config: Any = None) -
     )
 
 
-def _load_with_peft(source: ModelSource, manner: _Manner, lora: LoraSpec | None, freeze_vision: bool) -> nn.Module:
-    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+def _load_with_peft(
+    source: ModelSource, manner: _Manner, lora: LoraSpec | None, freeze_vision: bool
+) -> tuple[nn.Module, WeightFiles | None]:
+    """The model, and where its weights are if they are to stay unread."""
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    kind = AutoModelForImageTextToText if source.reads_images else AutoModelForCausalLM
     try:
-        model = kind.from_pretrained(
-            source.location,
-            dtype=getattr(torch, manner.dtype),
-            attn_implementation=manner.attn_implementation,
-            device_map=manner.device_map,
-        )
+        model = _empty(source, manner) if manner.unread else _whole(source, manner)
     except (OSError, ValueError, ImportError, SafetensorError) as error:  # no weights, a package that they need
         raise UnsupportedModel(f"model.path={source.name!r} cannot be loaded: {first_line(error)}") from error
-    if manner.device_map is None:
-        model = model.to(manner.device)
+    files = WeightFiles(source.location, model) if manner.unread else None
     if manner.attn_implementation == "sdpa":
         use_packed_attention(model)
     if model.config.model_type == "qwen3_vl" and manner.attn_implementation == "sdpa":
@@ -168,10 +175,45 @@ def _load_with_peft(source: ModelSource, manner: _Manner, lora: LoraSpec | None,
     if manner.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     model.name_or_path = source.name  # what an adapter names as its base: "tiny" rather than where it lies here
+    if files is None:
+        return _with_adapter(model, source, lora), None
+    replace_parameters(model, placeholder)  # on the CPU, where adapters are to be made
+    own = set(model.parameters())
+    adapted = _with_adapter(model, source, lora)
+    replace_parameters(adapted, lambda weight: weight.to("meta") if weight in own else weight)
+    return adapted, files
+
+
+def _whole(source: ModelSource, manner: _Manner) -> Any:
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    kind = AutoModelForImageTextToText if source.reads_images else AutoModelForCausalLM
+    on_card = {"": manner.device} if manner.device.startswith("cuda") else None  # not by way of the main memory
+    model = kind.from_pretrained(
+        source.location,
+        dtype=getattr(torch, manner.dtype),
+        attn_implementation=manner.attn_implementation,
+        device_map=manner.device_map or on_card,
+    )
+    return model if manner.device_map or on_card else model.to(manner.device)
+
+
+def _empty(source: ModelSource, manner: _Manner) -> Any:
+    from transformers import AutoConfig, GenerationConfig
+
+    config, dtype = AutoConfig.from_pretrained(source.location), getattr(torch, manner.dtype)
+    for part in (config, *(getattr(config, name) for name in config.sub_configs)):
+        part.dtype = dtype  # a part's own goes before that of the whole
+    model = empty_model(config, dtype=dtype, attn_implementation=manner.attn_implementation)
+    with suppress(OSError):  # not every checkpoint has one
+        model.generation_config = GenerationConfig.from_pretrained(source.location)
+    return model
+
+
+def _with_adapter(model: nn.Module, source: ModelSource, lora: LoraSpec | None) -> nn.Module:
     if source.adapter:
         return load_adapter(model, source.adapter, source.name)
-    adapted: nn.Module = attach_lora(model, lora) if lora else model
-    return adapted
+    return attach_lora(model, lora) if lora else model
 
 
 def _load_with_unsloth(source: ModelSource, manner: _Manner, lora: LoraSpec | None) -> nn.Module:

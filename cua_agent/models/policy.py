@@ -21,6 +21,8 @@ from cua_agent.models.pixels import coordinate_space, cut_patches, pixel_values,
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from cua_agent.models.weight_files import WeightFiles
+
 
 NO_TOKEN = -1
 
@@ -41,6 +43,16 @@ class SpecialTokens:
     banned: tuple[int, ...] = field(repr=False)
 
 
+@dataclass(frozen=True)
+class Unread:
+    """Weights that are still on disk: the model's parameters are on the meta device until who shards it puts them onto
+    `device`; `keep_reference` as `load_policy` was told."""
+
+    files: WeightFiles
+    device: torch.device
+    keep_reference: bool
+
+
 @dataclass
 class PolicyModel:
     """A Qwen2-VL, Qwen2.5-VL or Qwen3-VL model, or a language model without eyes (`image_processor` is None), possibly
@@ -48,7 +60,8 @@ class PolicyModel:
 
     `reference_weights` are the frozen weights that `reference` swaps in (full-weight training only). `base_name` and
     `base_fingerprint` tell the model that training began with, without its adapter. `coordinates` is how the model
-    writes positions (None: unknown), `reply_prefix` what stands in the prompt before each of its turns.
+    writes positions (None: unknown), `reply_prefix` what stands in the prompt before each of its turns. `unread` are
+    weights that are not in memory yet.
     """
 
     model: nn.Module
@@ -60,11 +73,20 @@ class PolicyModel:
     base_fingerprint: str | None = None
     coordinates: Coordinates | None = None
     reply_prefix: str = ""
+    unread: Unread | None = field(default=None, repr=False)
 
     @property
     def device(self) -> torch.device:
         """Where the model's inputs go."""
+        if self.unread is not None:
+            return self.unread.device
         return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the model was loaded in, computes in and is served in, whatever its trained weights are held in."""
+        dtype: torch.dtype = self.base_model.config.dtype
+        return dtype
 
     @property
     def base_model(self) -> Any:

@@ -54,7 +54,7 @@ class AReaLGRPOTrainer:
                 stay_on_this_machine(meeting_place(run_directory))
             self._trainer, self._tensors = ClusterTrainer(config, run_directory, progress), _no_tensors
             return
-        components = components or build_components(config)
+        components = components or build_components(config, sharded=_is_sharded_at_once(config))
         try_saving(run_directory, components.policy)
         self._trainer, self._tensors = _of_phase(config, run_directory, progress, components, process_group)
 
@@ -83,6 +83,11 @@ class AReaLGRPOTrainer:
 
     def close(self) -> None:
         self._trainer.close()
+
+
+def _is_sharded_at_once(config: TrainConfig) -> bool:
+    """Whether nothing needs the whole model before it is sharded: what is sampled from in this process does."""
+    return config.phase in (2, 3) and config.inference.name == "vllm"
 
 
 def _of_phase(

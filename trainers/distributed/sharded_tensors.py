@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
+
+from cua_agent.models.weight_files import WeightFiles
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -24,3 +28,23 @@ def sharded_like(tensor: Tensor, parameter: Tensor) -> Tensor:
 
     sharded: Tensor = distribute_tensor(tensor.to(parameter.device), mesh, parameter.placements)  # type: ignore[attr-defined]
     return sharded
+
+
+def held_rows(tensor: Tensor) -> slice:
+    """The rows of a whole tensor that this process holds as `tensor`: FSDP cuts the first dimension into equal parts,
+    of which the last ones may be shorter."""
+    mesh: Any = getattr(tensor, "device_mesh", None)
+    if mesh is None:
+        return slice(None)
+    part = -(-tensor.shape[0] // mesh.size())
+    start = min(mesh.get_local_rank() * part, tensor.shape[0])
+    return slice(start, min(start + part, tensor.shape[0]))
+
+
+@torch.no_grad()
+def read_into(tensors: Mapping[str, Tensor], files: WeightFiles) -> None:
+    """Overwrite `tensors` with what the `files` have under their names; every process reads the rows that it holds."""
+    for name, rows in files.read({name: held_rows(tensor) for name, tensor in tensors.items()}):
+        tensor = tensors[name]
+        local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+        local.copy_(rows)

@@ -48,8 +48,8 @@ def check_processes(config: TrainConfig, size: int) -> None:
         value = getattr(config.rollout, key)
         if value % size:
             raise ConfigError(f"rollout.{key}={value} with {size} processes: allowed: multiples of {size}")
-    if config.inference.name == "vllm" and len(config.inference.servers) < size:
+    if config.inference.name == "vllm" and not config.lora.enabled and len(config.inference.servers) < size:
         raise ConfigError(
             f"inference.servers={','.join(config.inference.servers)} with {size} processes: allowed: at least {size} "
-            "servers, because each process loads its weights into servers of its own"
+            "servers, because each process loads its full weights into servers of its own (adapters share one)"
         )

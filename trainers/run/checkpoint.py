@@ -37,7 +37,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from cua_agent.models.lora import ADAPTER_WEIGHTS, active_spec, saved_spec
 from cua_agent.models.policy import PolicyModel
 from cua_agent.models.saving import save_description
-from trainers.distributed.sharded_tensors import sharded_like, whole
+from cua_agent.models.weight_files import WeightFiles
+from trainers.distributed.sharded_tensors import read_into, sharded_like, whole
 from trainers.protocol import Snapshot, TrainerState
 from trainers.run.checkpoint_files import BASE, STATE, CheckpointError, read_state, verify_checkpoint, write_checkpoint
 from trainers.run.compatibility import adapter_differences, saved_base
@@ -110,7 +111,7 @@ def load_checkpoint(path: Path, *, policy: PolicyModel, optimisation: Optimisati
 
 def _tensors(file: Path) -> dict[str, Any]:
     try:
-        content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         raise CheckpointError(f"checkpoint {file.parent}: {file.name} holds more than tensors, or is torn") from error
     return content
@@ -184,12 +185,10 @@ def try_saving(directory: Path, policy: PolicyModel) -> None:
 def load_weights(path: Path, policy: PolicyModel) -> None:
     """Load exported weights into `policy`, in place. Raises `CheckpointError` when they do not fit it."""
     _check_kind(path, policy)
-    model: Any = policy.model
-    if policy.has_adapter:
-        saved = load_file(path / ADAPTER_WEIGHTS)
-    else:
-        # Through transformers, whose files may name weights differently from the module; exact, whatever it holds.
-        saved = type(model).from_pretrained(str(path), dtype=torch.float32).state_dict()
+    if not policy.has_adapter:
+        read_into(_exported(policy), WeightFiles(str(path), policy.model))
+        return
+    saved = load_file(path / ADAPTER_WEIGHTS)
     with torch.no_grad():
         for name, tensor in _exported(policy).items():
             tensor.copy_(sharded_like(saved[name], tensor))

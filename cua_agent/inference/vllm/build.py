@@ -81,7 +81,7 @@ def serving_plan(
         slots=slots_for(max_staleness),
         max_length=max_length,
         images=max_images,
-        dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
+        dtype=str(policy.dtype).removeprefix("torch."),
         canary=make_canary(policy),
         tolerance=tolerance_for(policy) if tolerance is None else tolerance,
         adapts_vision=any("visual" in name.split(".") and "lora_" in name for name, _ in policy.trainable_parameters()),

@@ -110,10 +110,9 @@ def own_logprobs(policy: PolicyModel, canary: Canary) -> tuple[float, ...]:
 
 def tolerance_for(policy: PolicyModel) -> float:
     """The mean log-prob gap that the policy's dtype explains, on its device, for lack of the server's."""
-    dtype = next(policy.model.parameters()).dtype
-    if dtype == torch.float32 and policy.device.type == "cuda":
+    if policy.dtype == torch.float32 and policy.device.type == "cuda":
         return TF32_TOLERANCE
-    return TOLERANCES.get(dtype, TOLERANCES[torch.bfloat16])
+    return TOLERANCES.get(policy.dtype, TOLERANCES[torch.bfloat16])
 
 
 def judge(former: Sequence[Reading], now: Reading, tolerance: float, *, rounded: bool = False) -> None:

@@ -60,7 +60,7 @@ class WorkerActor(PPOPolicyActor):
 
     def __init__(self, config: WorkerActorConfig) -> None:
         run = _prepare(config.run)
-        policy = build_policy(run)
+        policy = build_policy(run, sharded=True)
         super().__init__(policy, run, int(os.environ["WORLD_SIZE"]))
 
     def update_weights(self, meta: WeightUpdateMeta) -> None:

@@ -20,13 +20,14 @@ from torch import Tensor
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.optim.lr_scheduler import LambdaLR
 
+from cua_agent.models.architecture import blocks_of, ends_of
 from cua_agent.models.mrope import mrope_positions
 from cua_agent.models.packed_attention import takes_packed_rows
 from cua_agent.models.policy import PolicyModel
 from trainers.areal.tensors import TensorDict
 from trainers.areal.train.scoring_head import ScoringHead, at_every_position
 from trainers.config import OptimConfig
-from trainers.distributed.sharded_tensors import sharded_like, whole
+from trainers.distributed.sharded_tensors import read_into, sharded_like, whole
 from trainers.distributed.torch_process_group import init_default_group
 from trainers.grpo.learner import warmup_factor
 
@@ -55,22 +56,38 @@ class FSDPPolicyActor(FSDPPPOActor):  # type: ignore[misc]
         """AReaL's, for a model that is there already and a precision that AReaL cannot be told: its engine computes
         every parameter in `config.dtype`, adapters in float32 included."""
         assert addr is None
+        if self.initialized:
+            return  # AReaL's trainer asks again
         self._create_device_model()
         for _name, parameter in self.policy.trainable_parameters():
             parameter.data = parameter.data.float()
         self._shard()
+        self._read_weights()
         self._create_optimizer(ft_spec)
         self._initialized = True
 
     def _shard(self) -> None:
-        """Blocks and an embedding of its own are gathered when their turn comes, the rest stays for the whole pass."""
+        """Blocks, vision tower, embedding and head are gathered when their turn comes; where the last two are one, they
+        stay for the whole pass."""
         base = self.policy.base_model
-        apart = [module for module in base.modules() if type(module).__name__ in base._no_split_modules]
-        if not base.config.tie_word_embeddings:
-            apart.append(base.get_input_embeddings())
         mesh, precision = self.world_mesh["dp_sp"], self._precision()
-        for module in [*apart, self.model]:
+        for module in [*blocks_of(base), *ends_of(base), self.model]:
             fully_shard(module, mesh=mesh, mp_policy=precision, reshard_after_forward=True)
+
+    def _read_weights(self) -> None:
+        """Put weights that are still on disk into their shards; each process reads its own."""
+        if (unread := self.policy.unread) is None:
+            return
+        module: Any = self.model
+        module._apply(lambda t: torch.empty_like(t, device=self.device) if t.is_meta else t)
+        own = {name.replace(".base_layer", ""): p for name, p in self.policy.base_model.named_parameters()}
+        read_into(own, unread.files)
+        if unread.keep_reference and not self.policy.has_adapter:
+            trained = self.policy.trainable_parameters()
+            self.policy.reference_weights = {
+                name: p.detach().to(self._loaded_in[name], copy=True) for name, p in trained
+            }
+        self.policy.unread = None
 
     def _precision(self) -> MixedPrecisionPolicy:
         """Forward and backward pass in the dtype that the trained parameters were loaded in; their gradients are

@@ -60,8 +60,7 @@ class PolicyPPOTrainer(HookedPPOTrainer):
         super().__init__(config, hooks)
 
     def _create_train_engine(self, actor_config: PPOActorConfig, alloc: ModelAllocation) -> PPOPolicyActor:
-        del actor_config  # the actor was made from it
-        self._engines.actor.create_process_group(parallel_strategy=alloc.parallel)
+        del actor_config, alloc  # the actor was made from them, and has been started
         return self._engines.actor
 
     def _init_rollout(

@@ -15,7 +15,7 @@ from trainers.areal.rollout.rollout_worker import RolloutWorker, serving_policy
 from trainers.areal.tensors import TensorDict, carries_signal, rows_to_tensors
 from trainers.areal.train.data_parallel import groups_of_rank
 from trainers.areal.train.hooked_ppo_trainer import Engines, Hooks, PolicyPPOTrainer
-from trainers.areal.train.phase2_learner import gradients_of, optimisation_of
+from trainers.areal.train.phase2_learner import gradients_of, optimisation_of, start_actor
 from trainers.areal.train.ppo_actor import PPOPolicyActor
 from trainers.areal.train.ppo_lifecycle import PPOLifecycle
 from trainers.components import Components
@@ -59,6 +59,7 @@ class Phase3Trainer:
         self._policy = components.policy
         serving = serving_policy(config, components.policy)
         self._actor = PPOPolicyActor(components.policy, config, process_group.size)
+        start_actor(self._actor, config)
         self._worker = RolloutWorker(config, components, run_directory, serving, process_group)
         hooks = Hooks(step_ended=lambda: self._run.step_ended(), evaluate=lambda: self._run.evaluate_when_due())
         engines = Engines(self._actor, self._worker.engine)
