@@ -87,6 +87,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda", help="default: %(default)s")
     parser.add_argument("--serve", nargs="*", default=[], metavar="KEY=VALUE", help="more options of the server")
     parser.add_argument("--train", nargs="*", default=[], metavar="KEY=VALUE", help="more keys of the run")
+    parser.add_argument("--eager", action="store_true", help="no CUDA graphs: the server starts sooner")
     parser.add_argument("--vllm-path", default=os.environ.get("PYTHONPATH", ""), help="PYTHONPATH of the server")
     parser.add_argument("--limit", type=float, default=600, help="seconds of a recipe (default: %(default)s)")
     return parser.parse_args()
@@ -113,12 +114,15 @@ def run(name: str, args: argparse.Namespace) -> dict[str, Any]:
     with ExitStack() as running:
         port, gbox = free_port(), free_port()
         options = [f"model={model}", f"port={port}", *recipe.serve, *args.serve]
+        options += ["--", "--enforce-eager"] if args.eager else []
         serve = [sys.executable, "-m", "cua_agent.inference.vllm", "serve", *options]
         environment = cards(recipe.serving, args) | {"PYTHONPATH": args.vllm_path}
-        running.enter_context(program(serve, args.out / f"{name}.serve.log", environment))
+        server = running.enter_context(program(serve, args.out / f"{name}.serve.log", environment))
         box = [sys.executable, "-m", "cua_agent.envs.local_gbox", "--port", str(gbox), "--scale", "4"]
         running.enter_context(program(box, args.out / f"{name}.gbox.log", {}))
         used = running.enter_context(card_peaks(args))
+        until = started + args.limit
+        result["serve_s"] = round(wait_for(f"http://127.0.0.1:{port}/health", server, until), 1)
         launch = [sys.executable]
         if len(recipe.training) > 1:
             launch += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={len(recipe.training)}"]
@@ -137,7 +141,7 @@ def run(name: str, args: argparse.Namespace) -> dict[str, Any]:
         log = args.out / f"{name}.train.log"
         with program([*launch, __file__, "--train", *keys], log, environment) as trainer:
             try:
-                status: int | None = trainer.wait(args.limit - (time.perf_counter() - started))
+                status: int | None = trainer.wait(max(1.0, until - time.perf_counter()))
             except subprocess.TimeoutExpired:
                 status = None
         result |= {"seconds": round(time.perf_counter() - started, 1), "card_peak_gib": used}
@@ -180,6 +184,21 @@ def program(command: list[str], log: Path, environment: dict[str, str]) -> Itera
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, 9)
                 process.wait()
+
+
+def wait_for(url: str, server: subprocess.Popen[bytes], until: float) -> float:
+    """Seconds until the server answers, or is no more: a server measures its card's memory before anything else is on
+    it."""
+    import httpx
+
+    started = time.perf_counter()
+    while server.poll() is None and time.perf_counter() < until:
+        try:
+            if httpx.get(url, timeout=2.0, trust_env=False).is_success:
+                break
+        except httpx.TransportError:
+            time.sleep(0.5)
+    return time.perf_counter() - started
 
 
 @contextmanager
