@@ -131,7 +131,7 @@ def run(name: str, args: argparse.Namespace) -> dict[str, Any]:
             f"model.path={model}",
             f"loader.device={args.device}",
             f"inference.servers=[http://127.0.0.1:{port}]",
-            f"env.gbox.base_url=http://127.0.0.1:{gbox}/api/v1",
+            f"env.args.base_url=http://127.0.0.1:{gbox}/api/v1",
             f"output_dir={args.out}",
             f"run_name={name}",
             *SHORT,
