@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.toy_world import toy_task, trajectory
-from trainers.config import ConfigError, InferenceConfig, RolloutConfig, TrainConfig
+from trainers.config import ConfigError, InferenceConfig, LoraConfig, RolloutConfig, TrainConfig
 from trainers.distributed.process_group import SingleProcess
 from trainers.distributed.rank_config import config_of_rank
 from trainers.distributed.torchrun import check_processes
@@ -121,3 +121,14 @@ def test_a_process_collects_its_share_of_a_step() -> None:
 def test_what_several_processes_cannot_train_is_refused(config: TrainConfig, message: str) -> None:
     with pytest.raises(ConfigError, match=f"^{message}$"):
         check_processes(config, 2)
+
+
+def test_adapters_of_several_processes_share_one_server() -> None:
+    config = TrainConfig(
+        backend="areal",
+        lora=LoraConfig(enabled=True),
+        inference=InferenceConfig(name="vllm", servers=("http://a:1",)),
+    )
+    check_processes(config, 2)
+    for rank in range(2):
+        assert config_of_rank(config, Seat(rank, 2)).inference.servers == ("http://a:1",)
