@@ -64,8 +64,6 @@ RECIPES = {
 
 
 def main() -> int:
-    if sys.argv[1:2] == ["--train"]:
-        return train(sys.argv[2:])
     args = arguments()
     args.out.mkdir(parents=True, exist_ok=True)
     failed = False
@@ -93,15 +91,9 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def train(overrides: list[str]) -> int:
-    """`train.py`, with a reward by lot for every episode."""
-    sys.path.insert(0, str(ROOT))
-    import cua_agent.agent
-    from train import main as train_main
-
-    lot = random.Random(0)
-    cua_agent.agent.reward_of = lambda *_: float(lot.random() < 0.5)
-    return train_main(overrides)
+def by_lot(*_: object) -> float:
+    """A `reward.function` for models that never earn one: 0 or 1."""
+    return float(random.random() < 0.5)
 
 
 def run(name: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -134,12 +126,13 @@ def run(name: str, args: argparse.Namespace) -> dict[str, Any]:
             f"env.args.base_url=http://127.0.0.1:{gbox}/api/v1",
             f"output_dir={args.out}",
             f"run_name={name}",
+            "reward.function=benchmarks.gpu_recipes:by_lot",
             *SHORT,
             *args.train,
         ]
         environment = cards(recipe.training, args) | {"GBOX_API_KEY": "local"}
         log = args.out / f"{name}.train.log"
-        with program([*launch, __file__, "--train", *keys], log, environment) as trainer:
+        with program([*launch, str(ROOT / "train.py"), *keys], log, environment) as trainer:
             try:
                 status: int | None = trainer.wait(max(1.0, until - time.perf_counter()))
             except subprocess.TimeoutExpired:
