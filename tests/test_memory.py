@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,6 +31,8 @@ from trainers.run.memory import training_settings
 
 LONGEST = 15_760
 """Tokens of the longest forward pass of the batch of benchmarks/gpu_step.py under a budget of 16,384."""
+CARD_GIB = 79.6
+"""Of an H100 of 80 GB."""
 MEASURED: list[tuple[str, dict[str, Any], float]] = [
     ("2b", {}, 9.0),
     ("2b", {"checkpointing": False}, 70.7),
@@ -43,6 +47,20 @@ def test_estimates_are_near_what_was_measured(size: str, settings: dict[str, Any
     shape = shape_of(shape_config(size))
     estimate = training_memory(shape, TrainingSettings(tokens=LONGEST, **settings))
     assert gib / 1.15 < estimate.allocated / GIB < gib * 1.15
+
+
+def test_the_table_of_the_docs_is_the_estimate() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "gpu.md").read_text()
+    rows = re.findall(r"^\| (\d+B) \| ([\d.]+) \| ((?:\d+ \| ){7})$", text.replace(" |\n", " | \n"), re.MULTILINE)
+    assert [size for size, *_ in rows] == ["2B", "4B", "8B", "32B"]
+    for size, weights, cells in rows:
+        shape = shape_of(shape_config(size.lower()))
+        trainers = [TrainingSettings(), *(TrainingSettings(sharded=True, cards=cards) for cards in (1, 2, 4))]
+        share = 0.9 * CARD_GIB * GIB
+        figures = [round(training_memory(shape, each).total / GIB) for each in trainers]
+        figures += [serving_memory(shape, cards=cards).kv_tokens(share) // 16384 for cards in (1, 2, 4)]
+        assert f"{shape.parameters * 2 / GIB:.1f}" == weights
+        assert [int(cell) for cell in cells.strip(" |").split(" | ")] == figures
 
 
 def test_a_shape_is_that_of_the_loaded_model() -> None:
