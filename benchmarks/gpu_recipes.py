@@ -79,7 +79,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", nargs="+", choices=list(RECIPES), default=list(RECIPES), help="default: all")
-    parser.add_argument("--models", type=Path, default=Path("/tmp/gpu_step"), help="where random weights are kept")
+    parser.add_argument("--models", type=Path, default=Path("/tmp/shapes"), help="where random weights are kept")
     parser.add_argument("--size", help="another shape than the recipe's")
     parser.add_argument("--cards", type=int, nargs="+", default=[0, 1, 2, 3], help="default: %(default)s")
     parser.add_argument("--device", default="cuda", help="default: %(default)s")

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 TINY = Path(__file__).resolve().parents[1] / "cua_agent" / "models" / "tiny_weights"
 HEAD_WIDTH = 128
 PATCH = 16
+SPARE_ROWS = 267
+"""Rows of the embedding without a token in Qwen3-VL: of all rows, vLLM bans 1,024 at most."""
 BLOCK = 2**22
 """Random numbers that a file's weights are made of."""
 
@@ -95,8 +97,14 @@ def random_model(size: str, directory: Path, workers: int = 4) -> Path:
     (partial / "model.safetensors.index.json").write_text(json.dumps(index))
     config["architectures"] = ["Qwen3VLForConditionalGeneration"]
     (partial / "config.json").write_text(json.dumps(config))
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+    for name in ("tokenizer_config.json", "chat_template.jinja"):
         shutil.copy(TINY / name, partial / name)
+    tokenizer = json.loads((TINY / "tokenizer.json").read_text())
+    words = tokenizer["model"]["vocab"]
+    words |= {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
+    known = len(words)
+    words |= {f"word{number}": number for number in range(known, config["text_config"]["vocab_size"] - SPARE_ROWS)}
+    (partial / "tokenizer.json").write_text(json.dumps(tokenizer))
     pixels = {"max_pixels": 1003520, "min_pixels": 65536}
     edges = {"longest_edge": pixels["max_pixels"], "shortest_edge": pixels["min_pixels"]}
     processor = json.loads((TINY / "preprocessor_config.json").read_text()) | pixels | {"size": edges}
@@ -179,4 +187,4 @@ def synthetic_batch(policy: PolicyModel, count: int, most_turns: int, sampled: i
 if __name__ == "__main__":
     import sys
 
-    print(random_model(sys.argv[1], Path(sys.argv[2]), "cpu" if len(sys.argv) < 4 else sys.argv[3]))
+    print(random_model(sys.argv[1], Path(sys.argv[2]), workers=int(sys.argv[3]) if len(sys.argv) > 3 else 4))

@@ -1,9 +1,10 @@
 """What a sharded model of a real shape takes: seconds to load, memory of every process and card, tokens/s of an update.
 
+    python benchmarks/gpu_shapes.py 32b /tmp/shapes 32
     python -m torch.distributed.run --standalone --nproc_per_node=4 benchmarks/gpu_shards.py --size 32b
 
-Weights are random and come from a checkpoint on disk, made first; a LoRA adapter of rank 16 on the language model is
-trained in bfloat16 in phase 2, as benchmarks/gpu_step.py does. Every process prints a line of JSON and adds it to
+The first command makes a checkpoint of random weights, in 32 processes. A LoRA adapter of rank 16 on the language model
+is trained in bfloat16 in phase 2, as benchmarks/gpu_step.py does. Every process prints a line of JSON and adds it to
 `--out`. Memory in GiB: `host` is the process's own (not the pages of files, which the system takes back when it likes),
 `card` what PyTorch allocated at most. `--size nano --device cpu` tries the script anywhere.
 """
@@ -22,7 +23,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from gpu_shapes import TEXT, random_model, synthetic_batch
+from gpu_shapes import TEXT, synthetic_batch
 
 if TYPE_CHECKING:
     from trainers.config import TrainConfig
@@ -35,11 +36,6 @@ def main() -> int:
     args = arguments()
     for name, value in (("HF_HUB_OFFLINE", "1"), ("TOKENIZERS_PARALLELISM", "false"), ("TORCHDYNAMO_DISABLE", "1")):
         os.environ.setdefault(name, value)
-    if args.make:
-        started = time.perf_counter()
-        random_model(args.size, args.models, workers=args.workers)
-        print(json.dumps({"size": args.size, "made_s": round(time.perf_counter() - started, 1)}), flush=True)
-        return 0
     from trainers.distributed.torchrun import process_group_of_environment
 
     config = configuration(args)
@@ -64,9 +60,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--screen", type=int, nargs=2, default=(1280, 576), help="default: %(default)s")
     parser.add_argument("--budgets", type=int, nargs="+", default=[16384], help="tokens of a forward pass, one by one")
     parser.add_argument("--updates", type=int, default=1, help="timed updates, after a first one")
-    parser.add_argument("--models", type=Path, default=Path("/tmp/gpu_step"), help="where random weights are kept")
-    parser.add_argument("--workers", type=int, default=4, help="processes that make weights (default: %(default)s)")
-    parser.add_argument("--make", action="store_true", help="only make the weights")
+    parser.add_argument("--models", type=Path, default=Path("/tmp/shapes"), help="where random weights are")
     return parser.parse_args()
 
 
