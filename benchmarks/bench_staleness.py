@@ -3,7 +3,8 @@
     python benchmarks/bench_staleness.py
 
 Nothing is played or trained: episodes are log-normal delays (those of bench_async.py), 64 at a time, and an update
-takes a fixed time. Both sides start groups alike. The first steps, which fill the window, are left out.
+takes a fixed time. Both sides start groups alike. The first steps, which fill the window, are left out. "In use" is the
+share of the time that devices work under the rule. Bound 0 is the synchronous backend.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ class Devices:
 
     random: Random
     signal: float
+    actions: tuple[int, int] = ACTIONS
     now: float = 0.0
     version: int = 0
     numbers: int = 0
@@ -109,7 +111,7 @@ class Devices:
             group = self.waiting.popleft()
             self.starts.setdefault(group, self.version)
             delays = (
-                self.random.lognormvariate(math.log(MEDIAN_S), SIGMA) for _ in range(self.random.randint(*ACTIONS))
+                self.random.lognormvariate(math.log(MEDIAN_S), SIGMA) for _ in range(self.random.randint(*self.actions))
             )
             heapq.heappush(self.playing, (self.now + sum(delays), group))
 
@@ -125,9 +127,11 @@ class Measured:
     too_old: float
 
 
-def run(choose: Choose, bound: int, train_s: float, signal: float, steps: int) -> Measured:
-    """A run of `steps` updates after the warm-up."""
-    devices, waited, began, ages = Devices(Random(0), signal), 0.0, 0.0, [0]
+def run(
+    choose: Choose, bound: int, train_s: float, signal: float, steps: int, actions: tuple[int, int] = ACTIONS
+) -> Measured:
+    """A run of `steps` updates after the warm-up; an episode has from the one to the other number of `actions`."""
+    devices, waited, began, ages = Devices(Random(0), signal, actions), 0.0, 0.0, [0]
     devices.top_up(bound)
     for step in range(WARM_UP + steps):
         if step == WARM_UP:
@@ -149,7 +153,13 @@ def main() -> None:
     """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=300, help="training steps of each run")
+    parser.add_argument("--bounds", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--updates", type=float, nargs="+", default=[5.0, 20.0], help="seconds of an update")
+    parser.add_argument("--signals", type=float, nargs="+", default=[0.9, 0.5], help="shares of groups with signal")
+    parser.add_argument("--actions", type=int, nargs=2, default=ACTIONS, help="fewest and most of an episode")
     options = parser.parse_args()
+    actions = (options.actions[0], options.actions[1])
+    episode_s = sum(actions) / 2 * MEDIAN_S * math.exp(SIGMA**2 / 2)
     table = Table()
     for column in (
         "bound",
@@ -161,11 +171,12 @@ def main() -> None:
         "rule: step s",
         "oldest",
         "cost",
+        "in use",
     ):
         table.add_column(column, justify="right")
-    for bound, train_s, signal in product((1, 2, 4), (5.0, 20.0), (0.9, 0.5)):
-        free = run(first_come, bound, train_s, signal, options.steps)
-        ruled = run(by_the_rule, bound, train_s, signal, options.steps)
+    for bound, train_s, signal in product(options.bounds, options.updates, options.signals):
+        free = run(first_come, bound, train_s, signal, options.steps, actions)
+        ruled = run(by_the_rule, bound, train_s, signal, options.steps, actions)
         cost = ruled.step_s / free.step_s - 1
         figures = [
             f"{free.step_s:.2f}",
@@ -174,7 +185,8 @@ def main() -> None:
             f"{ruled.step_s:.2f}",
             str(ruled.stalest),
         ]
-        table.add_row(str(bound), f"{train_s:g}", f"{signal:.0%}", *figures, f"{cost:+.1%}")
+        in_use = f"{episode_s * PLACES * GROUP / CONCURRENCY / ruled.step_s:.0%}" if signal == 1 else "-"
+        table.add_row(str(bound), f"{train_s:g}", f"{signal:.0%}", *figures, f"{cost:+.1%}", in_use)
     Console(width=120).print(table)
 
 

@@ -55,7 +55,7 @@ def trained(args: argparse.Namespace) -> tuple[int, list[dict[str, float]]]:
     """Run train.py; its exit status, and the memory in use when each step's metrics were written."""
     command = [
         *(sys.executable, "train.py", "experiment=pocket_lora", f"output_dir={args.out}", "run_name=run"),
-        *("backend=areal", "phase=3", "rollout.max_staleness=2"),
+        *("backend=areal", "phase=3", "rollout.max_staleness=2", "optim.learning_rate=1e-3"),
         *("inference=vllm", f"inference.servers=[{args.server}]"),
         *(f"model.dtype={args.dtype}", f"loader.device={args.device}", f"max_steps={args.steps}", *args.overrides),
     ]

@@ -29,6 +29,7 @@ def test_ratio_and_bounds_by_hand() -> None:
     }
     assert gpu_async.against_bounds(runs, concurrency=64) == {
         "ratio": 4.0,
+        "bound_ratio": 40 / 9,
         "episode_s": 18.0,  # a quarter of 64 environments for 36 s, 32 episodes
         "bound_environments_s": 9.0,
         "bound_processor_s": 2.0,
