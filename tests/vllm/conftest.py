@@ -17,7 +17,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PYTHON = ROOT / ".venv-vllm" / "bin" / "python"
-START_LIMIT_S = 900.0  # half a minute on a quiet machine
+START_LIMIT_S = 500.0  # half a minute on a quiet machine
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
