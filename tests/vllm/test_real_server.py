@@ -115,8 +115,10 @@ def lora(server: ServerHandle) -> Iterator[tuple[VllmEngine, PolicyModel]]:
     yield from engine_of(server, load_policy("tiny", lora=LoraSpec(r=8)))
 
 
-def engine_of(server: ServerHandle, policy: PolicyModel) -> Iterator[tuple[VllmEngine, PolicyModel]]:
-    plan = serving_plan(policy, max_length=2048, max_images=12, max_staleness=1)
+def engine_of(
+    server: ServerHandle, policy: PolicyModel, *, merged: bool = False
+) -> Iterator[tuple[VllmEngine, PolicyModel]]:
+    plan = serving_plan(policy, max_length=2048, max_images=12, max_staleness=1, merged=merged)
     engine = VllmEngine(policy, [server.url], plan, save_weights, patience=Patience(server_s=300))
     engine.update_weights(0)
     yield engine, policy
@@ -243,9 +245,10 @@ def test_placeholders_sent_expanded_would_be_noticed(
         asyncio.run(Episode("twice", 0).take_turn(policy, engine, SIZES[2]))
 
 
-def test_full_weights_are_exchanged_under_requests_in_flight(server: Any) -> None:
-    policy = load_policy("tiny")
-    (session,) = [engine_of(server, policy)]
+@pytest.mark.parametrize("lora", [None, LoraSpec(r=8)], ids=["all weights", "a merged adapter"])
+def test_full_weights_are_exchanged_under_requests_in_flight(server: Any, lora: LoraSpec | None) -> None:
+    policy = load_policy("tiny", lora=lora)
+    (session,) = [engine_of(server, policy, merged=lora is not None)]
     engine, _ = next(session)
     try:
         change(policy, seed=1)
