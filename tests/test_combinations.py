@@ -31,6 +31,10 @@ UNSLOTH = ["loader=unsloth", "loader.device=cuda", "loader.load_in_4bit=true"]
             ["loader.attn_implementation=flash_attention_2"],
             ["flash_attention_2", "inference.name=local", "loader.attn_implementation=sdpa"],
         ),
+        (
+            [*UNSLOTH, "backend=legacy", "inference=vllm", "lora.enabled=true", "inference.sync=merged"],
+            ["inference.sync=merged", "set inference.sync=adapter or loader.load_in_4bit=false"],
+        ),
         (["model=smollm2", "env=miniwob"], ["model.observation=text", "env.name=miniwob", "set env=pocket"]),
     ],
 )

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from cua_agent.inference.vllm import weight_transfer, whole_weights
-from cua_agent.inference.vllm.build import _merges, serving_plan
+from cua_agent.inference.vllm.build import _merges, connect, serving_plan
 from cua_agent.inference.vllm.engine import VllmEngine
-from cua_agent.inference.vllm.errors import CanaryError
+from cua_agent.inference.vllm.errors import CanaryError, ServerMismatch
 from cua_agent.inference.vllm.weight_transfer import reads_memory
 from cua_agent.models.loaders import load_policy
 from cua_agent.models.lora import LoraSpec
@@ -162,3 +162,14 @@ def test_auto_is_what_the_server_was_started_for(sync: str, lora: Any, merged: b
     with served(fake.app()) as url:
         settings: Any = SimpleNamespace(sync=sync, servers=[url], server_timeout_s=20.0)
         assert _merges(settings) is merged
+
+
+def test_nothing_is_merged_into_quantised_weights(fake: FakeVllm) -> None:
+    policy = load_policy(checkpoint(), lora=LoraSpec(r=4))
+    policy.model.register_parameter(
+        "packed", torch.nn.Parameter(torch.zeros(2, dtype=torch.uint8), requires_grad=False)
+    )
+    with served(fake.app()) as url, pytest.raises(ServerMismatch, match="quantised weights") as caught:
+        settings: Any = SimpleNamespace(sync="auto", servers=[url], server_timeout_s=20.0)
+        connect(settings, policy, save_weights, max_length=512, max_images=4, max_staleness=0, run="run")
+    assert "\n" not in str(caught.value)

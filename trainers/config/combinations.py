@@ -83,3 +83,8 @@ def _vllm_problems(config: TrainConfig) -> Iterator[str]:
         yield f"rollout.temperature={config.rollout.temperature:g} with inference=vllm: at most {MAX_TEMPERATURE:g}"
     if config.lora.enabled and config.lora.r > RANKS[-1]:
         yield f"lora.r={config.lora.r} with inference=vllm: at most {RANKS[-1]}"
+    if config.inference.sync == "merged" and config.loader.load_in_4bit:
+        yield (
+            "inference.sync=merged with loader.load_in_4bit=true: nothing can be merged into 4 bits; set "
+            "inference.sync=adapter or loader.load_in_4bit=false"
+        )

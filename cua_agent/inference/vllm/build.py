@@ -14,8 +14,8 @@ from tenacity.wait import wait_exponential_jitter
 from cua_agent.inference.vllm.canary import make_canary, tolerance_for
 from cua_agent.inference.vllm.client import ControlClient
 from cua_agent.inference.vllm.engine import Patience, VllmEngine
-from cua_agent.inference.vllm.errors import Refused, Unavailable
-from cua_agent.inference.vllm.plan import ServingPlan, rank_limit, slots_for
+from cua_agent.inference.vllm.errors import Refused, ServerMismatch, Unavailable
+from cua_agent.inference.vllm.plan import SERVE_COMMAND, ServingPlan, rank_limit, slots_for
 from cua_agent.inference.vllm.wire import server_info
 from cua_agent.models.policy import PolicyModel
 
@@ -103,6 +103,12 @@ def connect(
     `max_length` bounds a conversation in tokens, `max_images` its screenshots. Waits for servers that are still
     starting. Raises `ServerMismatch`, `CanaryError`, or `InferenceFailure` when no server answers.
     """
+    merged = policy.has_adapter and _merges(settings)
+    if merged and not all(parameter.is_floating_point() for parameter in policy.model.parameters()):
+        raise ServerMismatch(
+            f"{settings.servers[0]} serves no adapters, and nothing can be merged into quantised weights: start it for "
+            f"adapters ({SERVE_COMMAND})"
+        )
     engine = VllmEngine(
         policy,
         settings.servers,
@@ -112,7 +118,7 @@ def connect(
             max_images=max_images,
             max_staleness=max_staleness,
             tolerance=settings.canary_tolerance,
-            merged=policy.has_adapter and _merges(settings),
+            merged=merged,
         ),
         save_weights,
         patience=Patience(settings.max_in_flight, settings.request_timeout_s, settings.server_timeout_s),
