@@ -278,12 +278,13 @@ def _assist(config: TrainConfig, process_group: ProcessGroup) -> int:
 
 def _train(config: TrainConfig, directory: Path, process_group: ProcessGroup) -> TrainResult:
     from cua_agent.agent import ContextTooShort
+    from trainers.api import build_trainer
     from trainers.run.interrupts import interrupts_held
     from trainers.run.progress import open_progress, silent_progress
 
     progress = open_progress(config.max_steps) if process_group.rank == 0 else silent_progress()
     try:
-        trainer = _build_trainer(config, directory, progress, process_group)
+        trainer = build_trainer(config, directory, progress, process_group)
         try:
             return trainer.train()
         except ContextTooShort as error:
@@ -293,45 +294,6 @@ def _train(config: TrainConfig, directory: Path, process_group: ProcessGroup) ->
                 trainer.close()
     finally:
         progress.close()
-
-
-def _build_trainer(
-    config: TrainConfig, directory: Path, progress: ProgressReporter, process_group: ProcessGroup
-) -> Trainer:
-    """The backend's trainer; what the user got wrong about model, checkpoint, browser or
-    server becomes a `ConfigError`."""
-    _rewrite_transformers(config)
-    import torch
-
-    from cua_agent.envs.base import WorldUnavailable
-    from cua_agent.inference.vllm.errors import ServerMismatch
-    from cua_agent.models.errors import ModelError
-    from trainers.run.checkpoint_files import CheckpointError
-
-    torch.set_num_threads(config.threads)
-    try:
-        if config.backend == "areal":
-            from trainers.areal.trainer import AReaLGRPOTrainer
-
-            return AReaLGRPOTrainer(config, directory, progress, process_group=process_group)
-        from trainers.legacy.trainer import CUAGRPOTrainer
-
-        return CUAGRPOTrainer(config, directory, progress)
-    except (CheckpointError, ModelError, ServerMismatch, WorldUnavailable) as error:
-        raise ConfigError(str(error)) from error
-
-
-def _rewrite_transformers(config: TrainConfig) -> None:
-    """Unsloth wants to be imported before what it rewrites."""
-    if config.loader.name != "unsloth":
-        return
-    from cua_agent.models.errors import ModelError
-    from cua_agent.models.unsloth import import_unsloth
-
-    try:
-        import_unsloth(config.loader.device)
-    except ModelError as error:
-        raise ConfigError(str(error)) from error
 
 
 def _report_failure(error: Exception, directory: Path) -> int:

@@ -101,6 +101,8 @@ def named_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(compose.CONF, tmp_path / "conf")
     monkeypatch.setattr(compose, "CONF", tmp_path / "conf")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    Path("todo_world.py").write_text(fenced(ROOT / "docs" / "environments.md", "python")[0], encoding="utf-8")
     for directory in NAMED_DIRECTORIES:
         Path(directory).mkdir(parents=True)
     Path("conf/experiment/mine.yaml").write_text(render(convert({}), "old.env"), encoding="utf-8")
@@ -230,19 +232,6 @@ def test_areal_has_the_names_that_are_given_as_its_own_and_not_the_guides(tmp_pa
 def run_python(source: str, folder: Path) -> str:
     command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{source}"]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
-
-
-def test_the_example_world_works_as_printed(tmp_path: Path) -> None:
-    page = ROOT / "docs" / "environments.md"
-    printed = next(block for block in fenced(page, "text") if block.startswith("before"))
-    assert run_python(fenced(page, "python")[0], tmp_path) == printed
-
-
-@pytest.mark.slow
-def test_the_example_world_can_be_trained_on(tmp_path: Path) -> None:
-    world, training = fenced(ROOT / "docs" / "environments.md", "python")
-    assert "TrainResult(steps=2, stop_reason='max_steps'" in run_python(f"{world}\n{training}", tmp_path)
-    assert (tmp_path / "outputs" / "lamp" / "summary.json").is_file()
 
 
 @pytest.mark.slow

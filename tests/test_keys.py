@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from cua_agent import actions
 from cua_agent.actions import Action
 from cua_agent.envs.gbox.gestures import NoGesture, gestures_of
-from cua_agent.envs.miniwob import gestures as web
 from cua_agent.envs.pocket.gestures import apply_action
+from cua_agent.envs.web import gestures as web
 from cua_agent.keys import UnknownKey, keys_of, named
 from cua_agent.typed_text import MAX_TEXT, untypeable
 from tests.pocket_rig import phone
@@ -72,7 +72,7 @@ def on_a_box(action: Action) -> str | None:
 
 def on_a_page(action: Action) -> str | None:
     try:
-        asyncio.run(web.perform(_Page(), action))
+        asyncio.run(web.perform(_Page(), action, (160, 210)))
     except web.ActionRefused as reason:
         return str(reason)
     return None
@@ -148,4 +148,4 @@ def test_a_field_that_changes_what_is_typed_is_told() -> None:
             self.text = text[:3]
 
     with pytest.raises(web.ActionRefused, match="the field did not take the text as it is; it holds 'hel'"):
-        asyncio.run(web.perform(Short(), actions.TypeText("hello", press_enter=True)))
+        asyncio.run(web.perform(Short(), actions.TypeText("hello", press_enter=True), (160, 210)))

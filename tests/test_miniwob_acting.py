@@ -246,7 +246,7 @@ def test_pages_do_not_disturb_each_other():
 
 
 async def process_id(browser):
-    session = await browser._browser.new_browser_cdp_session()
+    session = await browser.chromium._browser.new_browser_cdp_session()
     processes = (await session.send("SystemInfo.getProcessInfo"))["processInfo"]
     return next(process["id"] for process in processes if process["type"] == "browser")
 

@@ -10,9 +10,9 @@ import pytest
 from cua_agent import actions
 from cua_agent.actions import Button, Direction, Point, Target
 from cua_agent.envs.miniwob.browser import BrowserMissing, MiniWobBrowser
-from cua_agent.envs.miniwob.gestures import ActionRefused, perform
-from cua_agent.envs.miniwob.page import HEIGHT, WIDTH
+from cua_agent.envs.miniwob.page import HEIGHT, SIZE, WIDTH
 from cua_agent.envs.miniwob.tasks import RAW_REWARD, MiniWobValidator, eval_tasks, training_tasks
+from cua_agent.envs.web.gestures import ActionRefused, perform
 from cua_agent.tasks import get_eval_tasks, get_training_tasks
 
 REQUIRED = {
@@ -64,10 +64,10 @@ def test_missing_browser_is_one_line():
 
 
 def test_every_pixel_has_a_point_that_leads_back_to_it():
-    point_of = pytest.importorskip("cua_agent.envs.miniwob.environment").point_of
+    point_of = pytest.importorskip("cua_agent.envs.web.page").point_of
     for column in range(WIDTH):
         for row in range(HEIGHT):
-            assert point_of(column, row).to_pixels(WIDTH, HEIGHT) == (column, row)
+            assert point_of(column, row, SIZE).to_pixels(WIDTH, HEIGHT) == (column, row)
 
 
 class FakePage:
@@ -93,7 +93,7 @@ class FakePage:
 
 def performed(action, **page_options):
     page = FakePage(**page_options)
-    asyncio.run(perform(page, action))
+    asyncio.run(perform(page, action, SIZE))
     return page.calls
 
 

@@ -1,71 +1,30 @@
-"""One Chromium process that serves any number of MiniWoB++ pages, each in its own browser context."""
+"""The browser of MiniWoB++ pages."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import importlib.util
-import os
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
-from cua_agent.envs.base import EnvironmentFailure, WorldUnavailable
-from cua_agent.envs.miniwob.page import CLOSE_TIMEOUT_S, HEIGHT, WIDTH, MiniWobPage, first_line
-from cua_agent.scratch import scratch_directory
+from cua_agent.envs.miniwob.page import SIZE
+from cua_agent.envs.web.browser import DEFAULT_BROWSER, BrowserMissing, Chromium
+from cua_agent.envs.web.page import WebPage
 
-DEFAULT_BROWSER = "/usr/bin/chromium-headless-shell"
-_FLAGS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-dev-shm-usage",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-    "--hide-scrollbars",
-    "--disable-smooth-scrolling",  # a wheel event takes effect at once, not over several frames
-    "--disable-partial-raster",  # the same state gives the same pixels, whatever was drawn before it
-    "--force-color-profile=srgb",
-)
-
-
-class BrowserMissing(WorldUnavailable):
-    """The browser, or the Python package that drives it, is not installed; the message is one line."""
+__all__ = ["DEFAULT_BROWSER", "BrowserMissing", "MiniWobBrowser"]
 
 
 class MiniWobBrowser:
-    """Owns the browser process; relaunches it for the next page when it died.
-
-    Args:
-        executable: path or name of a Chromium binary (headless shell or full browser).
-        scale: screenshot pixels per CSS pixel; 1 gives 160x210 screenshots.
-        timeout_s: bound on every single exchange with the browser.
-
-    Use as an async context manager inside one event loop. Raises `BrowserMissing` before anything is started.
-    """
+    """A `Chromium` whose pages are MiniWoB++'s, 160x210 pixels times `scale`; see there."""
 
     def __init__(self, executable: str = DEFAULT_BROWSER, scale: int = 1, timeout_s: float = 15.0) -> None:
-        self.scale = scale
+        script = Path(__file__).with_name("page.js").read_text(encoding="utf-8")
+        self.chromium = Chromium(executable, SIZE, script, scale, timeout_s)
         self.timeout_s = timeout_s
-        self._executable = _find_browser(executable)
         self._html = _find_html()
-        self._script = Path(__file__).with_name("page.js").read_text(encoding="utf-8")
-        self._launching = asyncio.Lock()
-        self._playwright: Any = None
-        self._browser: Any = None
-        self._scratch = contextlib.ExitStack()
 
     async def __aenter__(self) -> Self:
-        try:
-            await self._ensure_running()
-        except Exception as error:  # the file is no browser, or lacks a library
-            await self.close()
-            raise BrowserMissing(
-                f"env.args.browser_path={self._executable!r} does not start: run `make browser` ({first_line(error)})"
-            ) from error
+        await self.chromium.__aenter__()
         return self
 
     async def __aexit__(
@@ -73,93 +32,21 @@ class MiniWobBrowser:
     ) -> None:
         await self.close()
 
-    async def new_page(self) -> MiniWobPage:
+    async def new_page(self) -> WebPage:
         """A blank page in a new context. Raises `EnvironmentFailure` when even a fresh browser does not give one."""
-        try:
-            return await self._new_page_once()
-        except EnvironmentFailure:  # the browser was dead or hung, and has been stopped
-            return await self._new_page_once()
-
-    async def _new_page_once(self) -> MiniWobPage:
-        browser = None
-        try:
-            async with asyncio.timeout(self.timeout_s):
-                browser = await self._ensure_running()
-                context = await browser.new_context(
-                    viewport={"width": WIDTH, "height": HEIGHT}, device_scale_factor=self.scale, offline=True
-                )
-                await context.add_init_script(self._script)
-                page = await context.new_page()
-                return MiniWobPage(context, page, await context.new_cdp_session(page))
-        except Exception as error:  # also what Playwright raises when its driver process is dead
-            async with self._launching:
-                if self._browser is browser:  # else somebody has replaced it already
-                    await self._stop()
-            raise EnvironmentFailure(f"no new page: {first_line(error)}") from error
+        return await self.chromium.new_page()
 
     def url(self, page_name: str) -> str:
         """The file URL of a MiniWoB++ page, for example ``click-test``."""
         return (self._html / f"{page_name}.html").as_uri()
 
     async def close(self) -> None:
-        async with self._launching:
-            await self._stop()
-
-    async def _ensure_running(self) -> Any:
-        async with self._launching:
-            if self._browser is None or not self._browser.is_connected():
-                await self._stop()
-                self._browser = await self._launch()
-            return self._browser
-
-    async def _launch(self) -> Any:
-        from playwright.async_api import async_playwright
-
-        profiles = self._scratch.enter_context(scratch_directory("browser"))
-        with _temporary_files_in(profiles):
-            self._playwright = await async_playwright().start()
-        return await self._playwright.chromium.launch(
-            executable_path=self._executable, args=list(_FLAGS), timeout=1000 * self.timeout_s
-        )
-
-    async def _stop(self) -> None:
-        browser, playwright = self._browser, self._playwright
-        self._browser = self._playwright = None
-        for stop in (browser and browser.close, playwright and playwright.stop):
-            if stop:
-                with contextlib.suppress(Exception):  # a dead process cannot be closed twice
-                    async with asyncio.timeout(CLOSE_TIMEOUT_S):
-                        await stop()
-        self._scratch.close()
-
-
-@contextlib.contextmanager
-def _temporary_files_in(directory: Path) -> Iterator[None]:
-    """Processes that are started inside, Playwright's and its browser, keep their temporary files in `directory`: a
-    killed browser leaves its profile behind."""
-    before = os.environ.get("TMPDIR")
-    os.environ["TMPDIR"] = str(directory)
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["TMPDIR"]
-        else:
-            os.environ["TMPDIR"] = before
-
-
-def _find_browser(executable: str) -> str:
-    found = shutil.which(executable)
-    if found is None:
-        raise BrowserMissing(
-            f"env.args.browser_path={executable!r} is not an executable: `make browser`, or give a Chromium"
-        )
-    return found
+        await self.chromium.close()
 
 
 def _find_html() -> Path:
     """The pages' directory. `miniwob` is located, not imported: importing it needs gymnasium and selenium."""
     spec = importlib.util.find_spec("miniwob")
-    if spec is None or spec.origin is None or importlib.util.find_spec("playwright") is None:
+    if spec is None or spec.origin is None:
         raise BrowserMissing("env=miniwob needs the packages miniwob and playwright: pip install 'cua-grpo[miniwob]'")
     return Path(spec.origin).parent / "html" / "miniwob"

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import io
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Self
 
-from PIL import Image
 from playwright.async_api import Error as PlaywrightError
 
-from cua_agent.actions import COORDINATE_MAX, Action, Point
+from cua_agent.actions import Action, Point
 from cua_agent.envs.base import EnvironmentFailure, Observation, StepResult
 from cua_agent.envs.miniwob.browser import MiniWobBrowser
-from cua_agent.envs.miniwob.gestures import ActionRefused, perform
-from cua_agent.envs.miniwob.page import HEIGHT, WIDTH, MiniWobPage, first_line
+from cua_agent.envs.miniwob.page import SIZE
+from cua_agent.envs.web.gestures import ActionRefused, perform
+from cua_agent.envs.web.page import WebPage, first_line
 from cua_agent.tasks import CUATask
 
 EPISODE_OVER = "the episode is over"
@@ -29,9 +27,9 @@ class MiniWobEnvironment:
     next `reset` takes a fresh one.
     """
 
-    def __init__(self, browser: MiniWobBrowser, page: MiniWobPage) -> None:
+    def __init__(self, browser: MiniWobBrowser, page: WebPage) -> None:
         self._browser = browser
-        self._page: MiniWobPage | None = page
+        self._page: WebPage | None = page
         self._task: CUATask | None = None
         self._over = False
 
@@ -50,25 +48,24 @@ class MiniWobEnvironment:
             await page.page.goto(self._browser.url(task.category))
             goal: str = await page.page.evaluate("seed => cua.start(seed)", str(seed))
             self._task, self._over = task, False
-            return Observation(await self._screenshot(page), goal)
+            return Observation(await page.screenshot(), goal)
 
     async def step(self, action: Action) -> StepResult:
         if self._over:
             async with self._bounded("screenshot") as page:
-                return StepResult(Observation(await self._screenshot(page), EPISODE_OVER), True, EPISODE_OVER)
+                return StepResult(Observation(await page.screenshot(), EPISODE_OVER), True, EPISODE_OVER)
         error: str | None = None
         async with self._bounded(type(action).__name__) as page:
             try:
-                await perform(page.page, action)
+                await perform(page.page, action, SIZE)
             except ActionRefused as refusal:
                 error = str(refusal)
             self._over = bool(await page.page.evaluate("cua.settled()"))
-            return StepResult(Observation(await self._screenshot(page), error or ""), self._over, error)
+            return StepResult(Observation(await page.screenshot(), error or ""), self._over, error)
 
     async def locate(self, target: str) -> Point | None:
         async with self._bounded("locate") as page:
-            pixel: list[int] | None = await page.page.evaluate("target => cua.locate(target)", target)
-        return None if pixel is None else point_of(*pixel)
+            return await page.locate(target)
 
     async def compute_reward(self) -> float:
         if self._task is None:
@@ -85,14 +82,8 @@ class MiniWobEnvironment:
         if page is not None:
             await page.close()
 
-    async def _screenshot(self, page: MiniWobPage) -> Image.Image:
-        """RGB, `scale` pixels per CSS pixel. DevTools' own call is about twice as fast as Playwright's."""
-        clip = {"x": 0, "y": 0, "width": WIDTH, "height": HEIGHT, "scale": self._browser.scale}
-        reply = await page.devtools.send("Page.captureScreenshot", {"clip": clip, "optimizeForSpeed": True})
-        return Image.open(io.BytesIO(base64.b64decode(reply["data"]))).convert("RGB")
-
     @asynccontextmanager
-    async def _bounded(self, what: str) -> AsyncIterator[MiniWobPage]:
+    async def _bounded(self, what: str) -> AsyncIterator[WebPage]:
         """The page, for one exchange; whatever goes wrong with it costs the episode, and the page."""
         page = self._page
         if page is None:
@@ -103,9 +94,3 @@ class MiniWobEnvironment:
         except (PlaywrightError, OSError) as error:  # a time-out is an OSError
             await self.close()
             raise EnvironmentFailure(f"{what}: {first_line(error)}") from error
-
-
-def point_of(column: int, row: int) -> Point:
-    """The normalised point whose `to_pixels` on a 160x210 screen is (column, row)."""
-    last = COORDINATE_MAX + 1
-    return Point((2 * column + 1) * last // (2 * WIDTH), (2 * row + 1) * last // (2 * HEIGHT))

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from cua_agent.actions import Action, Direction, Drag, Point, Scroll, Tap, Target, TypeText
-from cua_agent.envs.miniwob.environment import MiniWobEnvironment, point_of
-from cua_agent.envs.miniwob.page import HEIGHT, WIDTH
+from cua_agent.envs.miniwob.environment import MiniWobEnvironment
+from cua_agent.envs.miniwob.page import HEIGHT, SIZE, WIDTH
+from cua_agent.envs.web.page import point_of
 
 TEXTBOX, SUBMIT = Target("textbox"), Target("Submit")
 _MAX_SCROLLS = 20
@@ -42,13 +43,13 @@ class Episode:
         pixel = await self.read(f"cua.visiblePixel(document.querySelector({json.dumps(selector)}))")
         if pixel is None:
             raise ValueError(f"nothing visible matches {selector!r}")
-        return point_of(*pixel)
+        return point_of(pixel[0], pixel[1], SIZE)
 
     async def centre(self, selector: str) -> Point:
         """The middle of the first element that matches a selector."""
         box = f"document.querySelector({json.dumps(selector)}).getBoundingClientRect()"
         x, y = await self.read(f"(r => [r.left + r.width / 2, r.top + r.height / 2])({box})")
-        return point_of(int(x), int(y))
+        return point_of(int(x), int(y), SIZE)
 
     async def shows(self, name: str) -> bool:
         """Whether an element of that name is on the page."""
@@ -80,7 +81,7 @@ def matched(pattern: str, goal: str) -> str:
 def _shift(point: Point, across: int, down: int) -> Point:
     """`point` moved by CSS pixels, kept on the screen."""
     x, y = point.to_pixels(WIDTH, HEIGHT)
-    return point_of(min(max(x + across, 0), WIDTH - 1), min(max(y + down, 0), HEIGHT - 1))
+    return point_of(min(max(x + across, 0), WIDTH - 1), min(max(y + down, 0), HEIGHT - 1), SIZE)
 
 
 async def _collapsible(episode: Episode) -> AsyncIterator[Action]:

@@ -10,8 +10,8 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from cua_agent.envs.miniwob import tasks
-from cua_agent.envs.miniwob.browser import DEFAULT_BROWSER
 from cua_agent.envs.pool import EnvironmentFactory
+from cua_agent.envs.web.browser import DEFAULT_BROWSER
 from cua_agent.options import STRICT, PathText
 from cua_agent.tasks import CUATask, EvalSplit
 

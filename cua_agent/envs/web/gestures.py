@@ -7,7 +7,6 @@ from typing import Any
 
 from cua_agent import actions
 from cua_agent.actions import Action, Direction, Location, Point
-from cua_agent.envs.miniwob.page import HEIGHT, WIDTH
 from cua_agent.keys import UnknownKey, keys_of, named
 from cua_agent.typed_text import untypeable
 
@@ -32,26 +31,29 @@ class ActionRefused(Exception):  # noqa: N818 (a normal event of an episode)
     """The action has no meaning here; the message goes to the agent."""
 
 
-async def perform(page: Any, action: Action) -> None:
-    """Carry out `action` on a Playwright page. Raises `ActionRefused` when it cannot have an effect."""
+async def perform(page: Any, action: Action, size: tuple[int, int]) -> None:
+    """Carry out `action` on a Playwright page of `size` (width and height in CSS pixels).
+
+    Raises `ActionRefused` when it cannot have an effect.
+    """
     match action:
         case actions.Tap(at):
-            await page.mouse.click(*_pixel(at))
+            await page.mouse.click(*_pixel(at, size))
         case actions.DoubleTap(at):
-            await page.mouse.dblclick(*_pixel(at))
+            await page.mouse.dblclick(*_pixel(at, size))
         case actions.LongPress(at, seconds):
-            await page.mouse.click(*_pixel(at), delay=1000 * _bounded(seconds))
+            await page.mouse.click(*_pixel(at, size), delay=1000 * _bounded(seconds))
         case actions.TypeText():
-            await _type(page, action)
+            await _type(page, action, size)
         case actions.Swipe(start, end):
-            (x, y), (to_x, to_y) = _pixel(start), _pixel(end)
+            (x, y), (to_x, to_y) = _pixel(start, size), _pixel(end, size)
             await _wheel(page, (x, y), (x - to_x, y - to_y))  # the content follows the finger
         case actions.Scroll(direction, at):
-            across, down = _WHEEL[direction]
-            position = (WIDTH // 2, HEIGHT // 2) if at is None else _pixel(at)
-            await _wheel(page, position, (across * WIDTH // 2, down * HEIGHT // 2))
+            (across, down), (width, height) = _WHEEL[direction], size
+            position = (width // 2, height // 2) if at is None else _pixel(at, size)
+            await _wheel(page, position, (across * width // 2, down * height // 2))
         case actions.Drag(start, end):
-            await _drag(page, _pixel(start), _pixel(end))
+            await _drag(page, _pixel(start, size), _pixel(end, size))
         case actions.PressKey(key):
             await page.keyboard.press(_key(key))
         case actions.PressButton(button):
@@ -62,9 +64,9 @@ async def perform(page: Any, action: Action) -> None:
             pass
 
 
-async def _type(page: Any, action: actions.TypeText) -> None:
+async def _type(page: Any, action: actions.TypeText, size: tuple[int, int]) -> None:
     if action.at is not None:
-        await page.mouse.click(*_pixel(action.at))
+        await page.mouse.click(*_pixel(action.at, size))
     focused = await page.evaluate("cua.focus()")
     if not focused:
         raise ActionRefused("no text field is focused")
@@ -108,10 +110,10 @@ async def _drag(page: Any, start: tuple[int, int], end: tuple[int, int]) -> None
     await page.mouse.up()
 
 
-def _pixel(at: Location) -> tuple[int, int]:
+def _pixel(at: Location, size: tuple[int, int]) -> tuple[int, int]:
     if not isinstance(at, Point):
         raise TypeError(f"{at!r} was not grounded: the environment executes points only")
-    return at.to_pixels(WIDTH, HEIGHT)
+    return at.to_pixels(*size)
 
 
 def _bounded(seconds: float) -> float:
