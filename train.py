@@ -25,8 +25,7 @@ from trainers.config.validation import AUTO, BUILT_IN_MODELS
 
 if TYPE_CHECKING:
     from trainers.distributed.process_group import ProcessGroup
-    from trainers.protocol import Trainer, TrainResult
-    from trainers.run.metrics import ProgressReporter
+    from trainers.protocol import TrainResult
 
 DONE, FAILED, BAD_CONFIGURATION, INTERRUPTED = 0, 1, 2, 130
 SHOW, SWEEP = "--config", ("-m", "--multirun")
