@@ -12,31 +12,33 @@ from typing import Any
 import pytest
 import torch
 
+from tests.parity_faults import FAULTS
 from tests.parity_rig import record_toy, toy_parts
 from tests.test_parity import array, episode, evidence
 from trainers.config import TrainConfig
 from trainers.parity.evidence import Evidence, load_evidence
-from trainers.parity.ladder import climb, replay_on
+from trainers.parity.ladder import climb, compare, costs_of, replay_on
 from trainers.parity.plan import Plan, load_plan, make_plan
-from trainers.parity.replay import SIDES, on_side
+from trainers.parity.replay import SIDES, Side, on_side
 from trainers.parity.report import failures, markdown
 from trainers.parity.rounding import FACTOR, TWINS, Costs, as_twin, costs
 from trainers.parity.rungs import DIRECTION, GRADIENTS, LOSS, METRICS, REPLAYED, ROWS, SETTINGS, UPDATES, measure
 
 ROOT = Path(__file__).parents[1]
-TOY = "from tests.parity_rig import toy_parts as parts; from trainers.parity.worker import main; import pathlib, sys"
-WORKER = (sys.executable, "-c", f"{TOY}; main(sys.argv[1], pathlib.Path(sys.argv[2]), parts)")
+WORKER = (sys.executable, "-m", "tests.parity_faults")
+SEEN = [("dual_clip", "phase2"), ("clip", "phase3"), ("areal_dual_clip", "phase3")]
+"""Faults on the pieces below, by side."""
 FLOAT32, ALONE = TWINS
 PLAIN, KL = "full/plain", "full/kl"
 
 
-def costs_of(twins: Mapping[tuple[str, str], Evidence]) -> dict[str, Costs]:
+def two_pieces(twins: Mapping[tuple[str, str], Evidence]) -> dict[str, Costs]:
     """Of two pieces; a twin that is not given agrees with legacy to the last digit."""
     return costs([PLAIN, KL], lambda side, piece: twins.get((side, piece), evidence()))
 
 
 def test_a_vector_may_be_off_twice_what_the_farther_twin_is_on_that_piece() -> None:
-    found = costs_of(
+    found = two_pieces(
         {
             (FLOAT32, PLAIN): evidence(gradients={"w": array(1, 1.02)}),
             (ALONE, PLAIN): evidence(gradients={"w": array(1.01, 1)}),
@@ -49,7 +51,7 @@ def test_a_vector_may_be_off_twice_what_the_farther_twin_is_on_that_piece() -> N
 
 
 def test_a_figure_may_be_off_twice_what_a_twin_is_on_any_piece() -> None:
-    found = costs_of(
+    found = two_pieces(
         {
             (FLOAT32, PLAIN): evidence(loss=0.001 + 0.02, metrics={"entropy": 2.5, "kl": 0.1}),
             (ALONE, KL): evidence(metrics={"entropy": 2.1, "kl": 0.11}),
@@ -70,7 +72,7 @@ def test_a_figure_of_an_update_may_be_off_twice_what_it_costs_in_any_update() ->
 
 
 def test_a_phase_passes_within_the_cost_and_fails_beyond() -> None:
-    cost = costs_of({(FLOAT32, PLAIN): evidence(metrics={"entropy": 2.1, "kl": 0.1001})})[PLAIN]
+    cost = two_pieces({(FLOAT32, PLAIN): evidence(metrics={"entropy": 2.1, "kl": 0.1001})})[PLAIN]
 
     def metrics(**changes: float) -> Any:
         theirs = evidence(metrics={"entropy": 2.0, "kl": 0.1} | changes)
@@ -85,7 +87,7 @@ def test_a_phase_passes_within_the_cost_and_fails_beyond() -> None:
 
 def test_what_rounding_does_not_move_stays_exact() -> None:
     twin = evidence(rows={"0/input_ids": array(2, 2)}, settings={"0/lr": 5.0})
-    cost = costs_of({(FLOAT32, PLAIN): twin})[PLAIN]
+    cost = two_pieces({(FLOAT32, PLAIN): twin})[PLAIN]
     found = {m.rung: m for m in measure(2, PLAIN, evidence(), twin, cost.allowed)}
     assert not found[ROWS].passed and not found[SETTINGS].passed
 
@@ -121,7 +123,8 @@ def test_twins_differ_from_legacy_in_rounding_only() -> None:
 
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
-    """Two pieces of a plan in bfloat16, replayed on legacy, its twins and the phases that FSDP holds."""
+    """Two pieces of a plan in bfloat16, replayed on legacy, its twins and the phases that FSDP holds, there once as
+    they are and once with each fault that is for these pieces."""
     pytest.importorskip("areal")
     directory = tmp_path_factory.mktemp("parity")
     (directory / "ladder").mkdir()
@@ -147,3 +150,14 @@ def test_phases_are_as_near_to_legacy_as_bfloat16_is_to_itself(plan: Plan) -> No
     weights = load_evidence(plan.evidence("legacy", "full/moved")).weights
     masters = [torch.from_numpy(weight) for weight in weights.values()]
     assert any((weight != weight.bfloat16()).any() for weight in masters)  # not what the model computes with
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(("name", "side"), SEEN)
+def test_a_fault_that_exceeds_what_bfloat16_costs_fails_its_rung_or_the_next(plan: Plan, name: str, side: Side) -> None:
+    fault = FAULTS[name]
+    theirs = plan.evidence(f"{side}-{name}", fault.piece)
+    assert load_evidence(theirs).figures.error is None
+    found = compare(plan, fault.piece, side, theirs, costs_of(plan)[fault.piece])
+    assert min(m.rung.number for m in found if not m.passed) in (fault.rung, fault.rung + 1)
