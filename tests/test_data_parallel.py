@@ -116,6 +116,14 @@ def test_a_process_collects_its_share_of_a_step() -> None:
             TrainConfig(backend="areal", inference=InferenceConfig(name="vllm", servers=("http://a:1",))),
             "inference.servers=http://a:1 with 2 processes: allowed: at least 2 servers, because each .*",
         ),
+        (
+            TrainConfig(
+                backend="areal",
+                lora=LoraConfig(enabled=True),
+                inference=InferenceConfig(name="vllm", servers=("http://a:1",), sync="merged"),
+            ),
+            "inference.servers=http://a:1 with 2 processes: allowed: at least 2 servers, because each .*",
+        ),
     ],
 )
 def test_what_several_processes_cannot_train_is_refused(config: TrainConfig, message: str) -> None:

@@ -1,5 +1,6 @@
 """Adapters that vLLM cannot serve are refused before a model is loaded, in one line that names the option."""
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
@@ -10,6 +11,7 @@ import tiny_random
 from fastapi import FastAPI
 from peft import IA3Config, LoraConfig, PeftConfig, get_peft_model
 
+from cua_agent.inference.vllm.build import serving_plan
 from cua_agent.inference.vllm.errors import ServerMismatch
 from cua_agent.inference.vllm.servable import check_servable
 from cua_agent.models.loaders import load_policy
@@ -124,3 +126,12 @@ def test_a_server_of_another_dtype_is_refused_before_anything_is_loaded(
     (line,) = capsys.readouterr().err.splitlines()
     assert "serves bfloat16, the trainer's model.dtype is float32: set model.dtype=bfloat16" in line
     assert not (tmp_path / "out").exists()
+
+
+def test_a_vocabulary_with_more_gaps_than_vllm_bans_is_refused_before_it_ends_the_server() -> None:
+    policy = load_policy(checkpoint())
+    many = replace(policy.special, banned=tuple(range(1025)))
+    with pytest.raises(
+        ServerMismatch, match=r"^model\.path=.*: 1025 ids of its vocabulary are never sampled.* 1024 at"
+    ):
+        serving_plan(replace(policy, special=many), max_length=512, max_images=4, max_staleness=0)

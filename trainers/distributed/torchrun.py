@@ -48,8 +48,9 @@ def check_processes(config: TrainConfig, size: int) -> None:
         value = getattr(config.rollout, key)
         if value % size:
             raise ConfigError(f"rollout.{key}={value} with {size} processes: allowed: multiples of {size}")
-    if config.inference.name == "vllm" and not config.lora.enabled and len(config.inference.servers) < size:
+    inference, served_beside = config.inference, config.lora.enabled and config.inference.sync != "merged"
+    if inference.name == "vllm" and not served_beside and len(inference.servers) < size:
         raise ConfigError(
-            f"inference.servers={','.join(config.inference.servers)} with {size} processes: allowed: at least {size} "
-            "servers, because each process loads its full weights into servers of its own (adapters share one)"
+            f"inference.servers={','.join(inference.servers)} with {size} processes: allowed: at least {size} servers, "
+            "because each process loads whole weights into servers of its own (adapters share one)"
         )

@@ -15,7 +15,7 @@ from cua_agent.inference.vllm.canary import make_canary, tolerance_for
 from cua_agent.inference.vllm.client import ControlClient
 from cua_agent.inference.vllm.engine import Patience, VllmEngine
 from cua_agent.inference.vllm.errors import Refused, ServerMismatch, Unavailable
-from cua_agent.inference.vllm.plan import SERVE_COMMAND, ServingPlan, rank_limit, slots_for
+from cua_agent.inference.vllm.plan import MAX_BANNED, SERVE_COMMAND, ServingPlan, rank_limit, slots_for
 from cua_agent.inference.vllm.wire import server_info
 from cua_agent.models.policy import PolicyModel
 
@@ -71,8 +71,13 @@ def serving_plan(
     merged: bool = False,
 ) -> ServingPlan:
     """What serving `policy`, its adapter `merged` into the model or beside it, asks of a server. Raises
-    `ServerMismatch` when vLLM cannot serve its adapter."""
+    `ServerMismatch` when vLLM cannot serve its adapter, or its vocabulary."""
     model: Any = policy.model
+    if (banned := len(policy.special.banned)) > MAX_BANNED:
+        raise ServerMismatch(
+            f"model.path={policy.base_name}: {banned} ids of its vocabulary are never sampled, most of them because no "
+            f"token has them; vLLM bans {MAX_BANNED} at most"
+        )
     rank = int(model.active_peft_config.r) if policy.has_adapter and not merged else None
     if rank is not None:
         rank_limit(rank)

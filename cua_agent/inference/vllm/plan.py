@@ -17,6 +17,8 @@ TRANSFER_BACKEND = "ipc"
 machine."""
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Rank limits that vLLM allows."""
+MAX_BANNED = 1024
+"""Tokens that a request may ban on a GPU: with more, vLLM's engine ends (`logit_bias`, seen with 0.32)."""
 _UNLIMITED = 999
 """vLLM's own limit on images per prompt when none is set."""
 
