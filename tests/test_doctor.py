@@ -58,7 +58,7 @@ def test_what_a_check_raises_is_a_row_and_what_needs_it_is_left_out() -> None:
     assert seen == ["a", "b", "c", "d", "e"]
     assert [result.finding for result in results] == [
         error("checkpoint x is damaged", "take another"),
-        error("KeyError: 'k'", ""),
+        error("KeyError: 'k'", "docs/troubleshooting.md"),
         not_checked("waits for: a"),
         not_checked("waits for: c"),
         ok("fine"),
@@ -68,7 +68,9 @@ def test_what_a_check_raises_is_a_row_and_what_needs_it_is_left_out() -> None:
 def test_several_findings_are_the_worst_of_them() -> None:
     assert worst([ok("fine"), ok("well")]) == ok("fine; well")
     assert worst([warning("w", "do"), ok("fine"), error("e", "do")]) == Finding(Status.ERROR, "w; e", "do")
-    assert refused("only\n a line") == error("only a line", "")
+    assert refused("only\n a line", "rest") == error("only a line", "rest")
+    assert refused("no key: set A; or B", "rest") == error("no key: set A", "or B")
+    assert refused("a dtype: set x=1, or y: 2", "rest") == error("a dtype", "set x=1, or y: 2")
 
 
 def test_rows_can_be_pasted_and_show_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:

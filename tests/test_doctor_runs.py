@@ -1,26 +1,34 @@
 """The doctor on whole set-ups, with real servers, boxes and pages: nothing wrong with healthy ones, and what was
 planted is found."""
 
+import json
 import shutil
+import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 
+from benchmarks.gpu_shapes import shape_config
 from cua_agent.envs.local_gbox.options import LocalGBoxOptions
 from cua_agent.envs.local_gbox.server import LocalGBox, running
 from cua_agent.envs.miniwob.browser import DEFAULT_BROWSER
 from cua_agent.envs.pocket.environment import PocketEnvironment
 from cua_agent.models.loaders import load_policy
 from cua_agent.models.policy import PolicyModel
+from cua_agent.models.sources import TINY_WEIGHTS
 from tests.doctor_rig import GOOD, QUICK, HonestVllm, Report, doctor
 from tests.local_gbox_rig import sdk
 from tests.vllm_fakes import FakeVllm, served, server_info
 from trainers.doctor.__main__ import main
 
 pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[1]
 
 LORA = ("lora.enabled=true", "lora.r=8", *QUICK)
 
@@ -116,9 +124,9 @@ def test_a_server_with_other_flags_is_found(ask, tiny: PolicyModel, info: dict, 
     fake.info = info
     with vllm(fake) as keys:
         report = ask(*keys)
-    ((name, what),) = report.of("error").items()
-    assert name.startswith("server http://127.0.0.1:")
-    assert said in what
+    found = {name.partition(" http")[0]: what for name, what in report.of("error").items()}
+    assert set(found) == {"server"}
+    assert said in found["server"]
     assert report.rows["episode"].status == "not checked"
 
 
@@ -226,3 +234,57 @@ def test_the_checklist_is_printed_with_a_result_for_each_point(capsys, tmp_path:
     assert [
         int(row.removeprefix("not checked").split(maxsplit=2)[0 if row.startswith("not") else 1]) for row in numbered
     ] == [*range(1, 13)]
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> Path:
+    """A model of 32 thousand million parameters: all of its files but the weights."""
+    directory = tmp_path / "large"
+    directory.mkdir()
+    for file in TINY_WEIGHTS.iterdir():
+        if file.suffix != ".safetensors":
+            shutil.copy(file, directory)
+    (directory / "config.json").write_text(json.dumps(shape_config("32b")))
+    return directory
+
+
+def test_a_model_larger_than_memory_and_disk_is_found_and_not_loaded(ask, large: Path) -> None:
+    report = ask(f"model.path={large}", "model.dtype=bfloat16", *QUICK)
+    found = report.of("error")
+    assert set(found) == {"memory", "disk"}
+    assert "GiB needed" in found["memory"] and "5 checkpoints of 3" in found["disk"]
+    assert report.rows["canary"].what == "waits for: memory"
+    assert report.rows["checkpoint"].status == "not checked"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_there_is_one_error(ask) -> None:
+    report = ask("loader.device=cuda", *QUICK)
+    assert set(report.of("error")) == {"device"}
+    assert report.rows["canary"].what == "waits for: device"
+
+
+def test_every_error_has_a_remedy(ask, large: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    report = ask(
+        *("env=gbox", "inference=vllm", "inference.servers=['http://127.0.0.1:9']", "loader.device=cuda:99"),
+        *("rollout.greedy=true", f"output_dir={tmp_path}/file", *QUICK),
+    )
+    assert len(report.of("error")) >= 5
+    assert all(row.remedy for row in report.rows.values() if row.status in ("error", "warning"))
+
+
+def test_ctrl_c_ends_it_with_130_and_leaves_nothing(boxes: LocalGBox, tmp_path: Path) -> None:
+    keys = ["env=gbox_local", f"env.args.base_url={boxes.base_url}", f"output_dir={tmp_path}/outputs", *QUICK]
+    command = [sys.executable, "-m", "trainers.doctor", *keys]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        for line in process.stdout:
+            if line.split()[1] == "tasks":  # a box is open, and the policy is about to be loaded
+                process.send_signal(signal.SIGINT)
+                break
+        process.stdout.read()
+        assert process.stderr.read() == "interrupted\n"
+    assert process.returncode == 130
+    assert boxes.ledger()["summary"]["running"] == []
+    assert list(tmp_path.iterdir()) == []

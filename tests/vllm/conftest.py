@@ -86,7 +86,11 @@ class Server:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     started = Server(tmp_path_factory.mktemp("vllm") / "server.log")
     started.start()
-    started.wait()
+    try:
+        started.wait()
+    except BaseException:  # too slow to start: it must not stay behind
+        started.stop()
+        raise
     yield started
     assert started.stop() == 0
     with pytest.raises(httpx.TransportError):

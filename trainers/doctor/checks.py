@@ -20,6 +20,9 @@ from trainers.doctor import (
 from trainers.doctor.finding import Check
 from trainers.doctor.servers import server_checks
 
+_INTACT = "resume=<run directory> takes the newest whole checkpoint; of another policy's, train with its keys"
+_SAME_MODEL = "serve the very model of model.path, with its images: python -m cua_agent.inference.vllm serve model=..."
+
 
 def run_checks(config: TrainConfig) -> list[Check]:
     """The checks of what `config` describes."""
@@ -38,7 +41,7 @@ def _before_loading() -> Iterator[Check]:
     yield Check("disk", "checkpoints", storage.disk, ("model",))
     yield Check("ports", "servers and process groups", ports.ports)
     yield Check("plan", "full steps without idle boxes", plan.rollout_plan)
-    yield Check("resume", "going on with a run", origin.resume)
+    yield Check("resume", "going on with a run", origin.resume, helps=_INTACT)
 
 
 def _with_the_policy(config: TrainConfig) -> Iterator[Check]:
@@ -46,7 +49,7 @@ def _with_the_policy(config: TrainConfig) -> Iterator[Check]:
     policy = ("device", "model", "memory", *servers)
     yield Check("environment", "rollouts", worlds.environments, ("keys",))
     yield Check("tasks", "rewards", worlds.tasks, ("environment",))
-    yield Check("canary", "sampling from the policy", sampling.canary, policy)
+    yield Check("canary", "sampling from the policy", sampling.canary, policy, _SAME_MODEL)
     yield Check("token echo", "training on the tokens that were sampled", sampling.token_echo, ("canary",))
     yield Check("image echo", "looking at the screen", sampling.image_echo, ("canary",))
     yield Check("weights", "learning: new weights are sampled from", sampling.weights_arrive, ("canary",))

@@ -49,7 +49,7 @@ def _run(check: Check, context: Context) -> Finding:
     try:
         return check.run(context)
     except REFUSALS as refusal:
-        return refused(refusal)
+        return refused(refusal, check.helps)
     except Exception as problem:
         line = next(iter(str(problem).splitlines()), "")
-        return error(f"{type(problem).__name__}: {line}", "")
+        return error(f"{type(problem).__name__}: {line}", check.helps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -9,6 +10,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from trainers.doctor.context import Context
+
+
+_REMEDY = re.compile(r"(.+)(?:; |: (?=set ))(.+)")
 
 
 class Status(StrEnum):
@@ -32,12 +36,14 @@ class Finding:
 @dataclass(frozen=True)
 class Check:
     """`run` looks and changes nothing that it does not put back; `serves` says what the run needs it for. It is not
-    run when one of the checks that it `needs` found an error."""
+    run when one of the checks that it `needs` found an error. `helps` is the remedy of what it raises, where that does
+    not name one."""
 
     name: str
     serves: str
     run: Callable[[Context], Finding]
     needs: tuple[str, ...] = ()
+    helps: str = "docs/troubleshooting.md"
 
 
 def ok(what: str) -> Finding:
@@ -60,11 +66,12 @@ def not_checked(why: str) -> Finding:
     return Finding(Status.NOT_CHECKED, why)
 
 
-def refused(message: object) -> Finding:
-    """An error in the words of a refusal, whose remedy stands behind its last semicolon."""
+def refused(message: object, helps: str) -> Finding:
+    """An error in the words of a refusal. Its remedy stands behind its last semicolon, or begins with `set`; else it is
+    what `helps`."""
     line = " ".join(str(message).split())
-    what, semicolon, remedy = line.rpartition("; ")
-    return error(what, remedy) if semicolon else error(line, "")
+    parts = _REMEDY.fullmatch(line)
+    return error(parts[1], parts[2]) if parts else error(line, helps)
 
 
 def worst(findings: list[Finding]) -> Finding:
