@@ -13,16 +13,26 @@ from trainers.run.metrics import check_trackers
 
 
 def check_requirements(config: TrainConfig) -> None:
-    """Raise `ConfigError` when a package, a key or a login that `config` needs is missing or unusable."""
+    """Raise `ConfigError` when a package, a key or a login that `config` needs is missing or unusable, or a server of
+    another dtype."""
     from cua_agent.inference.vllm.errors import ServerMismatch
 
+    check_access(config)
+    try:
+        if config.inference.name == "vllm":
+            _check_servers(config)
+    except ServerMismatch as error:
+        raise ConfigError(str(error)) from error
+
+
+def check_access(config: TrainConfig) -> None:
+    """Raise `ConfigError` when a package, a key or a login that `config` needs is missing or unusable; nobody is
+    asked."""
     try:
         check_key_variables()
         config.env.world.check()
         training_tasks(config.env)
-        if config.inference.name == "vllm":
-            _check_servers(config)
-    except (BadKey, ServerMismatch, WorldUnavailable) as error:
+    except (BadKey, WorldUnavailable) as error:
         raise ConfigError(str(error)) from error
     if os.environ.get("RANK", "0") == "0":  # the process that keeps the books
         check_trackers(config.logging)
