@@ -205,6 +205,7 @@ def _begin(
     from trainers.run.compatibility import check_fits
     from trainers.run.directory import create_run_directory, display_path, named_after
     from trainers.run.leftovers import sweep_lineage
+    from trainers.run.old_checkpoint import is_old, with_adapter_of
     from trainers.run.resuming import begun_again, described, extended, nothing_left, verified_start
 
     config, said = composition.config, [*composition.notes, *composition.changes]
@@ -215,6 +216,9 @@ def _begin(
     resumed = begun_again(begins.begun_again) if begins.begun_again is not None else None
     start = verified_start(config)
     if start is not None:
+        if is_old(start.checkpoint):
+            config, changed = with_adapter_of(config, start.checkpoint)
+            said += changed
         check_fits(start.checkpoint, config)
         if begins.auto and nothing_left(config, start):
             _say(f"{display_path(start.directory or start.checkpoint)} has come to its end: nothing is left to do")

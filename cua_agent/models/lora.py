@@ -94,7 +94,10 @@ def adapter_base(directory: Path) -> str | None:
 
 def saved_spec(directory: Path) -> LoraSpec:
     """What the adapter saved in `directory` is like. Raises `ValueError` when it is no plain LoRA adapter."""
-    return _spec(json.loads((directory / "adapter_config.json").read_text()), str(directory))
+    try:
+        return _spec(json.loads((directory / "adapter_config.json").read_text()), str(directory))
+    except (KeyError, TypeError, AttributeError, re.error) as error:
+        raise ValueError(f"{directory / 'adapter_config.json'} cannot be read: {error!r}") from error
 
 
 def active_spec(model: Any) -> LoraSpec:

@@ -42,6 +42,7 @@ from trainers.distributed.sharded_tensors import read_into, sharded_like, whole
 from trainers.protocol import Snapshot, TrainerState
 from trainers.run.checkpoint_files import BASE, STATE, CheckpointError, read_state, verify_checkpoint, write_checkpoint
 from trainers.run.compatibility import adapter_differences, saved_base
+from trainers.run.old_checkpoint import is_old, read_old_state
 from trainers.run.tensor_copies import copied, fits_in_memory, size_of
 
 
@@ -97,6 +98,10 @@ def load_checkpoint(path: Path, *, policy: PolicyModel, optimisation: Optimisati
     kind of policy.
     """
     path = Path(path)
+    if is_old(path):
+        state = read_old_state(path)
+        load_weights(path, policy)
+        return state
     verify_checkpoint(path)
     state = read_state(path)
     _check_kind(path, policy)

@@ -24,6 +24,7 @@ from trainers.run.checkpoint_files import (
 )
 from trainers.run.directory import display_path, path_to_type
 from trainers.run.lineage import UNKNOWN, lineage_of, started
+from trainers.run.old_checkpoint import is_old, read_old_state
 from trainers.run.stopping import out_of_budget
 
 _MEASURED = ("env.", "model.", "eval.episodes", "rollout.context", "rollout.last_k", "rollout.max_turns",
@@ -58,6 +59,8 @@ def starting_point(resume: str) -> StartingPoint:
     Raises `CheckpointError` when there is none.
     """
     directory = Path(resume).expanduser()
+    if is_old(directory):
+        return StartingPoint(directory, read_old_state(directory), None)
     if (directory / MANIFEST).is_file():
         return StartingPoint(directory, read_state(directory), run_directory_of(directory))
     notes: list[str] = []
@@ -71,7 +74,8 @@ def starting_point(resume: str) -> StartingPoint:
             return StartingPoint(newest, read_state(newest), owner, tuple(notes), directory)
         notes.append(f"{display_path(part.directory)} has no checkpoint of its own")
     if (single := _checkpoint_on_its_own(part.directory)) is not None:
-        return StartingPoint(single, read_state(single), None, tuple(notes), directory)
+        state = read_old_state(single) if is_old(single) else read_state(single)
+        return StartingPoint(single, state, None, tuple(notes), directory)
     raise CheckpointError(f"resume={resume!r} is neither a checkpoint nor a run directory with an intact one")
 
 
@@ -80,7 +84,8 @@ def _checkpoint_on_its_own(directory: Path) -> Path | None:
     none."""
     named = read_about(directory).get("resumed_from")
     checkpoint = Path(named) if isinstance(named, str) else None
-    return checkpoint if checkpoint is not None and (checkpoint / MANIFEST).is_file() else None
+    usable = checkpoint is not None and ((checkpoint / MANIFEST).is_file() or is_old(checkpoint))
+    return checkpoint if usable else None
 
 
 def find_checkpoint(resume: str) -> Path:
@@ -94,7 +99,8 @@ def verified_start(config: TrainConfig) -> StartingPoint | None:
         return None
     try:
         start = starting_point(config.resume)
-        if start.checkpoint == Path(config.resume).expanduser():  # of a run directory an intact one was chosen
+        chosen = start.checkpoint != Path(config.resume).expanduser()  # of a run directory, and intact
+        if not chosen and not is_old(start.checkpoint):
             verify_checkpoint(start.checkpoint)
     except CheckpointError as error:
         raise ConfigError(str(error)) from error
