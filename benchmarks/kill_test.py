@@ -92,7 +92,7 @@ class Runs:
     def directories(self) -> list[Path]:
         """Run directories, oldest first."""
         found = [file.parent for file in (self.parent / "outputs").glob("*/run.json")]
-        return sorted(found, key=lambda path: path.stat().st_ctime_ns if path.name == "x" else int(path.name[2:] or 1))
+        return sorted(found, key=lambda path: int(path.name.removeprefix("x").lstrip("-") or 1))
 
     def rows(self) -> int:
         """How many steps all processes have done so far, lost ones included."""
@@ -181,7 +181,7 @@ def examine(runs: Runs, steps: int, outcome: Outcome) -> None:
     outcome.success = [row["success_rate"] for row in evaluation_rows(lineage) if row["split"] == "seeds"][-1]
     patterns = ("checkpoints/.*", ".trial-*", "*.part", "trajectories/.*", "spool/*")
     left = [path for pattern in patterns for path in (runs.parent / "outputs").glob(f"*/{pattern}")]
-    left += list(runs.temporary.iterdir())
+    left += [path for path in runs.temporary.iterdir() if not path.name.startswith("torchinductor")]  # a cache
     outcome.problems += [f"{path.relative_to(runs.parent)} was left" for path in left]
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import fcntl
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import IO
 
@@ -32,6 +35,29 @@ def sweep_scratch() -> None:
     for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         if is_abandoned(path):
             shutil.rmtree(path, ignore_errors=True)
+
+
+@cache
+def process_scratch() -> Path:
+    """A scratch directory that ends with this process."""
+    stack = ExitStack()
+    atexit.register(stack.close)
+    return stack.enter_context(scratch_directory("process"))
+
+
+@contextmanager
+def temporary_files_in(directory: Path) -> Iterator[None]:
+    """What makes temporary files inside, and processes that are started there, keep them in `directory`."""
+    before, default = os.environ.get("TMPDIR"), tempfile.tempdir
+    os.environ["TMPDIR"] = tempfile.tempdir = str(directory)
+    try:
+        yield
+    finally:
+        tempfile.tempdir = default
+        if before is None:
+            del os.environ["TMPDIR"]
+        else:
+            os.environ["TMPDIR"] = before
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cua_agent.scratch import held, is_abandoned, scratch_directory
+from cua_agent.scratch import held, is_abandoned, scratch_directory, temporary_files_in
 
 HOLDS = """
 import os, signal, sys
@@ -46,3 +46,13 @@ def test_a_directory_is_abandoned_when_it_was_held_and_is_no_longer(tmp_path: Pa
     with held(tmp_path):
         assert not is_abandoned(tmp_path)
     assert is_abandoned(tmp_path)
+
+
+def test_temporary_files_are_where_they_are_wanted_and_then_elsewhere_again(tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    with temporary_files_in(place):
+        made = Path(tempfile.mkdtemp())
+        seen = subprocess.run([sys.executable, "-c", "import tempfile; print(tempfile.gettempdir())"], stdout=-1).stdout
+    assert made.parent == place and seen.decode().strip() == str(place)
+    assert Path(tempfile.mkdtemp()).parent == tmp_path

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import logging
 import os
 import socket
 import sys
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from random import SystemRandom
 from types import ModuleType
 from typing import Any
 
 from cua_agent.proxies import LOCAL_HOSTS, bypass_proxies
+from cua_agent.scratch import process_scratch, temporary_files_in
 from trainers.areal.loopback import meeting_place, stay_on_this_machine
 from trainers.config import ConfigError
 
@@ -51,6 +54,7 @@ def prepare_process(run_directory: Path, device: str = "cpu", *, controller: boo
     alone = "TORCHELASTIC_RUN_ID" not in os.environ
     if alone:  # no launcher: a port of its own, also for a child of such a process
         os.environ["MASTER_PORT"] = str(_free_port())
+    _import_wandb()
     bypass_proxies([*LOCAL_HOSTS, *_own_addresses()])  # AReaL's processes speak HTTP with each other
     quiet()
     use_platform(device)
@@ -59,6 +63,12 @@ def prepare_process(run_directory: Path, device: str = "cpu", *, controller: boo
     _resolve_names_in(run_directory / "areal" / "names")
     no_async_saver()
     draw_own_ports()
+
+
+def _import_wandb() -> None:
+    """AReaL imports it in any case, and that makes temporary directories, which a killed process would leave."""
+    with suppress(ImportError), temporary_files_in(process_scratch()):
+        importlib.import_module("wandb")
 
 
 def use_platform(device: str) -> None:

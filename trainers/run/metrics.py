@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from cua_agent.scratch import process_scratch, temporary_files_in
 from trainers.config import ConfigError, LoggingConfig
 from trainers.config.validation import shown
 from trainers.protocol import EvalRecord, TrainResult
@@ -204,7 +205,8 @@ def _tracker_package(name: str) -> Any:
     # What is printed is not sent along: the package would read it before secrets are masked.
     os.environ.setdefault("WANDB_CONSOLE", "off")
     try:
-        return importlib.import_module(name)
+        with temporary_files_in(process_scratch()):  # wandb makes some when it is imported
+            return importlib.import_module(name)
     except ImportError as error:
         raise ConfigError(f"logging.{name}=true needs the package: pip install {name}") from error
 

@@ -5,16 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.util
-import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from cua_agent.envs.base import EnvironmentFailure, WorldUnavailable
 from cua_agent.envs.web.page import CLOSE_TIMEOUT_S, WebPage, first_line
-from cua_agent.scratch import scratch_directory
+from cua_agent.scratch import scratch_directory, temporary_files_in
 
 DEFAULT_BROWSER = "/usr/bin/chromium-headless-shell"
 _FLAGS = (
@@ -122,7 +120,7 @@ class Chromium:
         from playwright.async_api import async_playwright
 
         profiles = self._scratch.enter_context(scratch_directory("browser"))
-        with _temporary_files_in(profiles):
+        with temporary_files_in(profiles):  # a killed browser leaves its profile behind
             self._playwright = await async_playwright().start()
         return await self._playwright.chromium.launch(
             executable_path=self._executable, args=list(_FLAGS), timeout=1000 * self.timeout_s
@@ -137,21 +135,6 @@ class Chromium:
                     async with asyncio.timeout(CLOSE_TIMEOUT_S):
                         await stop()
         self._scratch.close()
-
-
-@contextlib.contextmanager
-def _temporary_files_in(directory: Path) -> Iterator[None]:
-    """Processes that are started inside, Playwright's and its browser, keep their temporary files in `directory`: a
-    killed browser leaves its profile behind."""
-    before = os.environ.get("TMPDIR")
-    os.environ["TMPDIR"] = str(directory)
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["TMPDIR"]
-        else:
-            os.environ["TMPDIR"] = before
 
 
 def find_browser(executable: str) -> str:
