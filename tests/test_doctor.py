@@ -204,12 +204,9 @@ def test_numbers_that_do_not_go_together_are_found() -> None:
     assert any("has no tasks" in said for said in numbers(tasks=0))
 
 
-@pytest.mark.parametrize("experiment", [name for name in choices("experiment") if name != "miniwob"])
-@pytest.mark.parametrize("backend", ["legacy", "areal"])
-def test_the_presets_make_sense(experiment: str, backend: str) -> None:
-    assert [
-        said for said in numbers(f"experiment={experiment}", f"backend={backend}") if "concurrency" not in said
-    ] == []
+@pytest.mark.parametrize("experiment", choices("experiment"))
+def test_the_presets_make_sense(experiment: str) -> None:
+    assert [said for said in numbers(f"experiment={experiment}") if "concurrency" not in said] == []
 
 
 def test_a_damaged_checkpoint_is_found(tmp_path: Path) -> None:
