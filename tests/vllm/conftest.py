@@ -77,6 +77,10 @@ class Server:
         for cache in ("prefix", "encoder", "mm"):
             httpx.post(f"{self.url}/reset_{cache}_cache", timeout=60).raise_for_status()
 
+    def drop_images(self) -> None:
+        """Forget all images that were sent, as if others had needed the room."""
+        httpx.post(f"{self.url}/reset_mm_cache", timeout=60).raise_for_status()
+
     def adapters(self) -> set[str]:
         models = httpx.get(f"{self.url}/v1/models").json()["data"]
         return {model["id"] for model in models if model["parent"]}

@@ -26,7 +26,8 @@ def run(script: str, out: Path, *options: str) -> dict[str, Any]:
 
 def test_the_cost_of_a_turn_by_part(server: Server, tmp_path: Path) -> None:
     out = tmp_path / "turns.json"
-    figures = run("turn_cost.py", out, "--server", server.url, "--episodes", "4", "--rounds", "1", "--out", str(out))
+    sizes = ["--episodes", "4", "--rounds", "1", "lora.r=8", "rollout.max_staleness=1"]
+    figures = run("turn_cost.py", out, "--server", server.url, "--out", str(out), *sizes)
     assert figures["turns"] >= 4
     parts = [value for name, value in figures.items() if name.startswith("  ") and "rest" not in name]
     assert all(value >= 0 for value in parts)

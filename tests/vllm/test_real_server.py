@@ -245,6 +245,20 @@ def test_placeholders_sent_expanded_would_be_noticed(
         asyncio.run(Episode("twice", 0).take_turn(policy, engine, SIZES[2]))
 
 
+def test_screens_that_the_server_dropped_are_sent_again(server: Any, lora: tuple[VllmEngine, PolicyModel]) -> None:
+    engine, policy = lora
+    episode = Episode("dropped", 3)
+
+    async def scenario() -> None:
+        await episode.take_turn(policy, engine, SIZES[0])
+        await asyncio.to_thread(server.drop_images)
+        await episode.take_turn(policy, engine, SIZES[1])
+
+    asyncio.run(scenario())
+    assert episode.error(policy) < TOLERANCE
+    assert engine.counters["retries"] == 0
+
+
 @pytest.mark.parametrize("lora", [None, LoraSpec(r=8)], ids=["all weights", "a merged adapter"])
 def test_full_weights_are_exchanged_under_requests_in_flight(server: Any, lora: LoraSpec | None) -> None:
     policy = load_policy("tiny", lora=lora)
