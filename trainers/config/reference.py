@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import textwrap
 import types
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -132,7 +133,7 @@ def help_text() -> str:
         "  python train.py resume=outputs/<run>          go on where a run stopped",
         "",
         "Presets:",
-        *(f"  {group:<12} {' | '.join(choices(group))}" for group in GROUPS),
+        *map(_preset_line, GROUPS),
         "  model        also any directory or hub id: model=Qwen/Qwen3-VL-4B-Instruct",
         "",
         "Keys typed most (default in brackets; all of them: docs/configuration.md):",
@@ -145,6 +146,12 @@ def help_text() -> str:
         "Exit status: 0 done, 2 bad configuration, 130 interrupted, 1 anything else",
     ]
     return "\n".join(lines)
+
+
+def _preset_line(group: str) -> str:
+    """The presets of a group, on as many lines as they need."""
+    indent = " " * 15
+    return textwrap.fill(" | ".join(choices(group)), 118, initial_indent=f"  {group:<12} ", subsequent_indent=indent)
 
 
 def markdown() -> str:
