@@ -94,11 +94,11 @@ def _examine(config: TrainConfig, url: str | None, *, checklist: bool, as_json: 
     else:
         print(f"\n{verdict(findings)}")
     if checklist:
-        print("\nThe migration guide's checklist:\n")
-        points = list(checked(config, results))
-        steps = Table(Console(highlight=False), [words for words, _ in points])
-        for number, (words, finding) in enumerate(points, 1):
-            steps.row(f"{number:>2} {words}", finding)
+        print("\nThe migration guide's checklist:\n", file=sys.stderr if as_json else sys.stdout)
+        points = [(f"{i:>2} {words}", finding) for i, (words, finding) in enumerate(checked(config, results), 1)]
+        steps = Table(Console(stderr=as_json, highlight=False), [words for words, _ in points])
+        for words, finding in points:
+            steps.row(words, finding)
     return FAILED if failed(findings) else DONE
 
 
