@@ -77,6 +77,19 @@ def test_the_model_that_samples_holds_the_rounded_master_weights(model: Path, tm
             assert torch.equal(parameter, masters[name].bfloat16())
 
 
+def test_an_adapter_samples_from_the_rounded_master_weights_too(model: Path, tmp_path: Path) -> None:
+    config = half(replace(side_config(model), lora=LoraConfig(enabled=True, r=4)))
+    with opened_side(config, "legacy") as opened:
+        opened.trainer.update(batch(one_group(opened)))
+        opened.trainer.save(tmp_path / "saved")
+        masters = load_file(tmp_path / "saved" / "adapter_model.safetensors")
+        assert {weight.dtype for weight in masters.values()} == {torch.float32}
+        held = {name.replace(".default", ""): p for name, p in opened.components.policy.trainable_parameters()}
+        for name, parameter in held.items():
+            assert torch.equal(parameter, masters[name].bfloat16())
+        assert any(not torch.equal(weight, weight.bfloat16().float()) for weight in masters.values())
+
+
 @pytest.mark.parametrize("side", ["phase2", "phase3"])
 def test_what_is_frozen_stays_in_bfloat16(model: Path, side: Side) -> None:
     config = side_config(model)

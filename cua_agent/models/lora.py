@@ -34,7 +34,7 @@ class LoraSpec:
 
 
 def attach_lora(model: nn.Module, spec: LoraSpec) -> nn.Module:
-    """Wrap `model` in a `PeftModel` with a fresh adapter; everything else is frozen.
+    """Wrap `model` in a `PeftModel` with a fresh adapter in the dtype of what it adapts; everything else is frozen.
 
     B starts at zero, so that the adapted model equals the base model; A is drawn from `spec.seed` without touching
     the global random state. Raises `ValueError` when `target_modules` matches nothing.
@@ -47,7 +47,7 @@ def attach_lora(model: nn.Module, spec: LoraSpec) -> nn.Module:
     with torch.random.fork_rng(cards_of(model)), tied_embeddings_expected():
         torch.manual_seed(spec.seed)
         try:
-            adapted: nn.Module = get_peft_model(model, config)
+            adapted: nn.Module = get_peft_model(model, config, autocast_adapter_dtype=False)
         except ValueError as error:
             raise ValueError(f"lora.target_modules={spec.target_modules!r} cannot be adapted: {error}") from None
     return adapted
@@ -130,7 +130,7 @@ def load_adapter(model: nn.Module, directory: Path, base: str) -> nn.Module:
     from peft import PeftModel
 
     with tied_embeddings_expected():
-        adapted = PeftModel.from_pretrained(model, str(directory), is_trainable=True)
+        adapted = PeftModel.from_pretrained(model, str(directory), is_trainable=True, autocast_adapter_dtype=False)
     adapted.active_peft_config.base_model_name_or_path = base
     whole: nn.Module = adapted
     return whole

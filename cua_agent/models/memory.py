@@ -27,14 +27,13 @@ _BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2}
 _TRAINED_BYTES = 4 + 4 + 8
 """A trained parameter in float32, its gradient, and AdamW's two moments."""
 _KEPT: dict[tuple[Dtype, bool], tuple[int, int, int, int]] = {
-    ("bfloat16", True): (28, 12, 8, 10),
+    ("bfloat16", True): (12, 10, 8, 8),
     ("bfloat16", False): (16, 12, 10, 8),
     ("float32", True): (16, 16, 12, 16),
     ("float32", False): (24, 20, 16, 16),
 }
 """Bytes that a layer keeps of a token, by dtype and whether an adapter is trained: for a channel of the hidden state,
-the queries, the keys, the MLP. Counted with `torch.autograd.graph.saved_tensors_hooks` (tests/test_memory.py);
-adapters are float32, so peft keeps a float32 copy of what goes into each."""
+the queries, the keys, the MLP. Counted with `torch.autograd.graph.saved_tensors_hooks` (tests/test_memory.py)."""
 _BACKWARD = 0.4
 """Gradients in flight while a layer goes backward, as a part of what it keeps; measured on two sizes."""
 _LOGIT_BYTES = 20
@@ -184,7 +183,7 @@ def training_memory(shape: ModelShape, settings: TrainingSettings) -> TrainingMe
         frozen = shape.vision if settings.freeze_vision else 0
         trained = shape.parameters - frozen
     # A model of one process that computes in bfloat16 holds its trained weights once more in it, beside the masters.
-    beside = 0 if settings.sharded or rank is not None or settings.dtype == "float32" else trained
+    beside = 0 if settings.sharded or settings.dtype == "float32" else trained
     gathered = shape.rest + 2 * shape.largest_block if settings.sharded else 0
     head = shape.head * bytes_each if settings.sharded else 0
     whole = shape.parameters * bytes_each
@@ -194,7 +193,7 @@ def training_memory(shape: ModelShape, settings: TrainingSettings) -> TrainingMe
     at_work = round((1 + _BACKWARD) * kept) if settings.checkpointing else round(_BACKWARD * kept)
     sharing = cards > 1
     return TrainingMemory(
-        weights=(frozen * bytes_each + beside * bytes_each) // cards,
+        weights=(frozen + beside) * bytes_each // cards,
         gathered=gathered * bytes_each,
         trained=trained * _TRAINED_BYTES // cards,
         reference=trained * bytes_each // cards if settings.reference and rank is None else 0,
