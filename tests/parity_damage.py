@@ -232,8 +232,8 @@ def without_reference(original: Wrap, *args: Any, **kwargs: Any) -> Any:
     ]
 
 
-def sampled_as_proximal(original: Wrap, self: Any, groups: Any) -> Any:
-    return [group["logprobs"].roll(-1, dims=-1) for group in groups]
+def far_proximal(original: Wrap, logprobs: Any) -> Any:
+    return original(logprobs) + 1.0
 
 
 def filtered_by_sample(original: Wrap, group: Any, config: Any) -> bool:

@@ -141,7 +141,7 @@ LIVE = {
         4, "full/live", ("phase3",), f"{ENGINE}:FSDPPolicyActor.lr_scheduler_step", do.schedule_runs
     ),
     "live_moments_lost": Fault(4, "full/live", ("phase3",), LOADED[2], do.moments_lost),
-    "not_proximal": Fault(4, "full/live", ("phase3",), f"{ACTOR}:PPOPolicyActor.compute_logp", do.sampled_as_proximal),
+    "not_proximal": Fault(4, "full/live", ("phase3",), f"{ACTOR}:proximal_logprobs", do.far_proximal),
     "gap_unreported": Fault(4, "full/live", ("phase1",), "trainers.run.recorder:step_metrics", do.gap_unreported),
 }
 

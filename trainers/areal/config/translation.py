@@ -25,6 +25,7 @@ from areal.api.cli_args import (
     TrainDatasetConfig,
     ValidDatasetConfig,
 )
+from areal.utils.constants import PROX_LOGP_METHOD_LOGLINEAR
 
 from cua_agent.models.sources import model_source
 from trainers.config import TrainConfig
@@ -91,7 +92,7 @@ def ppo_actor_config(config: TrainConfig, processes: int = 1) -> PPOActorConfig:
         eps_clip=loss.clip_epsilon,
         kl_ctl=0.0,  # the KL is a term of the loss, not of the reward
         use_decoupled_loss=decoupled,
-        recompute_logprob=decoupled,
+        prox_logp_method=PROX_LOGP_METHOD_LOGLINEAR,  # no forward pass for it: see `proximal_logprobs`
         rejection_sampling=_rejection(loss.behaviour_weight_cap) if decoupled else None,
         reward_norm=reward_norm(config, config.rollout.group_size),
         adv_norm=None,

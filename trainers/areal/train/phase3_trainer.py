@@ -117,16 +117,11 @@ class Phase3Trainer:
         return LossRecord(self._actor.watch.metrics(self._process_group), gradients)
 
     def tensors(self, batch: Batch) -> list[TensorDict]:
-        """This process's share of the batch as AReaL's trainer prepares it: by group, with proximal log-probs and
-        advantages."""
+        """This process's share of the batch as AReaL's trainer prepares it: by group, with advantages."""
         by_group: dict[str, list[Trajectory]] = {}
         for row in batch.trajectories:
             by_group.setdefault(row.group_id, []).append(row)
-        groups = self._tensors_of_rank(list(by_group.values()))
-        if self._actor.config.should_compute_prox_logp():
-            for group, proximal in zip(groups, self._actor.compute_logp(groups), strict=True):
-                group["prox_logp"] = proximal
-        return self._actor.compute_advantages(groups)
+        return self._actor.compute_advantages(self._tensors_of_rank(list(by_group.values())))
 
     def evaluate(self, tasks: Sequence[CUATask]) -> EvalRecord:
         return self._lifecycle.evaluate(tasks)

@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from areal.api import WeightUpdateMeta
 from areal.utils import stats_tracker
+from areal.utils.constants import PROX_LOGP_METHOD_RECOMPUTE
 from areal.utils.data import Normalization
 from torch import Tensor
+from torch.nn import functional as F
 
 from cua_agent.models.policy import PolicyModel
 from trainers.areal.config.translation import ppo_actor_config, reward_norm
@@ -28,6 +30,7 @@ from trainers.protocol import StepRecord
 
 LossFunction = Callable[..., Tensor]
 
+_GIVEN = ("input_ids", "attention_mask")
 _CLIPPING = ("logprobs", "prox_logp", "advantages")
 
 
@@ -55,20 +58,15 @@ class PPOPolicyActor(FSDPPolicyActor):
         return logprobs
 
     def compute_advantages(self, data: list[TensorDict]) -> list[TensorDict]:
-        """AReaL's advantages; every entry of `data` is one group, of any number of episodes and rows.
-
-        AReaL rewards the last token of a row and loses the reward when that one is not trained: a row that ends with a
-        prompt counts as if it ended with its last trained token.
-        """
+        """AReaL's advantages; every entry of `data` is one group, of any number of episodes and rows."""
         if not data:
             return []
         images = [group.pop("multi_modal_input", None) for group in data]  # AReaL would copy them all to every group
-        masks = [group["attention_mask"] for group in data]
-        ended = [{**group, "attention_mask": until_last_trained(group)} for group in data]
+        trained = [TrainedTokens(group["loss_mask"]) for group in data]
         self.actor.reward_norm = RaggedNorm(self._train_config, [group["episode"] for group in data])
-        groups: list[TensorDict] = super().compute_advantages(ended)
-        for group, mask, own in zip(groups, masks, images, strict=True):
-            group["attention_mask"] = mask
+        computed = super().compute_advantages([own.of(group) for own, group in zip(trained, data, strict=True)])
+        groups = [own.put_back(new, group) for own, new, group in zip(trained, computed, data, strict=True)]
+        for group, own in zip(groups, images, strict=True):
             if own is not None:
                 group["multi_modal_input"] = own
         return groups
@@ -86,8 +84,9 @@ class PPOPolicyActor(FSDPPolicyActor):
 
     def train_batch(self, input_: Any, loss_fn: Any, loss_weight_fn: Any) -> dict[str, float]:
         """AReaL's optimiser step, with the loss watched, the KL added, and a custom loss in its place."""
-        if self._custom_loss is not None and isinstance(loss_fn, functools.partial):
-            loss_fn = functools.partial(self._custom_loss, *loss_fn.args, **loss_fn.keywords)
+        if isinstance(loss_fn, functools.partial):
+            options = {**loss_fn.keywords, "prox_logp_method": PROX_LOGP_METHOD_RECOMPUTE}  # `LossWatch` has them
+            loss_fn = functools.partial(self._custom_loss or loss_fn.func, *loss_fn.args, **options)
         self.watch.begin(loss_fn)
         self.stats = super().train_batch(input_, self.watch, loss_weight_fn)
         return dict(self.stats)
@@ -115,12 +114,36 @@ class PPOPolicyActor(FSDPPolicyActor):
         super().set_version(version)
 
 
-def until_last_trained(group: Mapping[str, Tensor]) -> Tensor:
-    """The `attention_mask` [B, L] of a group without what follows the last trained token of a row; all of a row that
-    trains none."""
-    trained = group["loss_mask"].bool()
-    still_to_come = trained.flip(-1).cumsum(-1).flip(-1) > 0
-    return group["attention_mask"] & (still_to_come | ~trained.any(-1, keepdim=True))
+class TrainedTokens:
+    """The trained tokens of each row of a group, behind one that is not.
+
+    AReaL computes advantages place by place, thousands of them, and passes over what is not trained; these alone give
+    the same. It rewards the last token of a row and loses the reward when that one is not trained: here it always is.
+    """
+
+    def __init__(self, loss_mask: Tensor) -> None:
+        trained = loss_mask.bool()
+        counts = trained.sum(-1, keepdim=True)
+        most = int(counts.max())
+        self._shape = trained.shape
+        self._places = (~trained).int().argsort(dim=-1, stable=True)[:, :most]
+        self._there = torch.arange(most, device=counts.device) < counts
+
+    def of(self, group: TensorDict) -> TensorDict:
+        """What AReaL's advantages are computed from; `group` of B rows of L tokens."""
+        there = F.pad(self._there, (1, 0), value=False)
+        per_token = {name: F.pad(group[name].gather(-1, self._places), (1, 0)) for name in ("input_ids", "logprobs")}
+        began = F.pad(self._there, (1, 0), value=True)
+        return {**per_token, "loss_mask": there.int(), "attention_mask": began, "rewards": group["rewards"]}
+
+    def put_back(self, computed: TensorDict, group: TensorDict) -> TensorDict:
+        """`group` with what AReaL computed, where each token is predicted: one place before it."""
+        added = {name: value for name, value in computed.items() if name not in _GIVEN and value.ndim > 1}
+        return {**group, **{name: self._where_predicted(value) for name, value in added.items()}}
+
+    def _where_predicted(self, values: Tensor) -> Tensor:
+        own = values[:, :-1].where(self._there, 0)
+        return own.new_zeros(self._shape).scatter(-1, self._places, own).roll(-1, dims=-1)
 
 
 class RaggedNorm:
@@ -158,6 +181,7 @@ class LossWatch:
     def __call__(self, logprobs: Tensor, entropy: Tensor, data: Mapping[str, Any], **kwargs: Any) -> Tensor:
         """The mean over the micro-batch's trained tokens, as AReaL's losses are."""
         assert self._inner is not None
+        data = {"prox_logp": proximal_logprobs(logprobs), **data}
         trained = data["loss_mask"].bool()
         if data["prox_logp"].isfinite().all():
             policy_loss = self._inner(*bounded_ratios(logprobs, entropy, data), **kwargs)
@@ -187,6 +211,12 @@ class LossWatch:
         sums = summed(self._sums, communicator)
         figures, count = sums.metrics(), max(sums.tokens, 1)
         return {**figures, "loss": figures["loss"] / count, "policy_loss": figures["policy_loss"] / count}
+
+
+def proximal_logprobs(logprobs: Tensor) -> Tensor:
+    """Log-probs of the proximal policy, given those of the policy that is trained: the same, because a batch makes one
+    update. AReaL would compute them in a forward pass of their own."""
+    return logprobs.detach()
 
 
 def bounded_ratios(
