@@ -153,7 +153,7 @@ def _let_process_0_end_first() -> None:
 def _prepare_process(config: TrainConfig) -> None:
     """Quiet libraries, bounded threads, and signals that end the run as Ctrl-C does; before torch is imported."""
     settings = {
-        "TORCHDYNAMO_DISABLE": "1",  # nothing here is compiled, and importing the compiler costs seconds
+        "TORCHDYNAMO_DISABLE": str(int(not config.loader.compile)),  # importing the compiler costs seconds
         "TOKENIZERS_PARALLELISM": "false",
         "TRANSFORMERS_VERBOSITY": "error",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",

@@ -12,8 +12,10 @@ from torch import nn
 
 from cua_agent.actions import Coordinates
 from cua_agent.models.architecture import empty_model, placeholder, replace_parameters
+from cua_agent.models.compiled_layers import allow_compiling, compile_layers
 from cua_agent.models.errors import DeviceMissing, UnsupportedModel, first_line
 from cua_agent.models.families import reply_prefix
+from cua_agent.models.fast_norms import use_fast_norms
 from cua_agent.models.fast_vision import use_fast_vision
 from cua_agent.models.fingerprint import fingerprint
 from cua_agent.models.lora import LoraSpec, attach_lora, load_adapter, load_adapter_weights, saved_spec
@@ -48,6 +50,7 @@ class _Manner:
     attn_implementation: str
     load_in_4bit: bool
     gradient_checkpointing: bool
+    compiled: bool
     max_length: int
     unread: bool
 
@@ -62,6 +65,7 @@ def load_policy(
     attn_implementation: str = "sdpa",
     load_in_4bit: bool = False,
     gradient_checkpointing: bool = False,
+    compiled: bool = False,
     max_length: int = 2048,
     lora: LoraSpec | None = None,
     freeze_vision: bool = False,
@@ -75,7 +79,8 @@ def load_policy(
     With `lora` a fresh adapter is trained and the rest is frozen; without it all weights are trained, and
     `keep_reference` keeps a frozen copy of them for `PolicyModel.reference`; `freeze_vision` leaves the vision tower as
     it is. A saved adapter is itself what is trained further: its own rank and targets hold, not those of `lora`.
-    `device_map` (accelerate) replaces `device`. `gradient_checkpointing` recomputes activations in training mode.
+    `device_map` (accelerate) replaces `device`. `gradient_checkpointing` recomputes activations in training mode,
+    `compiled` puts torch.compile to the language model's layers (Unsloth: lets it compile what it does).
     `loader="unsloth"` trains adapters only; it alone loads 4-bit weights and reads `max_length`, the most tokens of a
     forward pass. `unread` leaves the model's weights on disk, for who shards it to read (`PolicyModel.unread`);
     `loader="peft"` alone does. `coordinates` and `thinking` overrule what the model's family and its chat template say
@@ -96,7 +101,15 @@ def load_policy(
     source = find_model(path)
     reader = _reader(path, source, thinking)
     manner = _Manner(
-        dtype, device, device_map, attn_implementation, load_in_4bit, gradient_checkpointing, max_length, unread
+        dtype,
+        device,
+        device_map,
+        attn_implementation,
+        load_in_4bit,
+        gradient_checkpointing,
+        compiled,
+        max_length,
+        unread,
     )
     model, files = (
         (_load_with_unsloth(source, manner, lora), None)
@@ -166,10 +179,13 @@ def _load_with_peft(
     except (OSError, ValueError, ImportError, SafetensorError) as error:  # no weights, a package that they need
         raise UnsupportedModel(f"model.path={source.name!r} cannot be loaded: {first_line(error)}") from error
     files = WeightFiles(source.location, model) if manner.unread else None
+    use_fast_norms(model)
     if manner.attn_implementation == "sdpa":
         use_packed_attention(model)
     if model.config.model_type == "qwen3_vl" and manner.attn_implementation == "sdpa":
         use_fast_vision(model)
+    if manner.compiled:
+        compile_layers(model)
     if freeze_vision and source.reads_images:
         model.model.visual.requires_grad_(False)
     if manner.gradient_checkpointing:
@@ -220,6 +236,8 @@ def _load_with_unsloth(source: ModelSource, manner: _Manner, lora: LoraSpec | No
     spec = saved_spec(source.adapter) if source.adapter else lora
     if spec is None:
         raise ValueError("loader=unsloth trains adapters only; allowed: lora.enabled=true, or loader=peft")
+    if manner.compiled:
+        allow_compiling()
     model, _ = load_model_with_unsloth(
         source.location,
         manner.max_length,

@@ -58,6 +58,16 @@ def _loader_problems(config: TrainConfig) -> Iterator[str]:
             f"loader.device=mps with backend=areal phase={config.phase}: FSDP trains on CPUs and CUDA devices; set "
             "loader.device=cpu, phase=1 or backend=legacy"
         )
+    if loader.compile and not loader.device.startswith("cuda"):
+        yield (
+            f"loader.compile=true with loader.device={loader.device}: compiling gains nothing there; set "
+            "loader.device=cuda or loader.compile=false"
+        )
+    if loader.compile and loader.name == "peft" and loader.attn_implementation != "sdpa":
+        yield (
+            f"loader.compile=true with loader.attn_implementation={loader.attn_implementation}: layers are compiled "
+            "for packed rows; set loader.attn_implementation=sdpa or loader.compile=false"
+        )
     if loader.attn_implementation == "flash_attention_2" and config.inference.name == "local":
         yield (
             "loader.attn_implementation=flash_attention_2 with inference.name=local: its cache needs a mask per row; "

@@ -59,6 +59,9 @@ class LoaderConfig:
     gradient_checkpointing: bool = Field(
         default=False, description="recompute activations in the backward pass: less memory, more time"
     )
+    compile: bool = Field(
+        default=False, description="torch.compile the layers: on a GPU faster updates, the first takes a minute more"
+    )
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = Field(
         default="sdpa", description="attention kernel"
     )
