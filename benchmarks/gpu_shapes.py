@@ -147,9 +147,17 @@ def _write_weights(file: Path, shapes: dict[str, tuple[int, ...]], seed: int) ->
     return sum(tensor.nbytes for tensor in tensors.values())
 
 
-def synthetic_batch(policy: PolicyModel, count: int, most_turns: int, sampled: int, screen: tuple[int, int]) -> Batch:
+def synthetic_batch(
+    policy: PolicyModel,
+    count: int,
+    most_turns: int,
+    sampled: int,
+    screen: tuple[int, int],
+    exactly: int | None = None,
+) -> Batch:
     """Rows of half to all of `most_turns` turns, each with a [height, width] `screen` and `sampled` tokens, in groups
-    of four; half of each group succeeds."""
+    of four; half of each group succeeds. With `exactly`, rows of so many tokens: as many turns as fit, the last of them
+    longer."""
     from cua_agent.trajectory import Outcome, Trajectory
     from trainers.config import AdvantageConfig
     from trainers.grpo.advantages import batch_of
@@ -163,9 +171,14 @@ def synthetic_batch(policy: PolicyModel, count: int, most_turns: int, sampled: i
     rows = []
     for number in range(count):
         turns = int(rng.integers(max(1, most_turns // 2), most_turns + 1))
+        if exactly:
+            turns = exactly // (len(prompt) + sampled)
         mask = np.tile(np.repeat([0, 1], [len(prompt), sampled]), turns).astype(np.int32)
         ids = np.tile(np.array([*prompt, *[0] * sampled]), turns)
-        ids[mask == 1] = rng.choice(allowed, turns * sampled)
+        if exactly:
+            more = exactly - len(ids)
+            mask, ids = np.pad(mask, (0, more), constant_values=1), np.pad(ids, (0, more))
+        ids[mask == 1] = rng.choice(allowed, int(mask.sum()))
         rows.append(
             Trajectory(
                 input_ids=ids,

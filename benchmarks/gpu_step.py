@@ -42,8 +42,8 @@ LEARNERS = ("legacy", "phase2", "phase3")
 
 @dataclass(frozen=True)
 class Result:
-    """What one learner came to. Seconds of an update: the median; `waited_s`: of one update, without a kernel on the
-    GPU; `share`: of the matrix bound."""
+    """What one learner came to. Seconds of an update: the median; `waited_s`: of that, without a kernel on the GPU;
+    `share`: of the matrix bound."""
 
     learner: str
     size: str
@@ -84,13 +84,17 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--loader", choices=["peft", "unsloth"], default="peft", help="default: %(default)s")
     parser.add_argument("--device", default="cuda", help="default: %(default)s")
     parser.add_argument("--rows", type=int, default=8, help="default: %(default)s")
+    parser.add_argument(
+        "--row-tokens", type=int, help="make every row exactly so long (see --budget), of repeated turns"
+    )
     parser.add_argument("--turns", type=int, default=10, help="most turns of a row (default: %(default)s)")
     parser.add_argument("--sampled", type=int, default=60, help="sampled tokens of a turn (default: %(default)s)")
     parser.add_argument("--screen", type=int, nargs=2, default=(1280, 576), help="default: %(default)s")
     parser.add_argument("--budget", type=int, default=16384, help="tokens of a forward pass (default: %(default)s)")
     parser.add_argument("--updates", type=int, default=3, help="timed updates, after a first one")
     parser.add_argument("--no-checkpointing", action="store_true", help="keep activations instead of recomputing them")
-    parser.add_argument("--compile", action="store_true", help="allow torch.compile (Unsloth's and AReaL's)")
+    parser.add_argument("--compile", action="store_true", help="loader.compile=true")
+    parser.add_argument("--load-in-4bit", action="store_true", help="frozen weights in 4 bits (--loader unsloth)")
     parser.add_argument("--peak", type=float, default=790, help="TFLOP/s of the card (default: %(default)s, an H100)")
     parser.add_argument("--profile", type=Path, help="write a table of the slowest functions of one update there")
     parser.add_argument("--models", type=Path, default=Path("/tmp/gpu_step"), help="where random weights are kept")
@@ -100,9 +104,7 @@ def arguments() -> argparse.Namespace:
 
 def environment(args: argparse.Namespace) -> dict[str, str]:
     settings = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": _with_root()}
-    if not args.compile:
-        settings["TORCHDYNAMO_DISABLE"] = "1"
-    return {**os.environ, **settings}
+    return {**os.environ, **settings, "TORCHDYNAMO_DISABLE": str(int(not args.compile))}
 
 
 def _with_root() -> str:
@@ -134,7 +136,7 @@ def measure(learner: str, args: argparse.Namespace) -> Result:
     from trainers.components import build_policy
 
     policy = build_policy(config)
-    batch = synthetic_batch(policy, args.rows, args.turns, args.sampled, tuple(args.screen))
+    batch = synthetic_batch(policy, args.rows, args.turns, args.sampled, tuple(args.screen), args.row_tokens)
     update = updates_of(learner, policy, config)
     on_gpu = args.device != "cpu"
 
@@ -156,7 +158,7 @@ def measure(learner: str, args: argparse.Namespace) -> Result:
     return Result(
         learner=learner,
         size=args.size,
-        loader=args.loader + (" compiled" if args.compile else ""),
+        loader=args.loader + " 4-bit" * args.load_in_4bit + " compiled" * args.compile,
         checkpointing=not args.no_checkpointing,
         budget=args.budget,
         tokens=sum(lengths),
@@ -167,7 +169,7 @@ def measure(learner: str, args: argparse.Namespace) -> Result:
         tokens_per_s=round(sum(lengths) / update_s),
         share=round(operations(policy, batch, args, trained) / update_s / (args.peak * 1e12), 4),
         peak_gib=round(peak, 2),
-        waited_s=round(waited(timed, args), 3) if on_gpu else 0.0,
+        waited_s=round(max(0.0, update_s - busy(timed, args)), 3) if on_gpu else 0.0,
         loss=runs[-1][1]["loss"],
         grad_norm=runs[-1][1]["grad_norm"],
         device=torch.cuda.get_device_name() if on_gpu else "cpu",
@@ -189,6 +191,8 @@ def configuration(learner: str, args: argparse.Namespace) -> TrainConfig:
             f"loader={args.loader}",
             f"loader.device={args.device}",
             f"loader.gradient_checkpointing={str(not args.no_checkpointing).lower()}",
+            f"loader.compile={str(args.compile).lower()}",
+            f"loader.load_in_4bit={str(args.load_in_4bit).lower()}",
             "lora.enabled=true",
             f"optim.micro_batch_tokens={args.budget}",
             f"areal.packed_tokens={args.budget}",
@@ -232,9 +236,6 @@ def ppo_updates(policy: PolicyModel, config: TrainConfig) -> Any:
         for row in batch.trajectories:
             groups.setdefault(row.group_id, []).append(row)
         tensors = [rows_to_tensors(policy, rows) for rows in groups.values()]
-        if actor.config.should_compute_prox_logp():
-            for group, proximal in zip(tensors, actor.compute_logp(tensors), strict=True):
-                group["prox_logp"] = proximal
         actor.ppo_update(actor.compute_advantages(tensors))
         return {**actor.watch.metrics(SINGLE_PROCESS), "grad_norm": actor.stats["grad_norm"]}
 
@@ -256,27 +257,37 @@ def operations(policy: PolicyModel, batch: Batch, args: argparse.Namespace, trai
     return 4.0 * layers * tokens + 4.0 * words * trained + attention + 2.0 * vision * patches
 
 
-def waited(timed: Any, args: argparse.Namespace) -> float:
-    """Seconds of one update in which no kernel ran, from the profiler's record of every kernel."""
+def busy(timed: Any, args: argparse.Namespace) -> float:
+    """Seconds of one update in which a kernel ran, from the profiler's record of every kernel; recording makes the
+    update longer, but not the kernels."""
     from torch.profiler import ProfilerActivity, profile
 
     kinds = [ProfilerActivity.CUDA, *([ProfilerActivity.CPU] if args.profile else [])]
     with profile(activities=kinds) as profiler:
-        seconds, _ = timed()
-    if args.profile:
-        args.profile.parent.mkdir(parents=True, exist_ok=True)
-        table = profiler.key_averages().table(sort_by="cuda_time_total", row_limit=40)
-        args.profile.with_name(f"{args.profile.stem}-{args.one}.txt").write_text(table)
+        timed()
     spans = sorted(
-        (event.time_range.start, event.time_range.end)
+        (event.time_range.start, event.time_range.end, event.name)
         for event in profiler.events()
         if "CUDA" in str(event.device_type)
     )
-    busy, reached = 0.0, 0.0
-    for start, end in spans:  # microseconds
-        busy += max(0.0, end - max(start, reached))
-        reached = max(reached, end)
-    return max(0.0, seconds - busy / 1e6)
+    running, reached, last = 0.0, spans[0][0], ""
+    gaps = []
+    for start, end, name in spans:  # microseconds
+        if start > reached:
+            gaps.append((start - reached, reached - spans[0][0], last, name))
+        running += max(0.0, end - max(start, reached))
+        if end > reached:
+            reached, last = end, name
+    if args.profile:
+        args.profile.parent.mkdir(parents=True, exist_ok=True)
+        table = profiler.key_averages().table(sort_by="cuda_time_total", row_limit=40, max_name_column_width=90)
+        longest = [
+            f"{gap / 1e3:8.2f} ms idle at {at / 1e3:8.1f} ms, between {before[:70]} and {after[:70]}"
+            for gap, at, before, after in sorted(gaps, reverse=True)[:40]
+        ]
+        text = "\n".join([table, f"{len(gaps)} gaps, {sum(gap for gap, *_ in gaps) / 1e3:.1f} ms", *longest])
+        args.profile.with_name(f"{args.profile.stem}-{args.one}.txt").write_text(text)
+    return running / 1e6
 
 
 if __name__ == "__main__":
