@@ -1,3 +1,4 @@
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,7 @@ from policy_rows import ragged_batch, row
 
 from cua_agent.models.loaders import load_policy
 from trainers.config import LossConfig
-from trainers.grpo.batching import Row, collate, micro_batches, split_by_tokens, weigh_rows
+from trainers.grpo.batching import Row, collate, micro_batches, prefetched, split_packed, split_padded, weigh_rows
 from trainers.protocol import Batch
 
 
@@ -20,21 +21,32 @@ def policy(tmp_path_factory):
 
 
 def test_split_by_hand():
-    # Longest first: 7 alone (2 * 7 > 12), 4 + 4 + 3 as 3 * 4 = 12, then 2.
-    assert split_by_tokens([3, 7, 4, 2, 4], budget=12) == [[1], [2, 4, 0], [3]]
+    # Longest first. Padded: 7 alone (2 * 7 > 12), 4 + 4 + 3 as 3 * 4 = 12, then 2. Packed: 7 + 4, then 4 + 3 + 2.
+    assert split_padded([3, 7, 4, 2, 4], budget=12) == [[1], [2, 4, 0], [3]]
+    assert split_packed([3, 7, 4, 2, 4], budget=12) == [[1, 2], [4, 0, 3]]
 
 
-def test_a_row_longer_than_the_budget_goes_alone():
-    assert split_by_tokens([50, 5, 5], budget=10) == [[0], [1, 2]]
+@pytest.mark.parametrize("split", [split_padded, split_packed])
+def test_a_row_longer_than_the_budget_goes_alone(split):
+    assert split([50, 5, 5], budget=10) == [[0], [1, 2]]
 
 
-@given(st.lists(st.integers(1, 100), max_size=30), st.integers(1, 300))
-def test_every_row_once_and_within_budget(lengths, budget):
-    groups = split_by_tokens(lengths, budget)
+@pytest.mark.parametrize(
+    ("split", "size"), [(split_padded, lambda group: len(group) * max(group)), (split_packed, sum)]
+)
+@given(lengths=st.lists(st.integers(1, 100), max_size=30), budget=st.integers(1, 300))
+def test_every_row_once_and_within_budget(split, size, lengths, budget):
+    groups = split(lengths, budget)
     assert sorted(i for group in groups for i in group) == list(range(len(lengths)))
     for group in groups:
-        assert len(group) == 1 or len(group) * max(lengths[i] for i in group) <= budget
-    assert groups == split_by_tokens(lengths, budget)
+        assert len(group) == 1 or size([lengths[i] for i in group]) <= budget
+    assert groups == split(lengths, budget)
+
+
+@given(lengths=st.lists(st.integers(1, 100), max_size=30), budget=st.integers(1, 300))
+def test_packing_leaves_no_two_micro_batches_half_empty(lengths, budget):
+    sizes = [sum(lengths[i] for i in group) for group in split_packed(lengths, budget)]
+    assert sum(2 * size <= budget for size in sizes) <= 1
 
 
 def test_collate_pads_on_the_right_and_keeps_every_array(policy):
@@ -59,14 +71,14 @@ def test_collate_pads_on_the_right_and_keeps_every_array(policy):
     assert micro.advantages.tolist() == list(batch.advantages)
     assert micro.coefficients.tolist() == [0.0, 0.1, 0.2, pytest.approx(0.3), 0.4]
     images = [image for t in batch.trajectories for image in t.images]
-    assert micro.patches.dtype == torch.uint8
-    assert torch.equal(policy.pixel_values(micro.patches), policy.pixels(images)[0])
+    assert micro.image_bytes.dtype == torch.uint8
+    assert torch.equal(policy.pixel_values(micro.image_bytes, micro.image_grid_thw), policy.pixels(images)[0])
     assert len(micro.image_grid_thw) == len(images) == 6
 
 
 def test_rows_without_screenshots_have_no_pixels(policy):
     micro = collate(policy, [Row(row(policy, 0, [(0, 0, 2)]), 1.0, 1.0)]).to("cpu")
-    assert micro.patches is None and micro.image_grid_thw is None
+    assert micro.image_bytes is None and micro.image_grid_thw is None
 
 
 def test_micro_batches_train_every_token_once(policy):
@@ -77,6 +89,27 @@ def test_micro_batches_train_every_token_once(policy):
     assert sum(int(m.loss_mask.sum()) for m in micros) == 16
     assert all(m.coefficients.tolist() == [1 / 16] * len(m.input_ids) for m in micros)
     assert sorted(a for m in micros for a in m.advantages.tolist()) == sorted(batch.advantages)
+
+
+def test_the_next_is_made_while_one_is_worked_on_and_all_come_in_order():
+    begun, worked_on = threading.Event(), []
+
+    def second() -> str:
+        begun.set()
+        return "second"
+
+    for made in prefetched([lambda: "first", second, lambda: "third"]):
+        worked_on.append(made)
+        assert begun.wait(30)
+    assert worked_on == ["first", "second", "third"]
+    assert list(prefetched([])) == []
+
+
+def test_what_goes_wrong_ahead_of_time_is_raised_when_its_turn_comes():
+    coming = prefetched([lambda: 1, lambda: 1 // 0])
+    assert next(coming) == 1
+    with pytest.raises(ZeroDivisionError):
+        next(coming)
 
 
 def test_weights_reach_the_coefficients(policy):

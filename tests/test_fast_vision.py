@@ -14,7 +14,7 @@ from transformers import Qwen3VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
 
 from cua_agent.models.fast_vision import packed_attention, use_fast_vision
-from cua_agent.models.pixels import cut_patches, pixel_values
+from cua_agent.models.pixels import image_bytes, pixel_values
 
 SMALL, WIDE, TALL = (64, 64), (32, 96), (128, 64)
 
@@ -40,8 +40,8 @@ def processor(directory: str) -> Qwen2VLImageProcessor:
 def embed(tower: nn.Module, processor: Qwen2VLImageProcessor, sizes: list[tuple[int, int]]) -> list[Tensor]:
     """What the tower gives the language model: merged image tokens and the deepstack features."""
     images = [tiny_random.screenshot(*size, seed=i) for i, size in enumerate(sizes)]
-    patches, grids = (torch.from_numpy(array) for array in cut_patches(processor, images))
-    output = tower(pixel_values(processor, patches), grid_thw=grids)
+    pixels, grids = image_bytes(processor, images)
+    output = tower(pixel_values(processor, pixels, grids), grid_thw=grids)
     return [output.pooler_output, *output.deepstack_features]
 
 
@@ -101,7 +101,7 @@ def test_the_tower_really_runs_packed(
         batches.append(query.shape)
         return scaled_dot_product_attention(query, *arguments, **options)
 
-    monkeypatch.setattr("cua_agent.models.fast_vision.scaled_dot_product_attention", attention)
+    monkeypatch.setattr("cua_agent.models.packed_attention.scaled_dot_product_attention", attention)
     with torch.no_grad():
         embed(towers[1], processor, [SMALL, SMALL, SMALL, TALL])
     depth = len(towers[1].blocks)

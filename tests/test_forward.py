@@ -47,7 +47,9 @@ def naive_scores(policy, trajectory):
             input_ids=micro.input_ids,
             attention_mask=micro.attention_mask,
             position_ids=micro.position_ids,
-            pixel_values=None if micro.patches is None else policy.pixel_values(micro.patches),
+            pixel_values=None
+            if micro.image_bytes is None
+            else policy.pixel_values(micro.image_bytes, micro.image_grid_thw),
             image_grid_thw=micro.image_grid_thw,
         ).logits[0]
     logprobs, entropies = [], []
@@ -86,7 +88,7 @@ def test_entropy_has_a_gradient_only_on_request(policy):
 def test_images_reach_the_scores(policy):
     micro = only_micro_batch(policy)
     before = score_tokens(policy, micro, 1.0).logprobs
-    micro.patches.bitwise_not_()
+    micro.image_bytes.bitwise_not_()
     assert (score_tokens(policy, micro, 1.0).logprobs - before).abs().max() > 1e-3
 
 

@@ -12,8 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from cua_agent.models import packed_attention
+from cua_agent.models.fast_norms import use_fast_norms
 from cua_agent.models.loaders import load_policy
 from cua_agent.models.lora import LoraSpec
+from cua_agent.models.packed_attention import attend_within, packed_rows
 from tests.policy_rows import ragged_batch
 from tests.tiny_random import build
 from trainers.components import build_policy
@@ -97,3 +100,57 @@ def test_packed_rows_score_as_eager_attention_scores_them(weights: Path, dtype: 
             scores.append(score_tokens(policy, micro, 1.0).logprobs)
     tolerance = 1e-4 if dtype == "float32" else 0.1
     torch.testing.assert_close(scores[0], scores[1], rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize(("heads", "key_heads", "width"), [(16, 8, 128), (4, 4, 64), (4, 2, 72)])
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "both ways"])
+def test_one_kernel_attends_within_every_row(heads: int, key_heads: int, width: int, causal: bool) -> None:
+    lengths = [300, 1, 257, 64, 64]
+    places = packed_rows(lengths, torch.device("cuda"))
+    torch.manual_seed(0)
+    exact = [
+        torch.randn(1, n, sum(lengths), width, device="cuda", requires_grad=True) for n in (heads, key_heads, key_heads)
+    ]
+    half = [tensor.detach().bfloat16().requires_grad_() for tensor in exact]
+    assert packed_attention._varlen_kernel(half[0]) is not None and packed_attention._varlen_kernel(exact[0]) is None
+    results = []
+    for rows in (exact, half):
+        attended = attend_within(
+            *rows, places["cu_seq_lens_q"], places["max_length_q"], causal=causal, scaling=width**-0.5
+        )
+        results.append([attended, *torch.autograd.grad(attended.float().square().sum(), rows)])
+    for ours, wanted in zip(results[1], results[0], strict=True):
+        assert ours.dtype == torch.bfloat16
+        assert float((ours.float() - wanted).norm() / wanted.norm()) < 0.02
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_norm_in_one_kernel_is_the_norm_in_six(dtype: torch.dtype) -> None:
+    from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextRMSNorm
+
+    norm = Qwen3VLTextRMSNorm(128).to("cuda", dtype)
+    torch.nn.init.normal_(norm.weight)
+    hidden = torch.randn(2, 50, 4, 128, device="cuda", dtype=dtype)
+    stock = norm(hidden)
+    use_fast_norms(torch.nn.Sequential(norm))
+    torch.testing.assert_close(norm(hidden), stock)
+
+
+def test_compiled_layers_compute_what_plain_ones_compute(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "0")
+    gradients = []
+    for compiled in (False, True):
+        policy = load_policy(
+            str(weights), device="cuda", lora=LoraSpec(r=4), compiled=compiled, gradient_checkpointing=True
+        )
+        generator = torch.Generator().manual_seed(0)
+        for _, parameter in policy.trainable_parameters():
+            parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator).cuda()
+        policy.model.train()
+        for budget in (1 << 20, 150):  # other lengths, the same code
+            for micro in micro_batches(policy, ragged_batch(policy), LossConfig(), budget):
+                score_tokens(policy, micro.to("cuda"), 1.0).logprobs.sum().backward()
+        gradients.append({name: parameter.grad for name, parameter in policy.trainable_parameters()})
+    for name, wanted in gradients[0].items():
+        assert wanted is not None and gradients[1][name] is not None
+        assert float((gradients[1][name] - wanted).norm() / wanted.norm()) < 1e-3, name

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cua_agent.models.loaders import load_policy
-from cua_agent.models.packed_attention import PACKED_SDPA, packed_causal_attention, takes_packed_rows
+from cua_agent.models.packed_attention import PACKED_SDPA, packed_causal_attention, packed_rows, takes_packed_rows
 from tests.policy_rows import ragged_batch
 from tests.tiny_random import build
 from trainers.config import LossConfig
@@ -24,9 +24,9 @@ def test_every_sequence_is_a_causal_attention_of_its_own(lengths: tuple[int, ...
     torch.manual_seed(0)
     total, width = sum(lengths), 8
     query, key, value = (torch.randn(1, heads, total, width) for heads in (4, key_heads, key_heads))
-    found, _ = packed_causal_attention(
-        torch.nn.Module(), query, key, value, None, scaling=0.3, sequence_lengths=lengths
-    )
+    places = packed_rows(lengths, query.device)
+    mask = places.pop("attention_mask")
+    found, _ = packed_causal_attention(torch.nn.Module(), query, key, value, mask, scaling=0.3, **places)
     parts, start = [], 0
     for length in lengths:
         q, k, v = (t[0, :, start : start + length] for t in (query, key, value))
@@ -51,7 +51,7 @@ def test_packed_rows_score_as_padded_ones_and_need_no_mask(weights: Path, monkey
     assert layer.config._attn_implementation == PACKED_SDPA
     layer.register_forward_pre_hook(lambda _, __, given: masks.append(given["attention_mask"]), with_kwargs=True)
     packed = score_tokens(policy, micro, 0.8)
-    assert masks == [None]
+    assert [tuple(mask.shape) for mask in masks] == [(1, 1, 1, 1)]
     monkeypatch.setattr(forward, "takes_packed_rows", lambda _: False)
     padded = score_tokens(policy, micro, 0.8)
     torch.testing.assert_close(packed.logprobs, padded.logprobs)

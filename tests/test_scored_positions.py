@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from cua_agent.models.policy import SpecialTokens
 from tests.policy_rows import ragged_batch
 from tests.tiny_random import build
 from trainers.components import build_policy
@@ -20,6 +21,7 @@ from trainers.grpo import forward
 from trainers.grpo.forward import score_hidden
 
 WIDTH, VOCABULARY, BANNED = 8, 50, (0, 7, 49)
+SPECIAL = SpecialTokens(image_token_id=0, end_of_turn_id=1, stop_ids=(1,), pad_id=2, banned=BANNED)
 
 
 def by_the_book(head: nn.Module, hidden: Tensor, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -40,7 +42,7 @@ def test_chunks_give_scores_and_gradients_of_all_logits(
     hidden = torch.randn(count, WIDTH, requires_grad=True)
     tokens = torch.randint(1, 7, (count,))
     wanted = by_the_book(head, hidden, tokens, 0.7)
-    scores = score_hidden(head, hidden, tokens, BANNED, 0.7, entropy_gradient=entropy_gradient)
+    scores = score_hidden(head, hidden, tokens, SPECIAL, 0.7, entropy_gradient=entropy_gradient)
     torch.testing.assert_close(scores.logprobs, wanted[0].float())
     torch.testing.assert_close(scores.entropy, wanted[1].float())
     gradients = []
@@ -61,7 +63,7 @@ def test_logits_of_one_chunk_exist_at_a_time(monkeypatch: pytest.MonkeyPatch) ->
             return super().forward(states)
 
     hidden = torch.randn(10, WIDTH, requires_grad=True)
-    scores = score_hidden(Head(WIDTH, VOCABULARY), hidden, torch.ones(10, dtype=torch.int64), (), 1.0)
+    scores = score_hidden(Head(WIDTH, VOCABULARY), hidden, torch.ones(10, dtype=torch.int64), SPECIAL, 1.0)
     assert rows == [4, 4, 2]
     scores.logprobs.sum().backward()
     assert sorted(rows) == [2, 2, 4, 4, 4, 4]  # again, chunk by chunk, in the backward pass

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+
+from cua_agent.models.packed_attention import attend_within
 
 PACKED_ATTENTION = "packed_sdpa_flash"  # transformers hands packed sequences to names that contain "flash"
 
@@ -58,23 +59,17 @@ def packed_attention(
     cu_seq_lens_q: Tensor,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Attention within each packed sequence: query, key, value [1, heads, S, d] -> [1, S, heads, d].
+    """Attention within each image: query, key, value [1, heads, S, d] -> [1, S, heads, d].
 
-    `cu_seq_lens_q` int32 [n + 1] holds the sequences' boundaries; neighbours of equal length form one batch.
+    `cu_seq_lens_q` int32 [n + 1] holds the images' boundaries. transformers' `max_length_q` is a tensor on the device,
+    which every block would wait for; the longest image is looked up once for all blocks.
     """
-    lengths = torch.diff(cu_seq_lens_q).tolist()
-    outputs, start = [], 0
-    for length, run in groupby(lengths):
-        count = len(list(run))
-        stop = start + count * length
-        q, k, v = (_as_batch(tensor[0, :, start:stop], count) for tensor in (query, key, value))
-        attended = scaled_dot_product_attention(q, k, v, scale=scaling)
-        outputs.append(attended.transpose(1, 2).reshape(1, stop - start, *query.shape[1::2]))
-        start = stop
-    return torch.cat(outputs, dim=1), None
+    return attend_within(query, key, value, cu_seq_lens_q, _longest(cu_seq_lens_q), causal=False, scaling=scaling), None
 
 
-def _as_batch(packed: Tensor, count: int) -> Tensor:
-    """[heads, count * length, d] -> [count, heads, length, d]."""
-    heads, total, width = packed.shape
-    return packed.reshape(heads, count, total // count, width).transpose(0, 1)
+def _longest(boundaries: Tensor) -> int:
+    """The longest of the sequences between `boundaries`, which every block of the tower is handed in turn."""
+    known: int | None = getattr(boundaries, "longest_sequence", None)
+    if known is None:
+        known = boundaries.longest_sequence = int(torch.diff(boundaries).max())  # type: ignore[attr-defined]
+    return known

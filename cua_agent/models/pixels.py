@@ -1,8 +1,8 @@
 """Screenshots to vision-tower patches: the numbers of the slow `Qwen2VLImageProcessor`, several times faster.
 
-The processor handles one image at a time in floating point. Here the patches are cut out of the bytes of all equally
-sized images at once, and kept as bytes, an eighth of the memory. A table of 256 entries per channel turns them into
-normalised values, on the model's device.
+The processor handles one image at a time in floating point, on the CPU. Here screenshots stay the bytes that they are,
+an eighth of the memory, until a forward pass wants them. Then, on the model's device, the patches of all equally sized
+images are cut at once, and a table of 256 entries per channel turns them into normalised values.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from cua_agent.actions import Coordinates, Space
 from cua_agent.models.families import ImageSizes
 
 UINT8_LEVELS = 256
+CHANNELS = 3
 
 
 def check_screenshot(image: npt.NDArray[np.uint8]) -> None:
@@ -58,28 +59,28 @@ def resized_shape(processor: Any, height: int, width: int) -> tuple[int, int]:
     return resized
 
 
-def cut_patches(
-    processor: Any, images: Sequence[npt.NDArray[np.uint8]]
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-    """Patches of uint8 images [H, W, 3] of any sizes: [patches, 3 * patch_size ** 2], and their `image_grid_thw` [n, 3]
-    in patches."""
+def image_bytes(processor: Any, images: Sequence[npt.NDArray[np.uint8]]) -> tuple[Tensor, Tensor]:
+    """The bytes of at least one uint8 image [H, W, 3], of any sizes, in their own order, and their `image_grid_thw`
+    int64 [n, 3] in patches; the bytes uint8 [patches, 3 * patch_size ** 2], as many as the patches have that
+    `pixel_values` cuts out of them."""
     resized = [resize_screenshot(processor, image) for image in images]
-    groups = [np.stack(list(group)) for _, group in groupby(resized, key=lambda image: image.shape)]
-    grids = [(1, image.shape[0] // processor.patch_size, image.shape[1] // processor.patch_size) for image in resized]
-    patches = [_patches(processor, group) for group in groups]
-    cut = patches[0] if len(patches) == 1 else np.concatenate(patches)
-    return cut, np.array(grids, dtype=np.int64)
+    side = processor.patch_size
+    flat = [image.reshape(-1, CHANNELS * side**2) for image in resized]
+    grids = [(1, image.shape[0] // side, image.shape[1] // side) for image in resized]
+    return torch.from_numpy(np.concatenate(flat)), torch.tensor(grids)
 
 
-def pixel_values(processor: Any, patches: Tensor) -> Tensor:
-    """The processor's `pixel_values`, float32 [n, 3 * temporal_patch_size * patch_size ** 2], of uint8 `patches`
-    [n, 3 * patch_size ** 2], on their device."""
-    table = torch.from_numpy(_normalisation_table(processor)).to(patches.device)
-    channels, frames = len(table), processor.temporal_patch_size
-    planes = patches.reshape(len(patches), channels, -1).int()
-    values = torch.stack([table[channel][planes[:, channel]] for channel in range(channels)], dim=1)
+def pixel_values(processor: Any, pixels: Tensor, grids: Tensor) -> Tensor:
+    """The processor's `pixel_values`, float32 [n, 3 * temporal_patch_size * patch_size ** 2], of what `image_bytes`
+    gave, on the device of `pixels`."""
+    groups = [(grid, len(list(group))) for grid, group in groupby(map(tuple, grids.tolist()))]
+    sizes = [count * rows * columns for (_, rows, columns), count in groups]
+    parts = zip(torch.split(pixels, sizes), groups, strict=True)
+    planes = torch.cat([_patches(processor, part, grid[1:], count) for part, (grid, count) in parts])
+    table = torch.from_numpy(_normalisation_table(processor)).to(pixels.device)
+    values = torch.stack([table[channel][planes[:, channel].int()] for channel in range(CHANNELS)], dim=1)
     # A still image: every frame shows the same.
-    return values[:, :, None].expand(-1, -1, frames, -1).reshape(len(patches), -1)
+    return values[:, :, None].expand(-1, -1, processor.temporal_patch_size, -1).reshape(len(values), -1)
 
 
 def resize_screenshot(processor: Any, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
@@ -104,10 +105,10 @@ def _normalisation_table(processor: Any) -> npt.NDArray[np.float32]:
     return np.ascontiguousarray(normalised[0].T, dtype=np.float32)
 
 
-def _patches(processor: Any, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Patches of equally sized images [n, H, W, 3]; the merge_size x merge_size patches of one token are neighbours."""
+def _patches(processor: Any, pixels: Tensor, grid: tuple[int, int], count: int) -> Tensor:
+    """Patches [n, 3, patch_size ** 2] of `count` images of `grid` (rows, columns) patches; the merge_size x merge_size
+    patches of one token are neighbours."""
     side, merge = processor.patch_size, processor.merge_size
-    n, height, width, channels = images.shape
-    rows, columns = height // (side * merge), width // (side * merge)
-    blocks = images.reshape(n, rows, merge, side, columns, merge, side, channels)
-    return blocks.transpose(0, 1, 4, 2, 5, 7, 3, 6).reshape(-1, channels * side * side)
+    rows, columns = grid[0] // merge, grid[1] // merge
+    blocks = pixels.reshape(count, rows, merge, side, columns, merge, side, CHANNELS)
+    return blocks.permute(0, 1, 4, 2, 5, 7, 3, 6).reshape(-1, CHANNELS, side**2)

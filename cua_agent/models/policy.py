@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from cua_agent.actions import Coordinates, Space
 from cua_agent.models.fast_vision import has_fast_vision, use_fast_vision
 from cua_agent.models.mrope import mrope_positions
-from cua_agent.models.pixels import coordinate_space, cut_patches, pixel_values, resized_shape
+from cua_agent.models.pixels import coordinate_space, image_bytes, pixel_values, resized_shape
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -41,6 +41,15 @@ class SpecialTokens:
     stop_ids: tuple[int, ...]
     pad_id: int
     banned: tuple[int, ...] = field(repr=False)
+    _masks: dict[tuple[int, torch.device], Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def is_banned(self, words: int, device: torch.device) -> Tensor:
+        """bool [words] on `device`, set on the banned ids; made once, and not to be written to."""
+        if (words, device) not in self._masks:
+            mask = torch.zeros(words, dtype=torch.bool)
+            mask[list(self.banned)] = True
+            self._masks[words, device] = mask.to(device)
+        return self._masks[words, device]
 
 
 @dataclass(frozen=True)
@@ -114,8 +123,8 @@ class PolicyModel:
         """Last hidden states [B, L, width] of the backbone; `base_model.lm_head` makes logits of them.
 
         `position_ids` int64 [3, B, L] as `positions` gives them, `pixels` what `pixels` returned for the images of all
-        rows, `cache` the backbone's arguments about a cache, or `sequence_lengths` of rows that are packed behind one
-        another in a single one.
+        rows, `cache` the backbone's arguments about a cache, or about rows that are packed behind one
+        another in a single one (`packed_rows` makes them).
         """
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids, **cache}
         if self.reads_images:
@@ -157,18 +166,17 @@ class PolicyModel:
     def pixels(self, images: Sequence[npt.NDArray[np.uint8]]) -> tuple[Tensor, Tensor]:
         """The model's `pixel_values` (float32 [patches, features]) and `image_grid_thw` (int64 [n, 3]) on its device,
         of at least one uint8 image [H, W, 3]."""
-        patches, grids = self.patches(images)
-        return self.pixel_values(patches), grids.to(self.device)
+        pixels, grids = self.image_bytes(images)
+        return self.pixel_values(pixels, grids), grids.to(self.device)
 
-    def patches(self, images: Sequence[npt.NDArray[np.uint8]]) -> tuple[Tensor, Tensor]:
+    def image_bytes(self, images: Sequence[npt.NDArray[np.uint8]]) -> tuple[Tensor, Tensor]:
         """What `pixel_values` makes pixels of, uint8 [patches, features], and `image_grid_thw` (int64 [n, 3]); on the
         CPU, of at least one uint8 image [H, W, 3]."""
-        patches, grids = cut_patches(self.image_processor, images)
-        return torch.from_numpy(patches), torch.from_numpy(grids)
+        return image_bytes(self.image_processor, images)
 
-    def pixel_values(self, patches: Tensor) -> Tensor:
-        """The model's `pixel_values`, float32 on its device, of bytes that `patches` cut."""
-        return pixel_values(self.image_processor, patches.to(self.device))
+    def pixel_values(self, pixels: Tensor, grids: Tensor) -> Tensor:
+        """The model's `pixel_values`, float32 on its device, of the bytes and the grids that `image_bytes` gave."""
+        return pixel_values(self.image_processor, pixels.to(self.device), grids)
 
     def positions(
         self, input_ids: Sequence[int] | npt.NDArray[np.int64], images: Sequence[npt.NDArray[np.uint8]]

@@ -23,8 +23,8 @@ def rows_to_tensors(policy: PolicyModel, rows: Sequence[Trajectory], *, pixels: 
 
     `input_ids` int64, `loss_mask` int32, `logprobs` float32, `versions` int32, `attention_mask` bool and
     `mm_token_type_ids` int64 (1 on image placeholders), all [B, L]; `rewards` float32 [B]; `multi_modal_input`, a
-    mapping of `pixel_values` (bytes, as `PolicyModel.patches` cuts them; a forward pass makes pixels of its own) and
-    `image_grid_thw` a row (with `pixels`, when there are images). Ours besides:
+    mapping of `pixel_values` (bytes, as `PolicyModel.image_bytes` gives them; a forward pass makes pixels of its own)
+    and `image_grid_thw` a row (with `pixels`, when there are images). Ours besides:
     `predicts` int32 [B, L] (1 on what predicts a trained token, one place before it), and [B] `group` and `episode`
     (int64: numbered in the order of their first row) and `weight` (float32, 1 / rows of the episode).
     """
@@ -78,8 +78,8 @@ def _numbered(names: Sequence[str]) -> Tensor:
 
 
 def _images(policy: PolicyModel, row: Trajectory) -> dict[str, Tensor]:
-    patches, image_grid_thw = policy.patches(row.images)
-    return {"pixel_values": patches, "image_grid_thw": image_grid_thw}
+    pixels, image_grid_thw = policy.image_bytes(row.images)
+    return {"pixel_values": pixels, "image_grid_thw": image_grid_thw}
 
 
 _PER_TOKEN = ("loss_mask", "logprobs", "versions", "advantages", "coefficients")

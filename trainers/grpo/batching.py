@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from cua_agent.models.packed_attention import takes_packed_rows
 from cua_agent.models.policy import PolicyModel
 from cua_agent.trajectory import Trajectory
 from trainers.config import LossConfig
 from trainers.grpo.checks import check_row
 from trainers.grpo.loss import token_coefficients
 from trainers.protocol import Batch
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -34,8 +39,8 @@ class MicroBatch:
 
     `input_ids`, `attention_mask` int64 [B, L]; `position_ids` int64 [3, B, L] (M-RoPE: time, height, width);
     `loss_mask` bool [B, L], True on trained tokens; `old_logprobs` float32 [B, L], of the sampling policy;
-    `advantages` float32 [B]; `coefficients` float64 [B]; `patches`, `image_grid_thw` as `PolicyModel.patches` cuts
-    them, the images of all rows in order (None without images).
+    `advantages` float32 [B]; `coefficients` float64 [B]; `image_bytes`, `image_grid_thw` as `PolicyModel.image_bytes`
+    gives them, the images of all rows in order (None without images).
     """
 
     input_ids: Tensor
@@ -45,13 +50,20 @@ class MicroBatch:
     old_logprobs: Tensor
     advantages: Tensor
     coefficients: Tensor
-    patches: Tensor | None
+    image_bytes: Tensor | None
     image_grid_thw: Tensor | None
 
     def to(self, device: torch.device | str) -> MicroBatch:
-        """The same on another device."""
+        """The same on another device; a `pinned` one is copied while the program goes on."""
+        return self._with(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self) -> MicroBatch:
+        """The same in memory that a GPU reads by itself."""
+        return self._with(Tensor.pin_memory)
+
+    def _with(self, change: Callable[[Tensor], Tensor]) -> MicroBatch:
         tensors = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{name: t.to(device) for name, t in tensors.items() if t is not None})
+        return replace(self, **{name: change(tensor) for name, tensor in tensors.items() if tensor is not None})
 
 
 def weigh_rows(batch: Batch, config: LossConfig) -> list[Row]:
@@ -62,11 +74,14 @@ def weigh_rows(batch: Batch, config: LossConfig) -> list[Row]:
     return [Row(*row) for row in zip(trajectories, batch.advantages, coefficients, strict=True)]
 
 
-def split_by_tokens(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Indices of `lengths` in groups whose padded size, rows * longest, is at most `budget`.
+def split_rows(policy: PolicyModel, lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Indices of `lengths` in micro-batches of at most `budget` tokens that `policy` computes; a row longer than that
+    goes alone."""
+    return split_packed(lengths, budget) if takes_packed_rows(policy.base_model) else split_padded(lengths, budget)
 
-    Longest first, so that rows of like length share a group; a row longer than `budget` goes alone.
-    """
+
+def split_padded(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Groups whose padded size, rows * longest, is at most `budget`; longest first, so that like lengths share one."""
     groups: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         if groups and (len(groups[-1]) + 1) * lengths[groups[-1][0]] <= budget:
@@ -76,11 +91,43 @@ def split_by_tokens(lengths: Sequence[int], budget: int) -> list[list[int]]:
     return groups
 
 
+def split_packed(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Groups whose sum is at most `budget`: each row, longest first, joins the first group that has room for it."""
+    groups: list[list[int]] = []
+    room: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        place = next((n for n, left in enumerate(room) if lengths[index] <= left), len(groups))
+        if place == len(groups):
+            groups.append([])
+            room.append(budget)
+        groups[place].append(index)
+        room[place] -= lengths[index]
+    return groups
+
+
 def micro_batches(policy: PolicyModel, batch: Batch, config: LossConfig, budget: int) -> Iterator[MicroBatch]:
-    """The batch in micro-batches of at most `budget` padded tokens, collated one at a time."""
+    """The batch in micro-batches of at most `budget` tokens (see `split_rows`), on the CPU; while one is worked on, the
+    next is collated."""
     rows = weigh_rows(batch, config)
-    for indices in split_by_tokens([len(row.trajectory) for row in rows], budget):
-        yield collate(policy, [rows[i] for i in indices])
+    groups = split_rows(policy, [len(row.trajectory) for row in rows], budget)
+    yield from prefetched(partial(_collate_for, policy, [rows[i] for i in indices]) for indices in groups)
+
+
+def prefetched(makers: Iterable[Callable[[], T]]) -> Iterator[T]:
+    """What each of `makers` makes, in order, each made in a thread while the one before is worked on."""
+    with ThreadPoolExecutor(1) as thread:
+        coming: Future[T] | None = None
+        for make in makers:
+            present, coming = coming, thread.submit(make)
+            if present is not None:
+                yield present.result()
+        if coming is not None:
+            yield coming.result()
+
+
+def _collate_for(policy: PolicyModel, rows: Sequence[Row]) -> MicroBatch:
+    micro = collate(policy, rows)
+    return micro.pinned() if policy.device.type == "cuda" else micro
 
 
 def collate(policy: PolicyModel, rows: Sequence[Row]) -> MicroBatch:
@@ -101,7 +148,7 @@ def collate(policy: PolicyModel, rows: Sequence[Row]) -> MicroBatch:
 
     positions = [policy.positions(t.input_ids.tolist(), t.images) for t in trajectories]
     images = [image for t in trajectories for image in t.images]
-    patches, image_grid_thw = policy.patches(images) if images else (None, None)
+    image_bytes, image_grid_thw = policy.image_bytes(images) if images else (None, None)
     return MicroBatch(
         input_ids=padded([t.input_ids for t in trajectories], policy.special.pad_id, torch.int64),
         attention_mask=padded([np.ones(len(t)) for t in trajectories], 0, torch.int64),
@@ -110,6 +157,6 @@ def collate(policy: PolicyModel, rows: Sequence[Row]) -> MicroBatch:
         old_logprobs=padded([t.logprobs for t in trajectories], 0, torch.float32),
         advantages=torch.tensor([row.advantage for row in rows], dtype=torch.float32),
         coefficients=torch.tensor([row.coefficient for row in rows], dtype=torch.float64),
-        patches=patches,
+        image_bytes=image_bytes,
         image_grid_thw=image_grid_thw,
     )

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from cua_agent.models.policy import PolicyModel
 from cua_agent.trajectory import Trajectory
@@ -77,7 +78,8 @@ def _problems(policy: PolicyModel, row: Trajectory) -> Iterator[str]:
         yield f"token {place} has the id {row.input_ids[place]}; allowed: 0 to {vocabulary - 1}"
     if trained[:1].any():
         yield "the loss mask covers the first token, which nothing predicts"
-    impossible = np.intersect1d(row.input_ids[trained], policy.special.banned)
+    is_banned = policy.special.is_banned(vocabulary, torch.device("cpu")).numpy()
+    impossible = np.unique(row.input_ids[trained & is_banned[row.input_ids]])
     if impossible.size:
         yield f"trains on token {impossible[0]}, which the policy never samples"
     unserved = np.flatnonzero(trained & (row.versions < 0))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from cua_agent.models.packed_attention import takes_packed_rows
-from cua_agent.models.policy import PolicyModel
+from cua_agent.models.packed_attention import packed_rows, takes_packed_rows
+from cua_agent.models.policy import PolicyModel, SpecialTokens
 from trainers.grpo.batching import MicroBatch
 from trainers.grpo.loss import LossInputs
 
@@ -41,23 +41,24 @@ def score_tokens(
     tokens = micro.input_ids[micro.loss_mask]
     head = policy.base_model.lm_head
     hidden = _predicting_states(policy, micro)
-    return score_hidden(head, hidden, tokens, policy.special.banned, temperature, entropy_gradient=entropy_gradient)
+    return score_hidden(head, hidden, tokens, policy.special, temperature, entropy_gradient=entropy_gradient)
 
 
 def score_hidden(
     head: Callable[[Tensor], Tensor],
     hidden: Tensor,
     tokens: Tensor,
-    banned: Sequence[int],
+    special: SpecialTokens,
     temperature: float,
     *,
     entropy_gradient: bool = False,
 ) -> TokenScores:
-    """Score `tokens` int64 [N], each predicted from a state of `hidden` [N, width]; `head` makes logits of states.
+    """Score `tokens` int64 [N], each predicted from a state of `hidden` [N, width]; `head` makes logits of states,
+    of which the banned of `special` do not count.
 
     Logits exist for `HEAD_ROWS` positions at a time; of several such chunks, the backward pass computes them again.
     """
-    score = partial(_score_chunk, head, banned, temperature, entropy_gradient)
+    score = partial(_score_chunk, head, special, temperature, entropy_gradient)
     chunks = list(zip(torch.split(hidden, HEAD_ROWS), torch.split(tokens, HEAD_ROWS), strict=True))
     if len(chunks) == 1 or not torch.is_grad_enabled():
         scores = [score(*chunk) for chunk in chunks]
@@ -69,15 +70,14 @@ def score_hidden(
 
 def _score_chunk(
     head: Callable[[Tensor], Tensor],
-    banned: Sequence[int],
+    special: SpecialTokens,
     temperature: float,
     entropy_gradient: bool,
     hidden: Tensor,
     tokens: Tensor,
 ) -> tuple[Tensor, Tensor]:
     logits = head(hidden).float() / temperature
-    is_banned = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
-    is_banned[list(banned)] = True
+    is_banned = special.is_banned(logits.shape[-1], logits.device)
     distribution = logits.masked_fill_(is_banned, -torch.inf).log_softmax(-1)
     logprobs = distribution.gather(-1, tokens[:, None]).squeeze(-1)
     with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
@@ -112,8 +112,7 @@ def loss_inputs(micro: MicroBatch, scores: TokenScores, reference: Tensor | None
 def _predicting_states(policy: PolicyModel, micro: MicroBatch) -> Tensor:
     """[N, width], of the positions one before each trained token."""
     predicts_trained = micro.loss_mask.roll(-1, dims=1)  # column 0 is never trained, so nothing wraps around
-    pixels = None if micro.patches is None else policy.pixel_values(micro.patches)
-    images = pixels, micro.image_grid_thw
+    images = _pixels(policy, micro)
     if not takes_packed_rows(policy.base_model):
         padded = policy.hidden_states(
             micro.input_ids, micro.attention_mask, micro.position_ids, images, use_cache=False
@@ -121,11 +120,16 @@ def _predicting_states(policy: PolicyModel, micro: MicroBatch) -> Tensor:
         return padded[predicts_trained]
     kept = micro.attention_mask.bool()  # all but padding, row behind row
     packed = policy.hidden_states(
-        micro.input_ids[kept][None],
-        micro.attention_mask[kept][None],
-        micro.position_ids[:, kept][:, None],
-        images,
+        input_ids=micro.input_ids[kept][None],
+        position_ids=micro.position_ids[:, kept][:, None],
+        pixels=images,
         use_cache=False,
-        sequence_lengths=tuple(kept.sum(-1).tolist()),
+        **packed_rows(kept.sum(-1).tolist(), kept.device),
     )
     return packed[0, predicts_trained[kept]]
+
+
+def _pixels(policy: PolicyModel, micro: MicroBatch) -> tuple[Tensor | None, Tensor | None]:
+    if micro.image_bytes is None or micro.image_grid_thw is None:
+        return None, None
+    return policy.pixel_values(micro.image_bytes, micro.image_grid_thw), micro.image_grid_thw

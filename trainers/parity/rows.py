@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cua_agent.models.policy import PolicyModel
 from trainers.config import TrainConfig
-from trainers.grpo.batching import micro_batches, split_by_tokens, weigh_rows
+from trainers.grpo.batching import micro_batches, split_rows, weigh_rows
 from trainers.parity.evidence import Arrays
 from trainers.protocol import Batch
 
@@ -23,10 +23,10 @@ from trainers.protocol import Batch
 def our_rows(policy: PolicyModel, batch: Batch, config: TrainConfig) -> Arrays:
     """The rows of `trainers.grpo`: legacy and phase 1."""
     budget = config.optim.micro_batch_tokens
-    places = split_by_tokens([len(row) for row in batch.trajectories], budget)
+    places = split_rows(policy, [len(row) for row in batch.trajectories], budget)
     out: Arrays = {}
     for indices, micro in zip(places, micro_batches(policy, batch, config.loss, budget), strict=True):
-        images = _by_row(batch, indices, micro.patches, micro.image_grid_thw)
+        images = _by_row(batch, indices, micro.image_bytes, micro.image_grid_thw)
         for row, (index, own_images) in enumerate(zip(indices, images, strict=True)):
             length = int(micro.attention_mask[row].sum())
             trained = micro.loss_mask[row, :length]

@@ -22,7 +22,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from cua_agent.models.architecture import blocks_of, ends_of
 from cua_agent.models.mrope import mrope_positions
-from cua_agent.models.packed_attention import takes_packed_rows
+from cua_agent.models.packed_attention import packed_rows, takes_packed_rows
 from cua_agent.models.policy import PolicyModel
 from trainers.areal.tensors import TensorDict
 from trainers.areal.train.scoring_head import ScoringHead, at_every_position
@@ -113,7 +113,7 @@ class FSDPPolicyActor(FSDPPPOActor):  # type: ignore[misc]
         base = self.policy.base_model
         self._head = ScoringHead(
             base.lm_head,
-            self.policy.special.banned,
+            self.policy.special,
             self.config.temperature,
             entropy_gradient=self._entropy_gradient,
         )
@@ -146,8 +146,7 @@ class FSDPPolicyActor(FSDPPPOActor):  # type: ignore[misc]
         plain, visual = text_positions(inputs["cu_seqlens"]), self.policy.reads_images
         positions = inputs["position_ids"].long() if visual else plain
         if takes_packed_rows(self.policy.base_model):
-            inputs["sequence_lengths"] = sequence_lengths(inputs["cu_seqlens"])
-            inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])  # no padding: no mask is made
+            inputs |= packed_rows(sequence_lengths(inputs["cu_seqlens"]), self.device)
             inputs["position_ids"] = positions
         else:
             inputs["attention_mask"] = None  # AReaL's says that there is nothing to mask, also between sequences
@@ -158,7 +157,7 @@ class FSDPPolicyActor(FSDPPPOActor):  # type: ignore[misc]
         """`inputs` with pixels in place of their bytes; those stay in `inputs`, which lives as long as the batch."""
         if "pixel_values" not in inputs:
             return inputs
-        return {**inputs, "pixel_values": self.policy.pixel_values(inputs["pixel_values"])}
+        return {**inputs, "pixel_values": self.policy.pixel_values(inputs["pixel_values"], inputs["image_grid_thw"])}
 
     def _compute_logprobs_and_loss(
         self,

@@ -11,7 +11,7 @@ from torch import Tensor
 from cua_agent.models.policy import PolicyModel
 from cua_agent.trajectory import Trajectory
 from trainers.config import TrainConfig
-from trainers.grpo.batching import Row, collate, split_by_tokens
+from trainers.grpo.batching import Row, collate, split_rows
 from trainers.grpo.forward import score_tokens
 
 
@@ -30,7 +30,7 @@ class ReferenceModel:
         out = torch.zeros(len(rows), max(lengths))
         reference = self._policy.reference() if self._policy.has_adapter else nullcontext()
         with reference:
-            for indices in split_by_tokens(lengths, self._config.optim.micro_batch_tokens):
+            for indices in split_rows(self._policy, lengths, self._config.optim.micro_batch_tokens):
                 micro = collate(self._policy, [rows[i] for i in indices]).to(self._policy.device)
                 scores = score_tokens(self._policy, micro, self._config.rollout.temperature).logprobs.cpu()
                 width = micro.loss_mask.shape[1]

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cua_agent.models.policy import SpecialTokens
 from trainers.grpo.forward import score_hidden
 
 
@@ -20,10 +21,10 @@ class ScoringHead:
     """
 
     def __init__(
-        self, head: nn.Module, banned: tuple[int, ...], temperature: float, *, entropy_gradient: bool = False
+        self, head: nn.Module, special: SpecialTokens, temperature: float, *, entropy_gradient: bool = False
     ) -> None:
         self._project = head.forward
-        self._banned = banned
+        self._special = special
         self._temperature = temperature
         self._entropy_gradient = entropy_gradient
         self._tokens: Tensor | None = None
@@ -47,7 +48,7 @@ class ScoringHead:
             self._project,
             hidden[0],
             tokens,
-            self._banned,
+            self._special,
             self._temperature,
             entropy_gradient=self._entropy_gradient,
         )
