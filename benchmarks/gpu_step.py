@@ -6,14 +6,8 @@ Weights are random, the batch is synthetic: rows of several turns, each with a s
 LoRA adapter of rank 16 on the language model is trained in bfloat16. Every learner runs in a process of its own, and
 its result is appended to `--out`. `--size nano --device cpu` tries the script anywhere.
 
-Share of the matrix bound, of floating-point operations (2 a multiply-add) at `--peak` TFLOP/s:
-
-    language model, T tokens: 4 N T      N its weights; forward and gradient of the activations, weights are frozen
-    attention: 3 * sum over rows 2 L^2 d H layers     causal; forward 2 products, backward 4, half of each square
-    head: 4 V d * (trained tokens) instead of 4 V d T     V words; it runs on trained positions only
-    vision, P patches: 2 N_v P           frozen: forward only
-
-Recomputed activations (gradient checkpointing) are not counted: they are no work that the update asks for.
+The share of the matrix bound counts the operations of trainers/run/operations.py at `--peak` TFLOP/s. What gradient
+checkpointing computes again is not among them.
 """
 
 from __future__ import annotations
@@ -29,7 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpu_shapes import HEAD_WIDTH, PATCH, TEXT, random_model, synthetic_batch
+from gpu_shapes import TEXT, random_model, synthetic_batch
 
 if TYPE_CHECKING:
     from cua_agent.models.policy import PolicyModel
@@ -134,6 +128,7 @@ def measure(learner: str, args: argparse.Namespace) -> Result:
     import torch
 
     from trainers.components import build_policy
+    from trainers.run.operations import UpdateOperations
 
     policy = build_policy(config)
     batch = synthetic_batch(policy, args.rows, args.turns, args.sampled, tuple(args.screen), args.row_tokens)
@@ -167,7 +162,7 @@ def measure(learner: str, args: argparse.Namespace) -> Result:
         first_s=round(first_s, 2),
         update_s=round(update_s, 3),
         tokens_per_s=round(sum(lengths) / update_s),
-        share=round(operations(policy, batch, args, trained) / update_s / (args.peak * 1e12), 4),
+        share=round(UpdateOperations(policy)(batch) / update_s / (args.peak * 1e12), 4),
         peak_gib=round(peak, 2),
         waited_s=round(max(0.0, update_s - busy(timed, args)), 3) if on_gpu else 0.0,
         loss=runs[-1][1]["loss"],
@@ -240,21 +235,6 @@ def ppo_updates(policy: PolicyModel, config: TrainConfig) -> Any:
         return {**actor.watch.metrics(SINGLE_PROCESS), "grad_norm": actor.stats["grad_norm"]}
 
     return update
-
-
-def operations(policy: PolicyModel, batch: Batch, args: argparse.Namespace, trained: int) -> float:
-    """Floating-point operations of an update; the formula stands above."""
-    named = list(policy.model.named_parameters())
-    vision = sum(parameter.numel() for name, parameter in named if ".visual." in name)
-    words = sum(parameter.numel() for name, parameter in named if "embed_tokens" in name)
-    heads = sum(parameter.numel() for name, parameter in named if "lm_head" in name)
-    layers = sum(parameter.numel() for _, parameter in named) - vision - words - heads
-    text, tokens = TEXT[args.size], sum(len(row) for row in batch.trajectories)
-    square = sum(len(row) ** 2 for row in batch.trajectories)
-    attention = 3 * 2 * square * text["num_attention_heads"] * HEAD_WIDTH * text["num_hidden_layers"]
-    height, width = args.screen
-    patches = sum(len(row.images) for row in batch.trajectories) * (height // PATCH) * (width // PATCH)
-    return 4.0 * layers * tokens + 4.0 * words * trained + attention + 2.0 * vision * patches
 
 
 def busy(timed: Any, args: argparse.Namespace) -> float:

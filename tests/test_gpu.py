@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from trainers.config import LoaderConfig, LoraConfig, LossConfig, ModelConfig, O
 from trainers.grpo.batching import micro_batches
 from trainers.grpo.forward import score_tokens
 from trainers.grpo.learner import PolicyLearner
+from trainers.run.gpu_meter import GpuMeter
 
 ROOT = Path(__file__).resolve().parents[1]
 CARDS = torch.cuda.device_count()
@@ -154,3 +156,20 @@ def test_compiled_layers_compute_what_plain_ones_compute(weights: Path, monkeypa
     for name, wanted in gradients[0].items():
         assert wanted is not None and gradients[1][name] is not None
         assert float((gradients[1][name] - wanted).norm() / wanted.norm()) < 1e-3, name
+
+
+def test_the_meter_sees_when_the_gpu_has_nothing_to_do() -> None:
+    meter = GpuMeter()
+    held = torch.zeros(1 << 20, device="cuda")
+    matrix = torch.randn(4096, 4096, device="cuda")
+    torch.cuda.synchronize()
+    meter.start()
+    time.sleep(0.5)
+    idle = meter.stop()
+    meter.start()
+    for _ in range(100):
+        matrix = (matrix @ matrix).clamp_(-1, 1)
+    torch.cuda.synchronize()
+    busy = meter.stop()
+    assert idle.wait_s > 0.4 and idle.peak_gib >= held.nbytes / 2**30
+    assert busy.wait_s < 0.3

@@ -13,6 +13,7 @@ from trainers.config import ConfigError, LoggingConfig
 from trainers.protocol import Batch, Collected, EvalRecord, Group, GroupSpec, TrainerState, TrainResult, Usage
 from trainers.run.metrics import MetricsWriter, StepMetrics, open_trackers
 from trainers.run.step_metrics import Staleness, Timing, advance, step_metrics
+from trainers.run.throughput import Throughput
 
 DESIGN_KEYS = (
     "step policy_version loss policy_loss kl entropy grad_norm lr reward_mean reward_std success_rate groups_kept "
@@ -54,9 +55,12 @@ def test_truncated_is_the_share_of_the_turns_that_were_cut_off() -> None:
     timing, stale = Timing(1.0, 1.0, 1.0, 3.0), Staleness()
     state = advance(TrainerState(turns=4, turns_truncated=1), timing, stale, collected.episodes)
     assert (state.turns, state.turns_truncated) == (8, 3)
-    metrics = step_metrics(state, collected, Batch([], []), [], stale, timing, Usage())
+    metrics = step_metrics(state, collected, Batch([], []), [], stale, timing, Usage(), Throughput())
     assert metrics.truncated == 0.5  # 2 of 4: of both rows of an episode, and of groups without signal
-    assert step_metrics(state, Collected(), Batch([], []), [], stale, timing, Usage()).row()["truncated"] is None
+    assert (
+        step_metrics(state, Collected(), Batch([], []), [], stale, timing, Usage(), Throughput()).row()["truncated"]
+        is None
+    )
 
 
 def test_not_a_number_becomes_null() -> None:

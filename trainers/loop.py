@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from trainers.protocol import (
     TrainResult,
     Usage,
 )
+from trainers.run.gpu_meter import GpuMeter
 from trainers.run.interrupts import interrupts_held
 from trainers.run.lifecycle import RunLifecycle
 from trainers.run.metrics import ProgressReporter
@@ -34,8 +35,9 @@ from trainers.run.stopping import Stopped
 class TrainingLoop:
     """Multi-turn GRPO over `rollouts` and a `learner`, which it owns and closes; implements `Trainer`.
 
-    With `config.resume` the run goes on from that checkpoint. Every process of `process_group` runs a loop of its own,
-    in step with the others; `rollouts` and `learner` bring them together.
+    `operations` tells what an update on a batch computes. With `config.resume` the run goes on from that checkpoint.
+    Every process of `process_group` runs a loop of its own, in step with the others; `rollouts` and `learner` bring
+    them together.
     """
 
     def __init__(
@@ -47,17 +49,20 @@ class TrainingLoop:
         rollouts: Rollouts,
         learner: Learner,
         eval_tasks: Mapping[EvalSplit, Sequence[CUATask]],
+        operations: Callable[[Batch], float] | None = None,
         process_group: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
         self._config = config
         self._rollouts = rollouts
         self._learner = learner
+        self._meter = GpuMeter()
         self._recorder = RunRecorder(
             config,
             run_directory,
             progress,
             snapshot=learner.snapshot,
             position=lambda: rollouts.position,
+            operations=operations,
             process_group=process_group,
         )
         self._lifecycle = RunLifecycle(
@@ -138,12 +143,14 @@ class TrainingLoop:
         batch = self._lifecycle.batch_of(collected)
         rows = batch.trajectories
         stale = staleness(rows, self.state.policy_version)
+        self._meter.start()
         clock = time.perf_counter()
         updates = [self._learner.update(batch) for _ in range(self._config.optim.updates_per_batch if rows else 0)]
         learnt = time.perf_counter()
+        gpu = self._meter.stop()
         self._publish(updates)
         ended = time.perf_counter()
-        timing = Timing(usage.wall_s, learnt - clock, ended - learnt, ended - started)
+        timing = Timing(usage.wall_s, learnt - clock, ended - learnt, ended - started, gpu)
         self._recorder.step(collected, batch, updates, stale, timing, usage)
 
     def _publish(self, updates: Sequence[StepRecord]) -> None:

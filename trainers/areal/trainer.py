@@ -16,6 +16,7 @@ from trainers.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from trainers.protocol import Batch, EvalRecord, LossRecord, StepRecord, Trainer, TrainResult
 from trainers.run.checkpoint import try_saving
 from trainers.run.metrics import ProgressReporter
+from trainers.run.operations import UpdateOperations
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -121,6 +122,7 @@ def _of_phase(
         rollouts=rollouts,
         learner=learner,
         eval_tasks=components.eval_tasks,
+        operations=UpdateOperations(components.policy),
         process_group=process_group,
     )
     return loop, tensors

@@ -17,6 +17,7 @@ from trainers.loop import TrainingLoop
 from trainers.protocol import Batch, EvalRecord, LossRecord, StepRecord, TrainerState, TrainResult
 from trainers.run.checkpoint import try_saving
 from trainers.run.metrics import ProgressReporter
+from trainers.run.operations import UpdateOperations
 from trainers.run.taking_up import spool_of
 
 
@@ -41,6 +42,7 @@ class CUAGRPOTrainer:
             ),
             learner=self._learner,
             eval_tasks=components.eval_tasks,
+            operations=UpdateOperations(components.policy),
         )
 
     @property

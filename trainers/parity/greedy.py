@@ -30,7 +30,10 @@ _EVALUATED = 4
 _RATE = 5.0
 """The learning rate is this many times the recorded one: a few updates have to change what is said."""
 _WEAK_GROUPS = 3
-_MEASURED_IN_TIME = ("env_utilisation", "box_minutes", "tokens_per_s")
+_MEASURED_IN_TIME = (
+    *("env_utilisation", "box_minutes", "tokens_per_s", "train_tokens_per_s", "train_tflops", "mfu"),
+    *("gpu_wait_s", "gpu_peak_gib"),
+)
 
 
 @dataclass(frozen=True)

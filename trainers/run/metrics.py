@@ -30,7 +30,11 @@ class StepMetrics:
     scored episodes of the step, those of filtered groups included; `episodes` counts these, `episodes_infra_error` the
     lost ones beside them, and `outcomes` both by kind. `staleness_*` is the policy's version minus the version that
     served a token, over sampled tokens. `logprob_gap` is mean exp|training log-prob - rollout log-prob| over sampled
-    tokens. `tokens` are the sampled and prompt tokens that were trained on; `tokens_per_s` divides them by `step_s`.
+    tokens. `tokens` are the sampled and prompt tokens that were trained on; `tokens_per_s` divides them by `step_s`,
+    `train_tokens_per_s` by `train_s` and the processes that trained, and `train_tflops` likewise the operations that
+    the updates ask for (`trainers.run.operations`); `mfu` is the share of what the card does at most. `gpu_wait_s`:
+    seconds of `train_s` in which the first process's GPU had nothing to do; `gpu_peak_gib`: the most memory that its
+    tensors took meanwhile.
     `env_utilisation`: environment-seconds lent to an episode during the rollouts, divided by (pool size x `rollout_s`).
     Since the step before: seconds that episodes waited for an environment (`env_wait_s`, summed) and minutes that
     environments existed, which a provider bills (`box_minutes`). Loss figures are NaN (null in the file) in a step that
@@ -71,6 +75,11 @@ class StepMetrics:
     box_minutes: float = 0.0
     tokens: int = 0
     tokens_per_s: float = 0.0
+    train_tokens_per_s: float = NAN
+    train_tflops: float = NAN
+    mfu: float = NAN
+    gpu_wait_s: float = NAN
+    gpu_peak_gib: float = NAN
     outcomes: Mapping[str, int] = field(default_factory=dict)
 
     def row(self) -> dict[str, float | int | None]:

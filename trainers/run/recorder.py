@@ -27,6 +27,7 @@ from trainers.run.resuming import StartingPoint, carry_best
 from trainers.run.step_metrics import Staleness, Timing, advance, step_metrics
 from trainers.run.stopping import Stopped, observe, out_of_budget, stop_after_evaluation
 from trainers.run.taking_up import spool_of, take_up
+from trainers.run.throughput import Throughput, throughput
 
 TakeSnapshot = Callable[[TrainerState], Snapshot]
 
@@ -40,8 +41,9 @@ class _Failed(Protocol):
 class RunRecorder:
     """Keeps the books of one run in `directory`; knows nothing of how it rolls out or learns.
 
-    `snapshot` takes what a checkpoint holds, `position` tells how many groups a resumed run must not play again. Every
-    process of `process_group` keeps the same books, all but the first in a directory of its own.
+    `snapshot` takes what a checkpoint holds, `position` tells how many groups a resumed run must not play again,
+    `operations` what an update on a batch computes. Every process of `process_group` keeps the same books, all but the
+    first in a directory of its own.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class RunRecorder:
         *,
         snapshot: TakeSnapshot,
         position: Callable[[], int],
+        operations: Callable[[Batch], float] | None = None,
         process_group: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
         self._config = config
@@ -60,6 +63,7 @@ class RunRecorder:
         self._process_group = process_group
         self._snapshot = snapshot
         self._position = position
+        self._operations = operations
         self._state = TrainerState()
         self._usage = Usage()
         self._clock = self._saved_at = time.perf_counter()
@@ -131,11 +135,19 @@ class RunRecorder:
         self._state = advance(self._state, timing, stale, collected.episodes)
         self._usage += usage
         self._spool.trained(self._state.step, collected.group_ids)
-        metrics = step_metrics(self._state, collected, batch, updates, stale, timing, usage)
+        speed = self._throughput(batch, len(updates), timing)
+        metrics = step_metrics(self._state, collected, batch, updates, stale, timing, usage, speed)
         self._writer.step(metrics)
         self._progress.step(metrics, self._config.max_steps)
         for reason in dict.fromkeys(update.reason for update in updates if update.skipped):
             self._progress.message(f"update skipped in step {self._state.step}, the policy is unchanged: {reason}")
+
+    def _throughput(self, batch: Batch, updates: int, timing: Timing) -> Throughput:
+        if self._operations is None or not updates:
+            return Throughput()
+        tokens = sum(len(row) for row in batch.trajectories)
+        operations = self._operations(batch)
+        return throughput(updates * tokens, updates * operations, timing.train_s, self._process_group.size)
 
     def evaluation(self, record: EvalRecord, split: EvalSplit) -> str | None:
         """An evaluation of the present weights ended; keeps the best ones, and returns why the run should stop."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -13,19 +13,22 @@ import numpy as np
 from cua_agent.trajectory import Trajectory
 from trainers.protocol import Batch, Collected, Episode, StepRecord, TrainerState, Usage
 from trainers.rollouts.evaluation import turn_count
+from trainers.run.gpu_meter import GpuFigures
 from trainers.run.metrics import NAN, StepMetrics
+from trainers.run.throughput import Throughput
 
 _KEYS = {f.name for f in fields(StepMetrics)}
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Wall seconds of a step and its parts."""
+    """Wall seconds of a step and its parts, and what the GPU did while it trained."""
 
     rollout_s: float
     train_s: float
     sync_s: float
     step_s: float
+    gpu: GpuFigures = field(default_factory=GpuFigures)
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,7 @@ def step_metrics(
     stale: Staleness,
     timing: Timing,
     usage: Usage,
+    throughput: Throughput,
 ) -> StepMetrics:
     """The row of the step that led to `state`; loss figures are means over its applied updates."""
     tokens = sum(len(row) for row in batch.trajectories)
@@ -102,6 +106,11 @@ def step_metrics(
         box_minutes=usage.box_minutes,
         tokens=tokens,
         tokens_per_s=tokens / timing.step_s,
+        train_tokens_per_s=throughput.tokens_per_s,
+        train_tflops=throughput.tflops,
+        mfu=throughput.mfu,
+        gpu_wait_s=timing.gpu.wait_s,
+        gpu_peak_gib=timing.gpu.peak_gib,
         **learning,
         **_episode_figures(collected.episodes),
     )

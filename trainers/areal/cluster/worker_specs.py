@@ -82,7 +82,11 @@ def worker_spec(config: TrainConfig, run_directory: Path) -> SchedulingSpec:
         gpu=1 if config.n_gpus else 0,
         mem=config.areal.worker_memory_gb,
         cmd=f"{sys.executable} -m {_SERVER}" + (f" --host {LOOPBACK}" if here else ""),
-        env_vars={"OMP_NUM_THREADS": str(config.threads), "TORCHDYNAMO_DISABLE": str(int(not config.loader.compile)), **local},
+        env_vars={
+            "OMP_NUM_THREADS": str(config.threads),
+            "TORCHDYNAMO_DISABLE": str(int(not config.loader.compile)),
+            **local,
+        },
         container_type="none",
     )
 

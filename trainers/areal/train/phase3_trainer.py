@@ -38,6 +38,7 @@ from trainers.protocol import (
 from trainers.run.checkpoint import load_checkpoint, take_snapshot
 from trainers.run.lifecycle import RunLifecycle
 from trainers.run.metrics import ProgressReporter
+from trainers.run.operations import UpdateOperations
 from trainers.run.recorder import RunRecorder
 
 
@@ -75,6 +76,7 @@ class Phase3Trainer:
             progress,
             snapshot=self._snapshot,
             position=lambda: self._position,
+            operations=UpdateOperations(components.policy),
             process_group=process_group,
         )
         self._lifecycle = RunLifecycle(

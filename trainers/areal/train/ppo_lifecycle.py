@@ -9,6 +9,7 @@ from functools import partial
 
 from trainers.grpo.checks import not_finite
 from trainers.protocol import Batch, Collected, EvalRecord, StepRecord, TrainResult, Usage
+from trainers.run.gpu_meter import GpuFigures, GpuMeter
 from trainers.run.interrupts import interrupts_held
 from trainers.run.lifecycle import RunLifecycle
 from trainers.run.recorder import RunRecorder
@@ -39,6 +40,7 @@ class PPOLifecycle:
         self._unusable: str | None = None
         self._latest: EvalRecord | None = None
         self.watch = Stopwatch()
+        self._meter, self._gpu = GpuMeter(), GpuFigures()
 
     def train(self, loop: Callable[[], None]) -> TrainResult:
         """As `RunLifecycle.run`, with AReaL's `loop` in the middle."""
@@ -51,6 +53,7 @@ class PPOLifecycle:
         stale = staleness(batch.trajectories, self._recorder.state.policy_version)
         self._present, self._latest = (collected, batch, stale, usage), None
         self.watch.mark("collected")
+        self._meter.start()
         self._held.enter_context(interrupts_held())
         self._unusable = not_finite(batch)
         return self._unusable is None
@@ -62,6 +65,7 @@ class PPOLifecycle:
             update = StepRecord({}, skipped=True, reason=self._unusable)
         self._updates = [update] if update is not None else []
         self.watch.mark("publishing")
+        self._gpu = self._meter.stop()
         return None if update is None or update.skipped else self._recorder.new_version()
 
     def step_ended(self) -> None:
@@ -74,6 +78,7 @@ class PPOLifecycle:
             train_s=watch.publishing - watch.collected,
             sync_s=watch.published - watch.publishing,
             step_s=watch.published - watch.collecting,
+            gpu=self._gpu,
         )
         recorder.step(collected, batch, self._updates, stale, timing, usage)
         recorder.checkpoint_when_due()
