@@ -31,7 +31,7 @@ class GpuMeter:
 
     def start(self) -> None:
         """Memory and waiting count from here."""
-        if not torch.cuda.is_initialized():
+        if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             return
         torch.cuda.reset_peak_memory_stats()
         self._stream = torch.cuda.current_stream()

@@ -40,7 +40,7 @@ class UpdateOperations:
         self._passes = 4.0 if policy.has_adapter else 6.0
         self._vision_passes = 6.0 if any(parameter.requires_grad for parameter in tower) else 2.0
         self._text = base.config.get_text_config()
-        self._eyes = getattr(base.config, "vision_config", None)
+        self._eyes = getattr(base.config, "vision_config", None) if policy.reads_images else None
 
     def __call__(self, batch: Batch) -> float:
         """Of one update on `batch`."""
@@ -49,19 +49,19 @@ class UpdateOperations:
         trained = sum(int(row.loss_mask.sum()) for row in rows)
         head_width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         queries = text.num_attention_heads * head_width
-        attention = 3.0 * 2.0 * square * queries * text.num_hidden_layers
+        attention: float = 3.0 * 2.0 * square * queries * text.num_hidden_layers
         return self._passes * (self._language * tokens + self._head * trained) + attention + self._seen(batch)
 
     def _seen(self, batch: Batch) -> float:
         """The share of the vision tower."""
-        if self._eyes is None or not self._policy.reads_images:
+        if self._eyes is None:
             return 0.0
         merged = self._policy.image_processor.merge_size**2
         patches = [
             merged * self._policy.image_tokens(*image.shape[:2]) for row in batch.trajectories for image in row.images
         ]
         width = getattr(self._eyes, "embed_dim", None) or self._eyes.hidden_size
-        attention = 4.0 * sum(count**2 for count in patches) * width * self._eyes.depth
+        attention: float = 4.0 * sum(count**2 for count in patches) * width * self._eyes.depth
         return self._vision_passes * (self._vision * sum(patches) + attention / 2)
 
 

@@ -25,5 +25,6 @@ def throughput(tokens: int, operations: float, seconds: float, processes: int) -
     if not tokens or seconds <= 0:
         return Throughput()
     flops = operations / seconds / processes
-    peak = peak_flops(torch.cuda.get_device_name()) if torch.cuda.is_initialized() else None
+    has_card = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    peak = peak_flops(torch.cuda.get_device_name()) if has_card else None
     return Throughput(tokens / seconds / processes, flops / 1e12, flops / peak if peak else nan)
