@@ -49,8 +49,9 @@ class UpdateOperations:
         trained = sum(int(row.loss_mask.sum()) for row in rows)
         head_width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         queries = text.num_attention_heads * head_width
-        attention: float = 3.0 * 2.0 * square * queries * text.num_hidden_layers
-        return self._passes * (self._language * tokens + self._head * trained) + attention + self._seen(batch)
+        attention = 3.0 * 2.0 * square * queries * text.num_hidden_layers
+        products = self._passes * (self._language * tokens + self._head * trained)
+        return float(products + attention + self._seen(batch))
 
     def _seen(self, batch: Batch) -> float:
         """The share of the vision tower."""
@@ -61,8 +62,8 @@ class UpdateOperations:
             merged * self._policy.image_tokens(*image.shape[:2]) for row in batch.trajectories for image in row.images
         ]
         width = getattr(self._eyes, "embed_dim", None) or self._eyes.hidden_size
-        attention: float = 4.0 * sum(count**2 for count in patches) * width * self._eyes.depth
-        return self._vision_passes * (self._vision * sum(patches) + attention / 2)
+        attention = 4.0 * sum(count**2 for count in patches) * width * self._eyes.depth
+        return float(self._vision_passes * (self._vision * sum(patches) + attention / 2))
 
 
 def peak_flops(card: str) -> float | None:
