@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
@@ -15,6 +14,7 @@ from trainers.config import TrainConfig
 from trainers.grpo.advantages import has_signal
 from trainers.protocol import Collected, EpisodeSpec, Group, GroupSpec, OnCollecting, OnDone, Played, Usage
 from trainers.rollouts.collection import collect, play_all, play_groups, watched
+from trainers.rollouts.event_loops import LoopThread
 from trainers.rollouts.group_spool import NO_SPOOL, GroupSpool
 from trainers.rollouts.task_sampler import TaskSampler
 
@@ -22,7 +22,8 @@ from trainers.rollouts.task_sampler import TaskSampler
 class SynchronousRollouts:
     """Plays the groups of one step to their end, then those of the next; implements `Rollouts`.
 
-    Owns one event loop for its whole life, because a browser lives on the loop that started it. Groups in `spool` are
+    Owns one event loop for its whole life, because a browser lives on the loop that started it. It has a thread of its
+    own, so that an environment that blocks it does not block the trainer. Groups in `spool` are
     not played again.
     """
 
@@ -36,13 +37,13 @@ class SynchronousRollouts:
         self._run_episode = components.runner_for(engine)
         self._sampler = TaskSampler(components.train_tasks, config.seed)
         self._stack = AsyncExitStack()
-        self._runner = asyncio.Runner()
+        self._loop = LoopThread()
         self._stats = PoolStats()
         self._closed = False
         try:
-            self._pool = self._runner.run(self._open())
+            self._pool = self._loop.run(self._open())
         except BaseException:
-            self._runner.close()
+            self._loop.close()
             raise
 
     async def _open(self) -> EnvironmentPool:
@@ -88,7 +89,7 @@ class SynchronousRollouts:
             play_round, self._sampler.next, worth_training_on, rollout.groups_per_step, rollout.max_refills, collected
         )
         try:
-            self._runner.run(watched(rounds, lambda: on_collecting(*done, collected)))
+            self._loop.run(watched(rounds, lambda: on_collecting(*done, collected)))
             if not collected.episodes:
                 lost = collected.lost
                 raise EnvironmentFailure(f"all {len(lost)} episodes of a step were lost; the last: {lost[-1]}")
@@ -106,7 +107,7 @@ class SynchronousRollouts:
 
     def play(self, specs: Sequence[EpisodeSpec], on_done: OnDone) -> list[Played]:
         retries = self._config.rollout.infra_retries
-        return self._runner.run(play_all(self._pool, self._run_episode, specs, retries, on_done))
+        return self._loop.run(play_all(self._pool, self._run_episode, specs, retries, on_done))
 
     def publish(self, version: int) -> None:
         self._engine.update_weights(version)
@@ -119,5 +120,6 @@ class SynchronousRollouts:
         if self._closed:
             return
         self._closed = True
-        with self._runner:
-            self._runner.run(self._stack.aclose())
+        if self._loop.answers():  # else nothing that lives on it can be ended
+            self._loop.run(self._stack.aclose())
+        self._loop.close()

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 
 from cua_agent.envs.pool import EnvironmentFactory, EnvironmentPool, PoolStats
+from trainers.rollouts.event_loops import LoopWatch, answers
 
 _CLOSING_S = 300.0  # boxes in the cloud that are still being created are waited for
 
@@ -14,7 +15,7 @@ _CLOSING_S = 300.0  # boxes in the cloud that are still being created are waited
 class LoopEnvironments:
     """A pool of at most `size` environments that opens on the loop that first asks for it.
 
-    A browser lives on the loop that started it, and AReaL makes that loop.
+    A browser lives on the loop that started it, and AReaL makes that loop. What blocks it is named.
     """
 
     def __init__(self, environments: Callable[[], AbstractAsyncContextManager[EnvironmentFactory]], size: int) -> None:
@@ -39,9 +40,14 @@ class LoopEnvironments:
         async with self._opening:
             if self._pool is None:
                 self._loop = asyncio.get_running_loop()
+                LoopWatch(self._loop)
                 factory = await self._stack.enter_async_context(self._environments())
                 self._pool = await self._stack.enter_async_context(EnvironmentPool(factory, self._size))
             return self._pool
+
+    def answer(self) -> bool:
+        """Whether their loop can still do anything; asked from another thread."""
+        return self._loop is None or not self._loop.is_running() or answers(self._loop)
 
     def close(self) -> None:
         """Close every environment, from any other thread, while the loop still runs; safe to call twice."""

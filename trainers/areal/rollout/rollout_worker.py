@@ -81,9 +81,12 @@ class RolloutWorker:
             raise
 
     def close(self) -> None:
-        """End environments, sampling and AReaL's threads; safe to call twice."""
-        if self.engine.initialized:
-            self.engine.pause()
+        """End environments, sampling and AReaL's threads; safe to call twice. What an environment blocks is left to end
+        with the process."""
+        if not self.engine.initialized:
+            return
+        self.engine.pause()
+        if self.environments.answer():
             if self._stream is not None:
                 self.engine.run(self._stream.stop())
             self.environments.close()
