@@ -84,7 +84,10 @@ def adapter_base(directory: Path) -> str | None:
     if not config.is_file():
         return None
     try:
-        base = json.loads(config.read_text())["base_model_name_or_path"]
+        about = json.loads(config.read_text())
+        base = about["base_model_name_or_path"]
+        if not all(isinstance(about.get(key, 1), int | float) for key in ("r", "lora_alpha", "lora_dropout")):
+            raise ValueError("r, lora_alpha and lora_dropout must be numbers")
     except (ValueError, KeyError, TypeError) as error:
         raise UnsupportedModel(f"{config} cannot be read: {type(error).__name__}: {first_line(error)}") from None
     if not isinstance(base, str) or not base:

@@ -9,6 +9,7 @@ from typing import Any
 
 from cua_agent.models.errors import ModelNotFound, UnsupportedModel, first_line
 from cua_agent.models.families import FAMILIES, Family
+from cua_agent.models.files import check_files
 from cua_agent.models.lora import adapter_base
 from cua_agent.models.smollm2 import SMOLLM2, smollm2_directory
 
@@ -44,11 +45,14 @@ class ModelSource:
 def find_model(path: str) -> ModelSource:
     """What is at `path`: a model, or an adapter and the base model that it names.
 
-    Raises `ModelNotFound`, or `UnsupportedModel` for an architecture that no policy can be made of.
+    Raises `ModelNotFound`, or `UnsupportedModel` for an architecture that no policy can be made of, and for damaged
+    files.
     """
     directory = Path(path).expanduser()
     base = adapter_base(directory)
     location = _locate_base(path, base) if base else _locate(path)
+    for place in {directory, Path(location)}:
+        check_files(place)
     config = _read_config(base or path, location)
     return ModelSource(
         name=(base or path) if (base or path) in (TINY, SMOLLM2) else location,

@@ -18,6 +18,7 @@ from cua_agent.inference.base import InferenceEngine
 from cua_agent.inference.local import LocalEngine
 from cua_agent.models.policy import PolicyModel
 from trainers.areal.rollout.engine_client import from_areal
+from trainers.rollouts.event_loops import answers
 
 _DRAIN_S = 30.0
 
@@ -120,11 +121,14 @@ class PolicyRolloutEngine(RemoteInfEngine):  # type: ignore[misc]
         pass
 
     def destroy(self) -> None:
-        """Stop sampling and AReaL's threads; running episodes end as lost. Safe to call twice."""
+        """Stop sampling and AReaL's threads; running episodes end as lost. A loop that is blocked is left to end with the
+        process. Safe to call twice."""
         if not self._initialized:
             return
         loop = self._loop
         if loop is not None and loop.is_running():
+            if not answers(loop):
+                return
             asyncio.run_coroutine_threadsafe(self._engine.close(), loop).result(_DRAIN_S)
         super().destroy()
 
