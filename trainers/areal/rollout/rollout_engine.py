@@ -121,8 +121,8 @@ class PolicyRolloutEngine(RemoteInfEngine):  # type: ignore[misc]
         pass
 
     def destroy(self) -> None:
-        """Stop sampling and AReaL's threads; running episodes end as lost. A loop that is blocked is left to end with the
-        process. Safe to call twice."""
+        """Stop sampling and AReaL's threads; running episodes end as lost. A loop that is blocked is left to end
+        with the process. Safe to call twice."""
         if not self._initialized:
             return
         loop = self._loop
