@@ -49,7 +49,7 @@ def test_an_action_that_blocks_its_loop_is_named_and_does_not_keep_the_run_from_
         time.sleep(0.2)
     assert "step (stuck_world.py:" in said
     process.send_signal(signal.SIGTERM)
-    text, _ = process.communicate(timeout=120)
+    text, _ = process.communicate(timeout=250)
     assert process.returncode == 130, text + (tmp_path / "stderr").read_text()
     assert (tmp_path / "run" / "checkpoints" / "last" / "manifest.json").is_file()
     assert "Traceback" not in (tmp_path / "stderr").read_text()
