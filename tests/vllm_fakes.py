@@ -143,7 +143,10 @@ class FakeVllm:
     async def _transfer(self, request: Request) -> Response:
         """A part of the weights, which lies in the buffer of this process that `memory` knows by its handle."""
         part = (await request.json())["update_info"]
-        buffer = self.memory[part["ipc_handles_pickled"]]
+        try:
+            buffer = self.memory[part["ipc_handles_pickled"]]
+        except RuntimeError as error:
+            return _error(500, str(error))
         values = buffer[: sum(part["tensor_sizes"])].split(part["tensor_sizes"])
         for name, dtype, shape, value in zip(part["names"], part["dtype_names"], part["shapes"], values, strict=True):
             self._received[name] = value.clone().view(getattr(torch, dtype)).view(shape)
