@@ -78,7 +78,7 @@ def loaded(weights: Path, process_group: ProcessGroup, directory: Path, *, lora:
         del gathered, expected
         batch = Batch([row(policy, seed, [(64, 64, 3)]) for seed in range(4)], [1.0, -1.0, 0.5, -0.5])
         reference = float(learner.update(batch).metrics["kl"])  # of the first weights: 0 before the first step
-        learner.save(directory / "checkpoint", TrainerState())
+        learner.snapshot(TrainerState()).write(directory / "checkpoint")
         process_group.all_gather(None)  # the first process has written it
         with measured() as again:
             learner.load(directory / "checkpoint")
