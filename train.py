@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _sweep(overrides: Sequence[str]) -> int:
     """A run for every combination of values, one after the other, each in a process of its own; all of them are checked
     before the first begins."""
-    if "RANK" in os.environ:
+    if os.environ.get("WORLD_SIZE", "1") != "1":
         raise ConfigError("-m under a launcher: a launcher runs one configuration; allowed: -m without torchrun")
     from trainers.config.overrides import parse_override
 

@@ -51,7 +51,7 @@ class ScriptedTrainer:
 def run_with(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, behaviour) -> tuple[int, ScriptedTrainer, Path]:
     """Exit status of a run in this process with a scripted backend, that backend, and the run directory."""
     trainer = ScriptedTrainer(behaviour)
-    monkeypatch.setattr(train, "_build_trainer", lambda *_: trainer)
+    monkeypatch.setattr("trainers.api.build_trainer", lambda *_: trainer)
     monkeypatch.setattr(train, "_prepare_process", lambda _: None)
     status = train.main([f"output_dir={tmp_path}", "run_name=run"])
     return status, trainer, tmp_path / "run"

@@ -108,7 +108,7 @@ def test_loading_refuses_the_same(runs, base: Path, tmp_path: Path) -> None:
 
 def test_the_command_refuses_before_anything_is_loaded_and_leaves_nothing(runs, monkeypatch, capsys) -> None:
     monkeypatch.setattr(train, "_prepare_process", lambda _: None)
-    monkeypatch.setattr(train, "_build_trainer", lambda *_: pytest.fail("the model was asked for"))
+    monkeypatch.setattr("trainers.api.build_trainer", lambda *_: pytest.fail("the model was asked for"))
     before = sorted(runs["adapter"].parent.iterdir())
     assert train.main([f"resume={runs['adapter']}", "lora.alpha=64"]) == 2
     last = runs["adapter"] / "checkpoints" / "last"

@@ -94,7 +94,7 @@ def test_a_failure_on_a_full_disk_is_one_line_without_a_log(
 
         def close(self) -> None: ...
 
-    monkeypatch.setattr(train, "_build_trainer", lambda *_: Trainer())
+    monkeypatch.setattr("trainers.api.build_trainer", lambda *_: Trainer())
     monkeypatch.setattr(train, "_prepare_process", lambda _: None)
     assert train.main([f"output_dir={disk}", "run_name=run"]) == 1
     error = capsys.readouterr().err

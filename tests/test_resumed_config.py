@@ -105,7 +105,7 @@ def test_a_configuration_that_cannot_be_read_is_one_line(tmp_path: Path) -> None
 def test_an_experiment_that_is_typed_acts_as_a_change(tmp_path: Path) -> None:
     former = saved_run(tmp_path, "experiment=pocket", "optim.learning_rate=3e-5", "max_steps=7", "lora.enabled=true")
     found = compose_run([f"resume={former}", "experiment=pocket_lora"])
-    assert found.changes == ("experiment: pocket -> pocket_lora", "optim.learning_rate: 3e-05 -> 0.002")
+    assert found.changes == ("experiment: pocket -> pocket_lora", "optim.learning_rate: 3e-05 -> 0.001")
     assert found.config.max_steps == 7
     assert found.presets["experiment"] == "pocket_lora"
 
