@@ -28,7 +28,12 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 NAMED_DIRECTORIES = (
     *("outputs/my-run/checkpoints/best", "outputs/my-lora/checkpoints/best", "my-model", "tiny-again"),
-    *("outputs/my-legacy/checkpoints/best", "outputs/my-phase-3", "outputs/my-way-back"),
+    *(
+        "outputs/my-legacy/checkpoints/best",
+        "outputs/my-phase-3",
+        "outputs/my-way-back",
+        "outputs/grpo_cua/checkpoint-120",
+    ),
 )
 """What the documented commands suppose to be there."""
 FILE_NAMES = {"eval.jsonl"}
