@@ -7,14 +7,13 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
-from pathlib import Path
 
 from cua_agent.secrets import masked_output
 from trainers.config import ConfigError
 from trainers.config.presets import OPTION, joined_options, split_options
+from trainers.run.train_script import TRAIN
 
 DONE, FAILED, BAD_CONFIGURATION, INTERRUPTED = 0, 1, 2, 130
-TRAIN = (sys.executable, "-u", str(Path(__file__).resolve().with_name("train.py")))
 
 
 @masked_output()

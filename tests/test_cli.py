@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import tiny_random
 
-import train
 from cua_agent.agent import ContextTooShort
+from trainers.command import train
 from trainers.config import ConfigError, TrainConfig
 from trainers.protocol import TrainResult
 from trainers.run.checkpoint_files import read_state
@@ -52,7 +52,7 @@ def run_with(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, behaviour) -> tupl
     """Exit status of a run in this process with a scripted backend, that backend, and the run directory."""
     trainer = ScriptedTrainer(behaviour)
     monkeypatch.setattr("trainers.api.build_trainer", lambda *_: trainer)
-    monkeypatch.setattr(train, "_prepare_process", lambda _: None)
+    monkeypatch.setattr(train, "prepare_process", lambda _: None)
     status = train.main([f"output_dir={tmp_path}", "run_name=run"])
     return status, trainer, tmp_path / "run"
 
@@ -94,7 +94,7 @@ def test_help_is_quick_and_lists_presets_keys_and_defaults(tmp_path: Path) -> No
 )
 def test_a_bad_configuration_is_one_line_and_status_2(arguments: list[str], tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(train, "_prepare_process", lambda _: None)
+    monkeypatch.setattr(train, "prepare_process", lambda _: None)
     assert train.main(arguments) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -105,7 +105,7 @@ def test_a_bad_configuration_is_one_line_and_status_2(arguments: list[str], tmp_
 
 
 def test_a_model_of_another_architecture_is_one_line_and_status_2(tmp_path: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(train, "_prepare_process", lambda _: None)
+    monkeypatch.setattr(train, "prepare_process", lambda _: None)
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
     assert train.main([f"model={tmp_path}", f"output_dir={tmp_path / 'outputs'}"]) == 2
     error = capsys.readouterr().err
@@ -118,7 +118,7 @@ def test_a_model_of_another_architecture_is_one_line_and_status_2(tmp_path: Path
 def test_a_row_that_holds_no_turn_is_refused_before_weights_are_loaded(
     backend: str, tmp_path: Path, monkeypatch, capsys
 ) -> None:
-    monkeypatch.setattr(train, "_prepare_process", lambda _: None)
+    monkeypatch.setattr(train, "prepare_process", lambda _: None)
     base = tiny_random.build(tmp_path / "base")
     capsys.readouterr()  # transformers' progress
     (base / "model.safetensors").unlink()
@@ -140,7 +140,7 @@ def test_a_row_that_turns_out_to_hold_no_turn_names_the_key(monkeypatch, tmp_pat
 
 
 def test_what_could_not_be_saved_is_refused_before_training(tmp_path: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(train, "_prepare_process", lambda _: None)
+    monkeypatch.setattr(train, "prepare_process", lambda _: None)
     base = tiny_random.build(tmp_path / "base")
     capsys.readouterr()  # transformers' progress
     (base / "generation_config.json").write_text('{"do_sample": false, "temperature": 0.6}')
@@ -231,7 +231,7 @@ def test_each_signal_interrupts(number: signal.Signals, monkeypatch: pytest.Monk
     before = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     environment = dict(os.environ)
     try:
-        train._prepare_process(TrainConfig())
+        train.prepare_process(TrainConfig())
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), number)
             time.sleep(1)
@@ -247,7 +247,7 @@ def test_a_hang_up_that_nohup_ignores_stays_ignored(monkeypatch: pytest.MonkeyPa
     before = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        train._prepare_process(TrainConfig())
+        train.prepare_process(TrainConfig())
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
         for name, handler in before.items():

@@ -10,11 +10,11 @@ import tiny_random
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-import train
 from cua_agent.models.fingerprint import fingerprint
 from cua_agent.models.loaders import load_policy
 from cua_agent.models.lora import LoraSpec
 from cua_agent.models.sources import TINY_WEIGHTS
+from trainers.command import train
 from trainers.config import ConfigError, LoraConfig, ModelConfig, TrainConfig
 from trainers.protocol import TrainerState
 from trainers.run.checkpoint import Optimisation, load_checkpoint, save_checkpoint
@@ -107,7 +107,7 @@ def test_loading_refuses_the_same(runs, base: Path, tmp_path: Path) -> None:
 
 
 def test_the_command_refuses_before_anything_is_loaded_and_leaves_nothing(runs, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(train, "_prepare_process", lambda _: None)
+    monkeypatch.setattr(train, "prepare_process", lambda _: None)
     monkeypatch.setattr("trainers.api.build_trainer", lambda *_: pytest.fail("the model was asked for"))
     before = sorted(runs["adapter"].parent.iterdir())
     assert train.main([f"resume={runs['adapter']}", "lora.alpha=64"]) == 2

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import train
 from cua_agent.trajectory import Outcome, Trajectory
+from trainers.command import train
 from trainers.config import LoggingConfig
 from trainers.protocol import Batch, TrainResult
 from trainers.rollouts.trajectory_store import TrajectoryStore
@@ -95,7 +95,7 @@ def test_a_failure_on_a_full_disk_is_one_line_without_a_log(
         def close(self) -> None: ...
 
     monkeypatch.setattr("trainers.api.build_trainer", lambda *_: Trainer())
-    monkeypatch.setattr(train, "_prepare_process", lambda _: None)
+    monkeypatch.setattr(train, "prepare_process", lambda _: None)
     assert train.main([f"output_dir={disk}", "run_name=run"]) == 1
     error = capsys.readouterr().err
     assert error.startswith(f"error: no space left for {disk / 'run'}: 0.0 MB free; make room, or set output_dir (no ")
@@ -107,7 +107,7 @@ def test_a_run_on_a_full_disk_is_refused_and_leaves_no_directory(
     disk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fill(disk)
-    monkeypatch.setattr(train, "_prepare_process", lambda _: None)
+    monkeypatch.setattr(train, "prepare_process", lambda _: None)
     assert train.main([f"output_dir={disk}", "run_name=run"]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"error: output_dir={disk}: cannot ")

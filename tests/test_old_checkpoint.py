@@ -10,10 +10,10 @@ import torch
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-import train
 from cua_agent.models.loaders import load_policy
 from cua_agent.models.lora import LoraSpec
 from tests.tiny_random import build
+from trainers.command import train
 from trainers.config import LoraConfig, TrainConfig
 from trainers.protocol import TrainerState
 from trainers.run.checkpoint import Optimisation, load_checkpoint, save_weights
@@ -112,7 +112,7 @@ def test_a_state_that_is_none_is_one_line(saved: Path, tmp_path: Path, values: d
 def test_a_damaged_one_is_refused_in_one_line_before_anything_is_loaded(
     saved: Path, tmp_path: Path, name: str, content: bytes | None, words: str, monkeypatch: Any, capsys: Any
 ) -> None:
-    monkeypatch.setattr(train, "_prepare_process", lambda _: None)
+    monkeypatch.setattr(train, "prepare_process", lambda _: None)
     shutil.copytree(saved, tmp_path / "c")
     if content is None:
         (tmp_path / "c" / name).unlink()

@@ -110,8 +110,10 @@ def gradients(config: TrainConfig, side: Side) -> Mapping[str, Tensor]:
 
 
 @pytest.mark.parametrize("adapter", [False, True], ids=["full", "lora"])
-def test_gradients_in_bfloat16_differ_by_less_than_bfloat16_costs(model: Path, adapter: bool) -> None:
+@pytest.mark.parametrize("kl", [0.0, 0.1], ids=["", "with a reference"])
+def test_gradients_in_bfloat16_differ_by_less_than_bfloat16_costs(model: Path, kl: float, adapter: bool) -> None:
     config = replace(side_config(model), lora=LoraConfig(enabled=adapter, r=4))
+    config = replace(config, loss=replace(config.loss, kl_coefficient=kl))
     exact = gradients(config, "legacy")
     ours = gradients(half(config), "legacy")
     cost = apart(exact, ours)

@@ -28,7 +28,8 @@ from cua_agent.inference.vllm.wire import Call
 from cua_agent.secrets import KEY_VARIABLES, MASK, BadKey, mask_text, masked_output, read_key
 from tests.refusals import refusal
 from tests.vllm_fakes import served
-from train import BAD_CONFIGURATION, FAILED, main
+from trainers.command.process import BAD_CONFIGURATION, FAILED
+from trainers.command.train import main
 from trainers.config.compose import load_config
 from trainers.config.from_env import main as from_env_main
 
@@ -245,7 +246,7 @@ def broken_training(monkeypatch: pytest.MonkeyPatch) -> None:
         except httpx.TransportError as cause:
             raise RuntimeError(f"{headers} {dict(os.environ)}") from cause
 
-    monkeypatch.setattr("train._train", fail)
+    monkeypatch.setattr("trainers.command.train._train", fail)
 
 
 def test_a_failure_leaves_no_key_behind(

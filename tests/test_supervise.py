@@ -99,5 +99,5 @@ def test_what_cannot_be_supervised_is_one_line_and_status_2(
 def test_the_command_goes_on_with_what_there_is(tmp_path: Path) -> None:
     config = supervise.load_config(["run_name=a", f"output_dir={tmp_path}"])
     typed = ["run_name=a", f"output_dir={tmp_path}", "resume=/somewhere"]
-    assert supervise._command(config, typed)[2:] == typed
-    assert supervise._command(config, typed[:2])[2:] == [*typed[:2], "resume=auto"]
+    assert supervise._command(config, typed)[3:] == typed
+    assert supervise._command(config, typed[:2])[3:] == [*typed[:2], "resume=auto"]

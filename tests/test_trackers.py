@@ -24,7 +24,7 @@ SHORT = (
 _PROGRAM = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from train import main
+from trainers.command.train import main
 status = main(sys.argv[2:])
 print("loaded" if "cua_agent.models.loaders" in sys.modules else "nothing loaded")
 sys.exit(status)

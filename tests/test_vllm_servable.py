@@ -18,7 +18,8 @@ from cua_agent.models.loaders import load_policy
 from cua_agent.models.lora import LANGUAGE_MODEL_LINEARS
 from cua_agent.models.sources import find_model
 from tests.vllm_fakes import plan, served, server_info
-from train import BAD_CONFIGURATION, main
+from trainers.command.process import BAD_CONFIGURATION
+from trainers.command.train import main
 
 
 @cache

@@ -15,7 +15,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from types import FrameType
 
 from cua_agent.secrets import masked_output
@@ -23,10 +22,10 @@ from trainers.config import ConfigError, TrainConfig
 from trainers.config.compose import load_config
 from trainers.config.validation import AUTO
 from trainers.run.resuming import saved_step, settle_auto
+from trainers.run.train_script import TRAIN
 
 DONE, GIVEN_UP, BAD_CONFIGURATION, INTERRUPTED = 0, 1, 2, 130
 FAILURES = 5
-_TRAIN = Path(__file__).resolve().parents[1] / "train.py"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _LONGEST_WAIT_S = 60.0
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -69,7 +68,7 @@ def _command(config: TrainConfig, overrides: Sequence[str]) -> list[str]:
     found = settle_auto(config, overrides).overrides
     goes_on = _typed(found, "resume") or not _typed(overrides, "resume")
     others = [override for override in overrides if override.partition("=")[0] != "resume"]
-    return [sys.executable, str(_TRAIN), *([*others, f"resume={AUTO}"] if goes_on else overrides)]
+    return [*TRAIN, *([*others, f"resume={AUTO}"] if goes_on else overrides)]
 
 
 class Supervisor:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from trainers.compare.bootstrap import Sample, difference_of, evaluation_noise
 from trainers.compare.figures import final_success
@@ -16,8 +14,8 @@ from trainers.compare.words import points
 from trainers.config import ConfigError
 from trainers.parity.errors import FAR
 from trainers.parity.rungs import LEARNING, Measurement
+from trainers.run.train_script import TRAIN
 
-TRAIN = (sys.executable, "-u", str(Path(__file__).resolve().parents[2] / "train.py"))
 PHASES = (1, 2, 3)
 
 

@@ -1,0 +1,1 @@
+"""The command `train.py`: from what was typed to a run that is trained, interrupted or refused."""
