@@ -45,20 +45,22 @@ def jobs(config: TrainConfig, directory: Path) -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "training", "rollout", "gpu", "memory"),
+    ("overrides", "training", "rollout", "gpu", "memory", "host"),
     [
-        (["scheduler=local"], 1, 1, 0, 4),
-        (["scheduler=ray", TRUST, "n_nodes=2", "rollout.groups_per_step=4"], 2, 2, 0, 4),
-        (["scheduler=slurm", TRUST, "n_nodes=3", "n_gpus=8", *GPU], 12, 12, 1, 64),
-        (["scheduler=ray", "n_gpus=4", "inference=vllm", *GPU], 3, 1, 1, 64),
+        (["scheduler=local"], 1, 1, 0, 4, " --host 127.0.0.1"),
+        (["scheduler=ray", TRUST, "n_nodes=2", "rollout.groups_per_step=4"], 2, 2, 0, 4, ""),
+        (["scheduler=slurm", TRUST, "n_nodes=3", "n_gpus=8", *GPU], 12, 12, 1, 64, ""),
+        (["scheduler=ray", "n_gpus=4", "inference=vllm", *GPU], 3, 1, 1, 64, " --host 127.0.0.1"),
     ],
 )
-def test_jobs(tmp_path: Path, overrides: list[str], training: int, rollout: int, gpu: int, memory: int) -> None:
+def test_jobs(
+    tmp_path: Path, overrides: list[str], training: int, rollout: int, gpu: int, memory: int, host: str
+) -> None:
     actor, player = jobs(load_config([*overrides, "threads=3"]), tmp_path)
     assert (actor.role, actor.replicas, player.role, player.replicas) == ("actor", training, "rollout", rollout)
     for spec in (*actor.tasks, *player.tasks):
         assert (spec.cpu, spec.gpu, spec.mem) == (3, gpu, memory)
-        assert spec.cmd.endswith("-m trainers.areal.cluster.worker_process")
+        assert spec.cmd.endswith(f"-m trainers.areal.cluster.worker_process{host}")
         assert spec.env_vars["OMP_NUM_THREADS"] == "3"
 
 
