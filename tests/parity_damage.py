@@ -187,8 +187,8 @@ def scored_at_one(original: Wrap, policy: Any, micro: Any, temperature: float, *
     return original(policy, micro, 1.0, **kwargs)
 
 
-def nothing_banned(original: Wrap, self: Any, head: Any, banned: tuple[int, ...], *args: Any, **kwargs: Any) -> None:
-    original(self, head, (), *args, **kwargs)
+def nothing_banned(original: Wrap, self: Any, head: Any, special: Any, *args: Any, **kwargs: Any) -> None:
+    original(self, head, replace(special, banned=()), *args, **kwargs)
 
 
 def other_estimator(original: Wrap, self: Any, *args: Any) -> None:

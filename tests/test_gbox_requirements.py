@@ -127,7 +127,7 @@ def test_playing_one_episode_reports_a_service_that_is_not_there(
 ) -> None:
     monkeypatch.setenv("GBOX_API_KEY", KEY)
     monkeypatch.setattr("cua_agent.envs.gbox.calls._BACK_OFF", lambda _: 0.0)
-    options = ["env=gbox", "task=word/w0", "base_url=http://127.0.0.1:1/api/v1", f"out={tmp_path / 't.html'}"]
+    options = ["env=gbox", "task=battery/w0", "base_url=http://127.0.0.1:1/api/v1", f"out={tmp_path / 't.html'}"]
     assert play_main(options) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "no GBox answers" in error and KEY not in error

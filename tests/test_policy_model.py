@@ -122,7 +122,7 @@ def test_an_unreadable_configuration_is_one_line(config: str, tmp_path: Path) ->
     (tmp_path / "config.json").write_text(config)
     with pytest.raises(UnsupportedModel) as caught:
         load_policy(str(tmp_path))
-    assert str(caught.value).startswith(f"model.path={str(tmp_path)!r}: config.json: ")
+    assert str(tmp_path) in str(caught.value) and "config.json" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

@@ -30,12 +30,12 @@ def start(directory: Path, backend: str, kind: str, *overrides: str) -> subproce
 
 @pytest.mark.parametrize(("backend", "kind"), [("legacy", "hangs"), ("areal", "plain")])
 def test_an_action_that_never_ends_costs_its_episode(backend: str, kind: str, tmp_path: Path) -> None:
-    process = start(tmp_path, backend, kind, "max_steps=1", "rollout.max_refills=0")
+    process = start(tmp_path, backend, kind, "max_steps=3", "rollout.max_refills=0")
     text, _ = process.communicate(timeout=500)
     assert process.returncode == 0, (tmp_path / "stderr").read_text()
     assert "no end within 5 s (env.timeout_s)" in text + (tmp_path / "stderr").read_text()
-    [row] = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert row["episodes_infra_error"] >= 1
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert sum(row["episodes_infra_error"] for row in rows) >= 1
 
 
 @pytest.mark.parametrize("backend", ["legacy", "areal"])

@@ -121,7 +121,7 @@ def test_files_that_cannot_be_read_are_named(broken: str, tmp_path: Path) -> Non
         file.unlink()
     else:
         (tmp_path / "model.safetensors.index.json").write_text(json.dumps({}))
-    with pytest.raises(UnsupportedModel, match="cannot be loaded"):
+    with pytest.raises(UnsupportedModel, match=r"cannot be (read|loaded)"):
         load_policy(str(tmp_path), unread=True)
 
 

@@ -126,7 +126,7 @@ def _check_hub(repository: str) -> None:
     try:
         HfApi().model_info(repository, timeout=_HUB_TIMEOUT_S)
     except (httpx.HTTPError, OSError, ValueError) as error:
-        why = f"no such directory, and the hub answered: {first_line(error)}"
+        why = f"no such directory, and the hub answered: {first_line(error)[:100]}"
         raise ModelNotFound(repository, why) from None
 
 

@@ -9,6 +9,7 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 LOOPBACK = "127.0.0.1"
 ONE_MACHINE = "CUA_ONE_MACHINE"
@@ -21,6 +22,17 @@ _LISTENERS = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "TP_SOCKET_IFNAME")
 def meeting_place(run_directory: Path) -> Path:
     """Where the processes of a run on one machine find each other."""
     return (run_directory / "areal" / "groups").absolute()
+
+
+def text_of_meeting_place(run_directory: Path) -> str:
+    """The value of `ONE_MACHINE` in a worker's environment; AReaL takes environments apart at every equals sign."""
+    return quote(str(meeting_place(run_directory)))
+
+
+def given_meeting_place() -> Path | None:
+    """What `ONE_MACHINE` names in this process's environment."""
+    text = os.environ.get(ONE_MACHINE)
+    return None if text is None else Path(unquote(text))
 
 
 def stay_on_this_machine(directory: Path) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cua_agent.envs.registry import all_options
-from cua_agent.options import leaves
+from cua_agent.options import ConfigError, leaves
 from trainers.config import TrainConfig
 from trainers.protocol import TrainResult
 from trainers.rollouts.task_sampler import training_tasks
@@ -67,7 +67,10 @@ def _episode_command(directory: Path, config: TrainConfig) -> str:
         keys["coordinates"] = model.coordinates
     if model.thinking is not None:
         keys["thinking"] = str(model.thinking).lower()
-    defaults = dict(leaves(all_options(env.name, {}), "env.args."))
+    try:
+        defaults = dict(leaves(all_options(env.name, {}), "env.args."))
+    except ConfigError:  # an option of this world has no default
+        defaults = {}
     for key, value in leaves(env.args, "env.args."):
         if value != defaults.get(key) and key != "env.args.run":
             keys[key] = value if isinstance(value, str) else json.dumps(value)

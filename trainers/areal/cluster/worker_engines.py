@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from trainers.areal.cluster.group_reports import Report, light_finished, pack, unpack
 from trainers.areal.cluster.worker_specs import WorkerActorConfig, WorkerEngineConfig, run_config
 from trainers.areal.config.translation import rollout_config
-from trainers.areal.loopback import ONE_MACHINE, stay_on_this_machine
+from trainers.areal.loopback import given_meeting_place, stay_on_this_machine
 from trainers.areal.process import no_async_saver, quiet, use_platform
 from trainers.areal.rollout.distributed_rollouts import without_pixels
 from trainers.areal.rollout.evaluation_player import EvaluationPlayer
@@ -185,8 +185,8 @@ def _prepare(run: str) -> TrainConfig:
     """Make this process a worker of the run that it is handed."""
     quiet()
     no_async_saver()
-    if ONE_MACHINE in os.environ:
-        stay_on_this_machine(Path(os.environ[ONE_MACHINE]))
+    if (directory := given_meeting_place()) is not None:
+        stay_on_this_machine(directory)
     config = run_config(run)
     use_platform(config.loader.device)
     torch.set_num_threads(config.threads)

@@ -6,12 +6,11 @@ import os
 import signal
 import threading
 import time
-from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
 
 from cua_agent.secrets import masked_output
-from trainers.areal.loopback import ONE_MACHINE, stay_on_this_machine
+from trainers.areal.loopback import given_meeting_place, stay_on_this_machine
 
 CONTROLLER = "CUA_CONTROLLER_PID"
 """Environment variable: the controller's process id, when it runs on the same machine."""
@@ -26,8 +25,8 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if CONTROLLER in os.environ:
         threading.Thread(target=_end_with, args=(int(os.environ[CONTROLLER]),), daemon=True).start()
-    if ONE_MACHINE in os.environ:
-        stay_on_this_machine(Path(os.environ[ONE_MACHINE]))
+    if (directory := given_meeting_place()) is not None:
+        stay_on_this_machine(directory)
     from areal.infra.rpc.rpc_server import main as serve
 
     serve()

@@ -21,7 +21,7 @@ from areal.api.cli_args import (
 
 from trainers.areal.cluster.worker_process import CONTROLLER
 from trainers.areal.config.translation import trainer_config
-from trainers.areal.loopback import LOOPBACK, ONE_MACHINE, meeting_place
+from trainers.areal.loopback import LOOPBACK, ONE_MACHINE, text_of_meeting_place
 from trainers.config import TrainConfig, from_mapping
 from trainers.config.cluster import is_one_machine, workers_of
 
@@ -76,7 +76,7 @@ def controller_config(config: TrainConfig, run_directory: Path) -> GRPOConfig:
 def worker_spec(config: TrainConfig, run_directory: Path) -> SchedulingSpec:
     """One worker process of either kind."""
     here = is_one_machine(config)
-    local = {CONTROLLER: str(os.getpid()), ONE_MACHINE: str(meeting_place(run_directory))} if here else {}
+    local = {CONTROLLER: str(os.getpid()), ONE_MACHINE: text_of_meeting_place(run_directory)} if here else {}
     return SchedulingSpec(
         cpu=config.threads,
         gpu=1 if config.n_gpus else 0,

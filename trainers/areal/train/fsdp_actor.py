@@ -219,10 +219,10 @@ class FSDPPolicyActor(FSDPPPOActor):  # type: ignore[misc]
     @contextmanager
     def _reference(self) -> Iterator[None]:
         if self.policy.has_adapter:
-            trained = self.policy.trainable_parameters()
+            adapter = self.policy.trainable_parameters()
             with self.policy.reference():
                 # peft freezes the adapter, and in its first forward pass FSDP settles the dtype of gradients for good.
-                for _name, parameter in trained:
+                for _name, parameter in adapter:
                     parameter.requires_grad_(True)
                 yield
             return
