@@ -158,6 +158,7 @@ def test_checkpoints_that_do_not_fit_are_told_and_the_run_ends_in_one_line(backe
     *_, last = done.stderr.splitlines()
     assert last.startswith(f"error: no space left for {disk / 'run'}: ")
     assert "a checkpoint takes 14." in last
-    assert len((disk / "run" / "metrics.jsonl").read_text().splitlines()) == 3
+    rows = len((disk / "run" / "metrics.jsonl").read_text().splitlines())
+    assert rows == (3 if backend == "legacy" else 2)  # phase 3 saves before it writes a step down
     (kept,) = (disk / "run" / "checkpoints").iterdir()
     verify_checkpoint(kept)
