@@ -4,6 +4,14 @@ from __future__ import annotations
 
 import logging
 import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.legacy_rig import MakeRig
 
 # A shell starts background jobs with SIGINT ignored, and the tests of interrupts are about SIGINT.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -19,3 +27,20 @@ def pytest_collectreport() -> None:
 def pytest_runtest_setup() -> None:
     """So does a test."""
     logging.Logger.root, logging.Logger.manager = _LOGGERS.root, _LOGGERS
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model of a few thousand parameters, on disk."""
+    from tests.tiny_random import build
+
+    return build(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture
+def make_rig(weights: Path, tmp_path: Path) -> Iterator[MakeRig]:
+    """Makes synchronous trainers of that model; see `tests.legacy_rig`."""
+    from tests.legacy_rig import rig_maker
+
+    with rig_maker(weights, tmp_path) as make:
+        yield make

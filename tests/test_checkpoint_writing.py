@@ -2,15 +2,13 @@
 
 import errno
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.legacy_rig import CONFIG, MakeRig, rig_maker
-from tests.tiny_random import build
+from tests.legacy_rig import CONFIG, MakeRig
 from trainers.config import EvalConfig
 from trainers.config.run import CheckpointConfig
 from trainers.protocol import Snapshot
@@ -20,17 +18,6 @@ from trainers.run.checkpoint_writer import CheckpointWriter
 from trainers.run.disk import NoSpace
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.mktemp("tiny") / "model")
-
-
-@pytest.fixture
-def make_rig(weights: Path, tmp_path: Path) -> Iterator[MakeRig]:
-    with rig_maker(weights, tmp_path) as make:
-        yield make
 
 
 def nothing(*_: Any) -> None: ...

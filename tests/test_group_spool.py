@@ -1,6 +1,6 @@
 """What was played before a kill is not played again, and only what may be trained on is."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from cua_agent.scratch import held
-from tests.legacy_rig import CONFIG, TASKS, MakeRig, rig_maker
-from tests.tiny_random import build
+from tests.legacy_rig import CONFIG, TASKS, MakeRig
 from tests.toy_world import trajectory
 from trainers.config import EvalConfig, TrainConfig
 from trainers.config.run import CheckpointConfig
@@ -99,17 +98,6 @@ def test_only_what_a_checkpoint_can_train_on_is_taken_up(tmp_path: Path) -> None
 
 
 # A synchronous run.
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.mktemp("tiny") / "model")
-
-
-@pytest.fixture
-def make_rig(weights: Path, tmp_path: Path) -> Iterator[MakeRig]:
-    with rig_maker(weights, tmp_path) as make:
-        yield make
 
 
 class KilledError(Exception):

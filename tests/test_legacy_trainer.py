@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +14,7 @@ import torch
 
 from cua_agent.envs.base import EnvironmentFailure
 from cua_agent.tasks import seed_for
-from tests.legacy_rig import CONFIG, TASKS, MakeRig, rig_maker
-from tests.tiny_random import build
+from tests.legacy_rig import CONFIG, TASKS, MakeRig
 from trainers.config import (
     CheckpointConfig,
     EvalConfig,
@@ -28,17 +26,6 @@ from trainers.grpo.learner import PolicyLearner
 from trainers.protocol import Batch, EpisodeSpec
 from trainers.run.checkpoint_files import CheckpointError, verify_checkpoint
 from trainers.run.resuming import find_checkpoint
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.mktemp("tiny") / "model")
-
-
-@pytest.fixture
-def make_rig(weights: Path, tmp_path: Path) -> Iterator[MakeRig]:
-    with rig_maker(weights, tmp_path) as make:
-        yield make
 
 
 def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
