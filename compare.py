@@ -8,12 +8,11 @@ import sys
 import traceback
 from collections.abc import Sequence
 
+from cua_agent.exit_status import BAD_CONFIGURATION, DONE, FAILED, INTERRUPTED
 from cua_agent.secrets import masked_output
 from trainers.config import ConfigError
 from trainers.config.presets import OPTION, joined_options, split_options
 from trainers.run.train_script import TRAIN
-
-DONE, FAILED, BAD_CONFIGURATION, INTERRUPTED = 0, 1, 2, 130
 
 
 @masked_output()

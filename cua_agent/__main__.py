@@ -20,6 +20,7 @@ from pydantic.fields import FieldInfo
 
 from cua_agent.envs.guard import TIMEOUT_S
 from cua_agent.envs.registry import BUILT_IN, OPTIONS, make_world, open_world, options_of
+from cua_agent.exit_status import BAD_CONFIGURATION, DONE, FAILED, INTERRUPTED
 from cua_agent.options import ConfigError, fields_of
 from cua_agent.secrets import masked_output
 from cua_agent.tasks import CUATask, seed_for
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from cua_agent.agent import AgentConfig, Episode
     from cua_agent.envs.world import World
 
-DONE, FAILED, BAD_CONFIGURATION, INTERRUPTED = 0, 1, 2, 130
 logger = logging.getLogger("cua_agent")
 
 

@@ -21,6 +21,7 @@ from fastapi.responses import JSONResponse
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cua_agent.exit_status import BAD_CONFIGURATION, FAILED
 from cua_agent.inference.vllm.__main__ import main as vllm_main
 from cua_agent.inference.vllm.client import ControlClient
 from cua_agent.inference.vllm.errors import ServerFailure
@@ -28,7 +29,6 @@ from cua_agent.inference.vllm.wire import Call
 from cua_agent.secrets import KEY_VARIABLES, MASK, BadKey, mask_text, masked_output, read_key
 from tests.refusals import refusal
 from tests.vllm_fakes import served
-from trainers.command.process import BAD_CONFIGURATION, FAILED
 from trainers.command.train import main
 from trainers.config.compose import load_config
 from trainers.config.from_env import main as from_env_main
@@ -134,7 +134,7 @@ def test_what_a_command_prints_is_masked(planted: None, capsys: pytest.CaptureFi
     def command() -> None:
         print("a", PLANTED["MY_KEY"], flush=True)
         sys.stderr.writelines([PLANTED["GBOX_API_KEY"], "\n"])
-        logging.getLogger("some.library").warning("header %s", PLANTED["VLLM_API_KEY"])
+        logging.getLogger("some.package").warning("header %s", PLANTED["VLLM_API_KEY"])
         try:
             raise RuntimeError(PLANTED["HTTPS_PROXY"])
         except RuntimeError:

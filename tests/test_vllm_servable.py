@@ -11,6 +11,7 @@ import tiny_random
 from fastapi import FastAPI
 from peft import IA3Config, LoraConfig, PeftConfig, get_peft_model
 
+from cua_agent.exit_status import BAD_CONFIGURATION
 from cua_agent.inference.vllm.build import serving_plan
 from cua_agent.inference.vllm.errors import ServerMismatch
 from cua_agent.inference.vllm.servable import check_servable
@@ -18,7 +19,6 @@ from cua_agent.models.loaders import load_policy
 from cua_agent.models.lora import LANGUAGE_MODEL_LINEARS
 from cua_agent.models.sources import find_model
 from tests.vllm_fakes import plan, served, server_info
-from trainers.command.process import BAD_CONFIGURATION
 from trainers.command.train import main
 
 

@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable, Sequence
 from types import FrameType
 
+from cua_agent.exit_status import BAD_CONFIGURATION, DONE, FAILED, INTERRUPTED
 from cua_agent.secrets import masked_output
 from trainers.config import ConfigError, TrainConfig
 from trainers.config.compose import load_config
@@ -24,7 +25,6 @@ from trainers.config.validation import AUTO
 from trainers.run.resuming import saved_step, settle_auto
 from trainers.run.train_script import TRAIN
 
-DONE, GIVEN_UP, BAD_CONFIGURATION, INTERRUPTED = 0, 1, 2, 130
 FAILURES = 5
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _LONGEST_WAIT_S = 60.0
@@ -104,7 +104,7 @@ class Supervisor:
             failed = 0 if saved > before else failed + 1
             if failed == self._failures:
                 _say(f"{_ended(status)}; given up after {failed} starts that saved nothing new")
-                return GIVEN_UP
+                return FAILED
             wait_s = min(2.0**failed, _LONGEST_WAIT_S)
             _say(f"{_ended(status)}; started again in {wait_s:.0f} s, newest checkpoint: step {saved}")
             self._stopped.wait(wait_s)

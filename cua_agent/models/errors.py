@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 
-def first_line(error: Exception) -> str:
-    """The first line of an error's message, or its type where there is none."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
-
-
 class ModelError(ValueError):
     """The model cannot be loaded as asked for."""
 

@@ -18,7 +18,8 @@ import numpy as np
 from pydantic import Field, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
-from cua_agent.models.errors import ModelError, first_line
+from cua_agent.error_text import first_line
+from cua_agent.models.errors import ModelError
 from cua_agent.secrets import masked_output
 
 if TYPE_CHECKING:

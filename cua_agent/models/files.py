@@ -6,7 +6,8 @@ import json
 from functools import lru_cache
 from pathlib import Path
 
-from cua_agent.models.errors import UnsupportedModel, first_line
+from cua_agent.error_text import first_line
+from cua_agent.models.errors import UnsupportedModel
 
 _JSON = (
     *("config", "generation_config", "adapter_config", "tokenizer", "tokenizer_config", "special_tokens_map"),

@@ -11,9 +11,10 @@ from safetensors import SafetensorError
 from torch import nn
 
 from cua_agent.actions import Coordinates
+from cua_agent.error_text import first_line
 from cua_agent.models.architecture import empty_model, placeholder, replace_parameters
 from cua_agent.models.compiled_layers import allow_compiling, compile_layers
-from cua_agent.models.errors import DeviceMissing, UnsupportedModel, first_line
+from cua_agent.models.errors import DeviceMissing, UnsupportedModel
 from cua_agent.models.families import reply_prefix
 from cua_agent.models.fast_norms import use_fast_norms
 from cua_agent.models.fast_vision import use_fast_vision

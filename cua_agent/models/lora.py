@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from cua_agent.error_text import first_line
 from cua_agent.models.architecture import empty_model
-from cua_agent.models.errors import UnsupportedModel, first_line
+from cua_agent.models.errors import UnsupportedModel
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 LANGUAGE_MODEL_LINEARS = r".*\.layers\..*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"

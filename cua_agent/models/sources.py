@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cua_agent.models.errors import ModelNotFound, UnsupportedModel, first_line
+from cua_agent.error_text import first_line
+from cua_agent.models.errors import ModelNotFound, UnsupportedModel
 from cua_agent.models.families import FAMILIES, Family
 from cua_agent.models.files import check_files
 from cua_agent.models.lora import adapter_base

@@ -13,7 +13,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from cua_agent.models.errors import UnsupportedModel, first_line
+from cua_agent.error_text import first_line
+from cua_agent.models.errors import UnsupportedModel
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"

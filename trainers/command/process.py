@@ -1,4 +1,4 @@
-"""The process that trains: its environment, its signals, its words and its exit status."""
+"""The process that trains: its environment, its signals and its words."""
 
 from __future__ import annotations
 
@@ -13,13 +13,11 @@ from typing import NoReturn
 from trainers.config import TrainConfig
 from trainers.config.validation import BUILT_IN_MODELS
 
-DONE, FAILED, BAD_CONFIGURATION, INTERRUPTED = 0, 1, 2, 130
-"""Exit statuses."""
 _PROCESS_0_ENDS_S = 60.0
 
 
-def prepare_process(config: TrainConfig) -> None:
-    """Quiet libraries, bounded threads, and signals that end the run as Ctrl-C does; before torch is imported."""
+def quiet_libraries(config: TrainConfig) -> None:
+    """Settings of the environment that libraries read when they are imported; those that are there win."""
     settings = {
         "TORCHDYNAMO_DISABLE": str(int(not config.loader.compile)),  # importing the compiler costs seconds
         "TOKENIZERS_PARALLELISM": "false",
@@ -27,10 +25,15 @@ def prepare_process(config: TrainConfig) -> None:
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "OMP_NUM_THREADS": str(config.threads),
     }
-    if config.model.path in BUILT_IN_MODELS:
-        settings["HF_HUB_OFFLINE"] = "1"
     for name, value in settings.items():
         os.environ.setdefault(name, value)
+
+
+def prepare_process(config: TrainConfig) -> None:
+    """Quiet libraries, bounded threads, and signals that end the run as Ctrl-C does; before torch is imported."""
+    quiet_libraries(config)
+    if config.model.path in BUILT_IN_MODELS:
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell starts us with SIGINT ignored
     signal.signal(signal.SIGTERM, _interrupt)
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # which is what nohup does

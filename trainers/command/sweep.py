@@ -7,7 +7,7 @@ import signal
 import subprocess
 from collections.abc import Sequence
 
-from trainers.command.process import DONE, FAILED, INTERRUPTED
+from cua_agent.exit_status import DONE, FAILED, INTERRUPTED
 from trainers.config import ConfigError, TrainConfig
 from trainers.config.compose import compose_run
 from trainers.config.sweeps import runs_of

@@ -10,16 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cua_agent.exit_status import BAD_CONFIGURATION, DONE, FAILED, INTERRUPTED
 from cua_agent.secrets import mask_text, masked_output
-from trainers.command.process import (
-    BAD_CONFIGURATION,
-    DONE,
-    FAILED,
-    INTERRUPTED,
-    let_process_0_end_first,
-    prepare_process,
-    say,
-)
+from trainers.command.process import let_process_0_end_first, prepare_process, say
 from trainers.command.starts import Start, begin, compose
 from trainers.command.sweep import sweep
 from trainers.config import ConfigError, TrainConfig

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from cua_agent.envs.registry import names_a_world, world_names
+from cua_agent.error_text import first_line
 from trainers.config import ConfigError, TrainConfig, from_mapping
 from trainers.config.former_keys import renamed
-from trainers.config.overrides import first_line, parse
+from trainers.config.overrides import key_of, parse
 from trainers.config.presets import GROUPS, Presets, presets_in, split_options
 from trainers.config.saved import (
     ARGS,
@@ -25,7 +26,7 @@ from trainers.config.saved import (
 )
 from trainers.config.texts import as_typed, check_texts, literal, quoted, text_keys
 from trainers.config.validation import AUTO, check_keys, check_resume_path, shown
-from trainers.config.world_options import is_option, option_key, put_back, references, with_options
+from trainers.config.world_options import is_option, put_back, references, with_options
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -115,7 +116,7 @@ class Typed(NamedTuple):
 def _resumed(saved: SavedRun, typed: Sequence[Typed], options: Sequence[str], presets: Presets) -> Composition:
     chosen = [each for each in typed if each.key in GROUPS]
     keys = [each for each in typed if each.key not in GROUPS]
-    settings = without_secrets(saved, [*(each.key for each in typed), *map(option_key, options)])
+    settings = without_secrets(saved, [*(each.key for each in typed), *map(key_of, options)])
     settings |= {"resume": None, "run_name": None, "output_dir": str(_parent(saved.directory))}
     made_of = dict(saved.presets)
     if chosen:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+from cua_agent.error_text import first_line
 from trainers.config.run import TrainConfig
 from trainers.config.texts import as_typed, quoted, text_keys
 from trainers.config.validation import ConfigError, shown
@@ -20,6 +21,11 @@ def parse_override(override: str, kind: type = TrainConfig) -> tuple[str, Any]:
     (override, *_) = as_typed(override, text_keys(kind))
     parsed = parse(override)
     return parsed.key_or_group, parsed.value()
+
+
+def key_of(override: str) -> str:
+    """The key of an override, whatever Hydra is to do with it."""
+    return override.partition("=")[0].lstrip("+~")
 
 
 def typed_text(key: str, text: str) -> str:
@@ -56,9 +62,3 @@ def parse_sweep(override: str) -> list[str] | None:
     if not parsed.is_discrete_sweep():
         return None
     return [f"{parsed.get_key_element()}={value}" for value in parsed.sweep_string_iterator()]
-
-
-def first_line(error: Exception) -> str:
-    """The first line of what an error says, else its name."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cua_agent.envs.registry import options_of
+from cua_agent.error_text import first_line
 from cua_agent.secrets import is_secret_name, referenced_variable
 from trainers.config.former_keys import present_key
-from trainers.config.overrides import first_line, parse
+from trainers.config.overrides import key_of, parse
 from trainers.config.saved import ARGS
 from trainers.config.texts import as_typed, literal, text_keys
 from trainers.config.validation import ConfigError, leaves
@@ -18,7 +19,7 @@ _SECTION = ARGS.rstrip(".")
 
 def is_option(override: str) -> bool:
     """Whether an override is of a world's option, also under its former key."""
-    key = option_key(override)
+    key = key_of(override)
     return f"{key}.".startswith(ARGS) or present_key(key, "") is not None
 
 
@@ -30,7 +31,7 @@ def with_options(tree: Mapping[str, Any], overrides: Sequence[str]) -> dict[str,
     texts = {ARGS + key: shape for key, shape in text_keys(options_of(str(world))).items()}
     args = dict(tree["env"]["args"])
     for given in overrides:
-        key = option_key(given)
+        key = key_of(given)
         override = given.replace(key, present_key(key, str(world)) or key, 1)
         for typed in as_typed(override, texts):
             parsed = parse(typed)
@@ -102,8 +103,3 @@ def _without(args: Mapping[str, Any], path: Sequence[str]) -> dict[str, Any]:
     if rest and isinstance(below, Mapping):
         return {**args, first: _without(below, rest)}
     return {name: value for name, value in args.items() if name != first}
-
-
-def option_key(override: str) -> str:
-    """The key of an override, whatever Hydra is to do with it."""
-    return override.partition("=")[0].lstrip("+~")

@@ -6,16 +6,16 @@ The keys are those of train.py. With `server=http://...` only that vLLM server i
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import sys
 import warnings
 from collections.abc import Sequence
 
+from cua_agent.exit_status import BAD_CONFIGURATION, DONE, FAILED, INTERRUPTED
 from cua_agent.secrets import masked_output
+from trainers.command.process import quiet_libraries
 from trainers.config import ConfigError, TrainConfig
 
-DONE, FAILED, BAD_CONFIGURATION, INTERRUPTED = 0, 1, 2, 130
 _SERVER = "server="
 
 
@@ -56,15 +56,7 @@ def _compose(overrides: Sequence[str]) -> TrainConfig:
 
 def _prepare_process(config: TrainConfig) -> None:
     """As for a run: quiet libraries, bounded threads, and SIGTERM treated as Ctrl-C; before torch is imported."""
-    settings = {
-        "TORCHDYNAMO_DISABLE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "TRANSFORMERS_VERBOSITY": "error",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "OMP_NUM_THREADS": str(config.threads),
-    }
-    for name, value in settings.items():
-        os.environ.setdefault(name, value)
+    quiet_libraries(config)
     warnings.simplefilter("ignore")
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))

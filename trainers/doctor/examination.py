@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from cua_agent.envs.base import EnvironmentFailure, WorldUnavailable
+from cua_agent.error_text import type_and_line
 from cua_agent.inference.base import InferenceFailure
 from cua_agent.inference.vllm.errors import CanaryError, ServerMismatch
 from cua_agent.models.errors import ModelError
@@ -51,5 +52,4 @@ def _run(check: Check, context: Context) -> Finding:
     except REFUSALS as refusal:
         return refused(refusal, check.helps)
     except Exception as problem:
-        line = next(iter(str(problem).splitlines()), "")
-        return error(f"{type(problem).__name__}: {line}", check.helps)
+        return error(type_and_line(problem), check.helps)

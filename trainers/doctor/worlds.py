@@ -6,6 +6,7 @@ import asyncio
 import math
 from typing import TYPE_CHECKING
 
+from cua_agent.error_text import type_and_line
 from cua_agent.tasks import CUATask, seed_for
 from trainers.doctor.context import Context
 from trainers.doctor.finding import Finding, Status, error, ok, warning, worst
@@ -59,8 +60,7 @@ async def _score(context: Context, task: CUATask) -> Finding | None:
     except TimeoutError:
         return error(f"{task.id}: not started and scored within {_TASK_S:g} s", _leave_out(task))
     except Exception as problem:  # a world or a validator of somebody else may raise anything
-        line = next(iter(str(problem).splitlines()), "")
-        return error(f"{task.id}: {type(problem).__name__}: {line}", _leave_out(task))
+        return error(f"{task.id}: {type_and_line(problem)}", _leave_out(task))
     if not isinstance(score, int | float) or not (math.isfinite(score) and 0 <= score <= 1):
         return error(f"{task.id}: its validator says {score!r}; allowed: 0 to 1", _leave_out(task))
     return None

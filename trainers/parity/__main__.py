@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cua_agent.exit_status import BAD_CONFIGURATION, DONE, FAILED, INTERRUPTED
 from cua_agent.secrets import masked_output
 from trainers.config import ConfigError
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from trainers.parity.recording import Recording
     from trainers.parity.replay import Side
 
-DONE, FAILED, BAD_CONFIGURATION, INTERRUPTED = 0, 1, 2, 130
 _SHOWN = 10  # failures
 SHORT = (
     "rollout.groups_per_step=2",

@@ -11,6 +11,7 @@ import sys
 import traceback
 from pathlib import Path
 
+from cua_agent.error_text import type_and_line
 from cua_agent.secrets import masked_output
 from trainers.components import build_components
 from trainers.parity.evidence import Episodes, Evidence, Figures
@@ -46,7 +47,7 @@ def work(side: Side, plan: Plan, name: str, parts_for: PartsFor = build_componen
             replay(config, start, batches, parts_for, broken_after=broken_after).save(out)
     except Exception as error:
         traceback.print_exc()
-        why = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+        why = type_and_line(error)
         broken = Episodes(error=why) if isinstance(case, LiveCase) else Evidence(Figures(error=why))
         broken.save(out)
     finally:

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn, Protocol
 
+from cua_agent.error_text import type_and_line
 from cua_agent.tasks import EvalSplit
 from trainers.config import TrainConfig
 from trainers.config.overrides import typed_text
@@ -244,7 +245,7 @@ class RunRecorder:
             return str(error)
         if is_full(error):
             return full_in_words(self._directory, size)
-        return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+        return type_and_line(error)
 
     def broken_off(self, error: BaseException) -> None:
         """Save what there is when `error` or Ctrl-C ends the run, and say so; a process that fails alone cannot."""

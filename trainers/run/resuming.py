@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from trainers.config import ConfigError, TrainConfig
-from trainers.config.overrides import typed_text
+from trainers.config.overrides import key_of, typed_text
 from trainers.config.saved import ABOUT, CONFIG, read_about, read_saved, run_directory_of, settings_of
 from trainers.config.validation import AUTO
 from trainers.protocol import TrainerState
@@ -60,7 +60,7 @@ def starting_point(resume: str) -> StartingPoint:
     """
     directory = Path(resume).expanduser()
     if is_old(directory):
-        return StartingPoint(directory, read_old_state(directory), None)
+        return StartingPoint(directory, _state_of(directory), None)
     if (directory / MANIFEST).is_file():
         return StartingPoint(directory, read_state(directory), run_directory_of(directory))
     notes: list[str] = []
@@ -74,8 +74,7 @@ def starting_point(resume: str) -> StartingPoint:
             return StartingPoint(newest, read_state(newest), owner, tuple(notes), directory)
         notes.append(f"{display_path(part.directory)} has no checkpoint of its own")
     if (single := _checkpoint_on_its_own(part.directory)) is not None:
-        state = read_old_state(single) if is_old(single) else read_state(single)
-        return StartingPoint(single, state, None, tuple(notes), directory)
+        return StartingPoint(single, _state_of(single), None, tuple(notes), directory)
     raise CheckpointError(f"resume={resume!r} is neither a checkpoint nor a run directory with an intact one")
 
 
@@ -86,6 +85,10 @@ def _checkpoint_on_its_own(directory: Path) -> Path | None:
     checkpoint = Path(named) if isinstance(named, str) else None
     usable = checkpoint is not None and ((checkpoint / MANIFEST).is_file() or is_old(checkpoint))
     return checkpoint if usable else None
+
+
+def _state_of(checkpoint: Path) -> TrainerState:
+    return read_old_state(checkpoint) if is_old(checkpoint) else read_state(checkpoint)
 
 
 def find_checkpoint(resume: str) -> Path:
@@ -120,9 +123,9 @@ class Settled(NamedTuple):
 def settle_auto(config: TrainConfig, overrides: Sequence[str]) -> Settled:
     """Find the newest run in `output_dir` that can be gone on with, of the same `run_name` (its own or a parent's), or
     of the same experiment (and seed, where one is typed) when no name is given."""
-    kept = [override for override in overrides if _key(override) != "resume"]
+    kept = [override for override in overrides if key_of(override) != "resume"]
     wanted = f"run_name={config.run_name}" if config.run_name else f"experiment={config.experiment}"
-    seed = None if config.run_name or "seed" not in map(_key, overrides) else config.seed
+    seed = None if config.run_name or "seed" not in map(key_of, overrides) else config.seed
     said: list[str] = []
     dead: list[Path] = []
     for directory in _newest_first(Path(config.output_dir).expanduser()):
@@ -161,7 +164,7 @@ def extended(config: TrainConfig, start: StartingPoint, typed: Sequence[str]) ->
     if not start.finished:
         return config, []
     said = []
-    keys = set(map(_key, typed))
+    keys = set(map(key_of, typed))
     if "max_steps" not in keys and start.state.step >= config.max_steps:
         longer = start.state.step + config.max_steps
         said.append(f"max_steps: {config.max_steps} -> {longer} (the run has taken its {start.state.step} steps)")
@@ -250,10 +253,6 @@ def _saved_name(directory: Path) -> object:
         return read_saved(directory).settings["run_name"]
     except ConfigError:
         return None
-
-
-def _key(override: str) -> str:
-    return override.partition("=")[0].lstrip("+~")
 
 
 def described(start: StartingPoint) -> dict[str, object]:

@@ -9,9 +9,8 @@ from collections.abc import Sequence
 
 from cua_agent.envs.base import EnvironmentFailure
 from cua_agent.envs.gbox.settings import GBoxSettings, check_requirements
+from cua_agent.exit_status import BAD_CONFIGURATION, DONE, FAILED, INTERRUPTED
 from cua_agent.secrets import masked_output
-
-DONE, FAILED, BAD_CONFIGURATION, INTERRUPTED = 0, 1, 2, 130
 
 
 @masked_output()

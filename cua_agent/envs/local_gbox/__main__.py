@@ -17,9 +17,9 @@ from cua_agent.envs.local_gbox.faults import FaultKind, FaultPlan, Moment
 from cua_agent.envs.local_gbox.options import DEFAULT_KEY, LocalGBoxOptions
 from cua_agent.envs.pocket.latency import Latency
 from cua_agent.envs.pocket.state import Layout
+from cua_agent.exit_status import BAD_CONFIGURATION, DONE, FAILED, INTERRUPTED
 from cua_agent.proxies import is_loopback
 
-DONE, FAILED, BAD_CONFIGURATION, INTERRUPTED = 0, 1, 2, 130
 DEFAULT_PORT = 8600
 _KINDS = ",".join(FaultKind)
 

@@ -14,7 +14,8 @@ from cua_agent.envs.base import EnvironmentFailure, Observation, StepResult
 from cua_agent.envs.miniwob.browser import MiniWobBrowser
 from cua_agent.envs.miniwob.page import SIZE
 from cua_agent.envs.web.gestures import ActionRefused, perform
-from cua_agent.envs.web.page import WebPage, first_line
+from cua_agent.envs.web.page import WebPage
+from cua_agent.error_text import first_line
 from cua_agent.tasks import CUATask
 
 EPISODE_OVER = "the episode is over"

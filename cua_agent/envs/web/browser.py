@@ -11,7 +11,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from cua_agent.envs.base import EnvironmentFailure, WorldUnavailable
-from cua_agent.envs.web.page import CLOSE_TIMEOUT_S, WebPage, first_line
+from cua_agent.envs.web.page import CLOSE_TIMEOUT_S, WebPage
+from cua_agent.error_text import first_line
 from cua_agent.scratch import scratch_directory, temporary_files_in
 
 DEFAULT_BROWSER = "/usr/bin/chromium-headless-shell"

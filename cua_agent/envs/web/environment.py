@@ -11,7 +11,8 @@ from cua_agent.actions import Action, Point
 from cua_agent.envs.base import EnvironmentFailure, Observation, StepResult
 from cua_agent.envs.web.browser import DEFAULT_BROWSER, Chromium
 from cua_agent.envs.web.gestures import ActionRefused, perform
-from cua_agent.envs.web.page import WebPage, first_line
+from cua_agent.envs.web.page import WebPage
+from cua_agent.error_text import first_line
 from cua_agent.tasks import CUATask, Probe
 
 Html = Callable[[CUATask, int], str]

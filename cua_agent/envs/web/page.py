@@ -50,8 +50,3 @@ def point_of(column: int, row: int, size: tuple[int, int]) -> Point:
     """The normalised point whose `to_pixels` on a screen of `size` is (column, row)."""
     last = COORDINATE_MAX + 1
     return Point((2 * column + 1) * last // (2 * size[0]), (2 * row + 1) * last // (2 * size[1]))
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its type's name when it has none."""
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -6,10 +6,9 @@ import sys
 from collections.abc import Sequence
 from contextlib import closing
 
+from cua_agent.exit_status import BAD_CONFIGURATION, DONE, FAILED
 from cua_agent.inference.vllm.serve import OPTIONS, ServeError, parse_options, run, server_command
 from cua_agent.secrets import masked_output
-
-DONE, FAILED, BAD_CONFIGURATION = 0, 1, 2
 
 
 @masked_output()
