@@ -49,7 +49,7 @@ parity: $(SETUP) ## prove that every phase of the asynchronous backend computes 
 	@$(PYTHON) -m trainers.parity ladder --recording outputs/parity/recording --out outputs/parity
 
 test: $(SETUP) browser lint ## all checks
-	$(TEST_ENV) $(PYTHON) -m pytest
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(PYTHON) -m pytest --numprocesses=2 --dist=loadfile
 
 test-fast: $(SETUP) lint ## the checks that need no browser and no training
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(PYTHON) -m pytest -m "not slow" --numprocesses=logical
