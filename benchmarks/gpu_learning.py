@@ -4,9 +4,9 @@
     python benchmarks/gpu_learning.py --server http://127.0.0.1:8000 --out outputs/gpu_learning
     python -m trainers.curves outputs/gpu_learning/run --output docs/images/gpu_learning.png
 
-Server and trainer may share a card. `--out`/figures.json holds the success on unseen seeds by step, the host memory
-of the trainer's processes and the GPU memory in use after each step (GiB), and how much both grew from the second
-quarter of the run to the last. On a CPU: --device cpu --dtype float32.
+Server and trainer may share a card, with other programs, too. `--out`/figures.json holds the success on unseen seeds by
+step, what every step tells of how learning goes, the memory of the trainer's processes on host and card after each step
+(GiB), and how much both grew from the second quarter of the run to the last. On a CPU: --device cpu --dtype float32.
 """
 
 from __future__ import annotations
@@ -25,6 +25,11 @@ import psutil
 ROOT = Path(__file__).resolve().parents[1]
 GIB = 2**30
 POLL_S = 0.2
+CURVE = (
+    *("step", "success_rate", "groups_kept", "staleness_mean", "logprob_gap", "ratio_max", "clip_fraction"),
+    *("entropy", "grad_norm"),
+)
+"""What tells why a run learns or does not."""
 
 
 def main() -> int:
@@ -71,19 +76,21 @@ def trained(args: argparse.Namespace) -> tuple[int, list[dict[str, float]]]:
 
 
 def in_use(process: psutil.Process) -> dict[str, float]:
-    """GiB of host memory of a process and its children, and of GPU memory that is used at all."""
+    """GiB of host and of GPU memory of a process and its children."""
     family = [process, *process.children(recursive=True)]
-    return {"host": round(sum(each.memory_info().rss for each in family) / GIB, 3), "gpu": round(_gpu_memory(), 3)}
+    host = sum(each.memory_info().rss for each in family) / GIB
+    return {"host": round(host, 3), "gpu": round(_gpu_memory({each.pid for each in family}), 3)}
 
 
-def _gpu_memory() -> float:
-    """GiB used on all cards; 0 where there is none."""
+def _gpu_memory(pids: set[int]) -> float:
+    """GiB that these processes use on all cards, as the driver tells; 0 where there is none."""
     try:
-        query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+        query = ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
         answer = subprocess.run(query, capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
         return 0.0
-    return sum(float(line) for line in answer.split()) / 1024
+    used = (line.split(",") for line in answer.splitlines())
+    return sum(float(mib) for pid, mib in used if int(pid) in pids) / 1024
 
 
 def report(run: Path, memory: list[dict[str, float]]) -> dict[str, Any]:
@@ -99,6 +106,7 @@ def report(run: Path, memory: list[dict[str, float]]) -> dict[str, Any]:
         ),
         "staleness_max": max((row["staleness_max"] for row in rows), default=None),
         "success": [[each["step"], each["split"], each["success_rate"]] for each in evaluations],
+        "curve": [{key: row.get(key) for key in CURVE} for row in rows],
         "memory": memory,
     }
     quarter = max(1, len(memory) // 4)
