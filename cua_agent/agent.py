@@ -22,6 +22,7 @@ from cua_agent.prompts import Grounding, PromptStyle, system_prompt
 from cua_agent.rewards import RewardValues, SuccessOnly, checked_score, outcome_of, reward_of
 from cua_agent.tasks import CUATask
 from cua_agent.trajectory import Outcome, Trajectory, Turn
+from cua_agent.verdict import Verdict, heard
 
 logger = logging.getLogger(__name__)
 
@@ -66,8 +67,8 @@ class Episode:
     """A finished episode; `trajectories` are its token rows (at least one).
 
     `score` is how well the goal held at the end (0..1), `failure` why infrastructure lost the episode (outcome
-    infra_error only; `EnvironmentFailure` or `InferenceFailure`), `final_screenshot` the last screen (with
-    `keep_screenshots` only).
+    infra_error only; `EnvironmentFailure` or `InferenceFailure`), `final_screenshot` the last screen and `verdict` what
+    the validator asked (with `keep_screenshots` only).
     """
 
     task: CUATask
@@ -81,11 +82,14 @@ class Episode:
     reset_s: float
     failure: Exception | None = None
     final_screenshot: Image.Image | None = field(default=None, repr=False)
+    side_effects: int = 0
+    verdict: Verdict = field(default_factory=Verdict)
 
 
 @dataclass
-class _Progress:
-    """What an episode has come to; readable at any time, also after a failure."""
+class Progress:
+    """What an episode has come to; readable at any time, by any thread, also after a failure. It has been waiting for
+    what `waits_for` says `since` then (of `time.time`)."""
 
     conversation: Conversation
     goal: str
@@ -97,6 +101,12 @@ class _Progress:
     side_effects: int = 0
     reset_s: float = 0.0
     waits_for: str = "starting"
+    since: float = field(default_factory=time.time)
+    verdict: Verdict = field(default_factory=Verdict)
+
+    def wait_for(self, what: str) -> None:
+        """The episode goes on when `what` is done."""
+        self.waits_for, self.since = what, time.time()
 
     @property
     def over(self) -> bool:
@@ -107,7 +117,8 @@ class StandaloneGBoxCUAAgent:
     """Plays episodes: look at the screen, sample a tool call, act, look again.
 
     One agent plays one episode at a time, because an environment holds one world. Malformed calls and unknown targets
-    cost the turn and are answered with a short error; only programming errors are raised.
+    cost the turn and are answered with a short error; only programming errors are raised. `system` is what every
+    episode begins with, `progress` that of the present or last one.
     """
 
     def __init__(
@@ -123,7 +134,8 @@ class StandaloneGBoxCUAAgent:
         self._environment = environment
         self._config = config or AgentConfig()
         self._reward = reward or SuccessOnly()
-        self._system = system_prompt(self._config.prompt, self._config.grounding, policy.coordinates or "relative")
+        self.system = system_prompt(self._config.prompt, self._config.grounding, policy.coordinates or "relative")
+        self.progress: Progress | None = None
 
     async def run_episode(self, task: CUATask, seed: int, *, group_id: str, episode_id: str) -> list[Trajectory]:
         """The token rows of one episode; see `play`."""
@@ -137,7 +149,8 @@ class StandaloneGBoxCUAAgent:
         `ContextTooShort` or `NoDescription`.
         """
         config = self._config
-        progress = _Progress(Conversation(self._policy, self._system, config.context, config.last_k), task.description)
+        conversation = Conversation(self._policy, self.system, config.context, config.last_k)
+        progress = self.progress = Progress(conversation, task.description)
         failure: Exception | None = None
         try:
             async with asyncio.timeout(config.timeout_s):
@@ -162,13 +175,18 @@ class StandaloneGBoxCUAAgent:
             trajectories=progress.conversation.to_trajectories(info, progress.turns),
             reset_s=progress.reset_s,
             failure=failure,
-            final_screenshot=progress.seen.screenshot if progress.seen and config.keep_screenshots else None,
+            final_screenshot=self._kept(progress.seen),
+            side_effects=progress.side_effects,
+            verdict=progress.verdict,
         )
 
-    async def _play(self, task: CUATask, seed: int, episode_id: str, progress: _Progress) -> None:
+    async def _play(self, task: CUATask, seed: int, episode_id: str, progress: Progress) -> None:
         conversation = progress.conversation
         started = time.monotonic()
-        seen = progress.seen = await self._environment.reset(task, seed)
+        played = task
+        if self._config.keep_screenshots:
+            played, progress.verdict = heard(task)
+        seen = progress.seen = await self._environment.reset(played, seed)
         progress.reset_s = time.monotonic() - started
         progress.goal = seen.text or task.description
         conversation.start(progress.goal, screen_of(seen, self._config.observation))
@@ -181,11 +199,11 @@ class StandaloneGBoxCUAAgent:
             conversation.observe(seen.text, screen_of(seen, self._config.observation))
             if conversation.row != row:
                 self._engine.release(_conversation_id(episode_id, row))
-        progress.waits_for = "scoring"
+        progress.wait_for("scoring")
         progress.score = checked_score(await self._environment.compute_reward(), task)
         progress.side_effects = await side_effects_of(self._environment, self._reward)
 
-    def _late(self, progress: _Progress, error: TimeoutError) -> EnvironmentFailure:
+    def _late(self, progress: Progress, error: TimeoutError) -> EnvironmentFailure:
         """Nobody knows what the world is doing: it is not fit for another episode."""
         where = f"after {len(progress.turns)} turns, while {progress.waits_for}"
         ours = f"no end within {self._config.timeout_s:g} s (rollout.episode_timeout_s), {where}"
@@ -201,12 +219,12 @@ class StandaloneGBoxCUAAgent:
             )
         return needed <= self._config.max_length
 
-    async def _take_turn(self, seed: int, episode_id: str, progress: _Progress, seen: Observation) -> Observation:
+    async def _take_turn(self, seed: int, episode_id: str, progress: Progress, seen: Observation) -> Observation:
         """Sample one turn, act on it, record it; returns what is seen afterwards."""
         started = time.monotonic()
-        progress.waits_for = "sampling"
+        progress.wait_for("sampling")
         response = await self._generate(seed, episode_id, progress.conversation)
-        progress.waits_for = "acting"
+        progress.wait_for("acting")
         text = self._text_of(response)
         generated = time.monotonic()
         truncated = response.stop_reason == "length"
@@ -230,7 +248,7 @@ class StandaloneGBoxCUAAgent:
                 env_s=time.monotonic() - generated,
                 point=_point_of(effect.executed),
                 truncated=truncated,
-                screenshot=seen.screenshot if self._config.keep_screenshots else None,
+                screenshot=self._kept(seen),
             )
         )
         return effect.observation
@@ -249,6 +267,11 @@ class StandaloneGBoxCUAAgent:
         response = await self._engine.generate(request)
         conversation.add_response(response)
         return response
+
+    def _kept(self, seen: Observation | None) -> Image.Image | None:
+        """The screen that a record of the episode shows."""
+        shown = seen is not None and self._config.keep_screenshots and not seen.private
+        return seen.screenshot if seen is not None and shown else None
 
     def _text_of(self, response: GenerateResponse) -> str:
         """What the model wrote, without the token that ended its turn."""

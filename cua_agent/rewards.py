@@ -132,6 +132,23 @@ def reward_of(
     return _worth(outcome, score, values) - min(_costs(values, turns, side_effects), limit)
 
 
+def reward_parts(
+    outcome: Outcome, score: float, values: RewardValues, turns: Sequence[Turn], side_effects: int, reward: float
+) -> dict[str, float]:
+    """What `reward` (of `reward_of`) is the sum of: the outcome's value, the share of the goal, each cost, and `limit`,
+    what of the costs was not subtracted. Parts of 0 are left out, but for the outcome's."""
+    if outcome is Outcome.INFRA_ERROR:
+        return {}
+    if values.custom is not None:
+        return {"reward.function": reward}
+    share = 0.0 if outcome is Outcome.SUCCESS else values.partial * score
+    costs = _cost_parts(values, turns, side_effects)
+    parts = {"partial": share, **{name: -cost for name, cost in costs.items()}}
+    worth = _worth(outcome, score, values)
+    parts["limit"] = reward - (worth - sum(costs.values()))
+    return {outcome.value: worth - share, **{name: part for name, part in parts.items() if abs(part) > 1e-9}}
+
+
 def best_without_success(values: RewardValues) -> float:
     """The most that an episode can be worth whose goal is not reached, or not reported."""
     return max(values.false_claim, values.failure, values.out_of_turns) + values.partial
@@ -149,14 +166,18 @@ def _worth(outcome: Outcome, score: float, values: RewardValues) -> float:
 
 
 def _costs(values: RewardValues, turns: Sequence[Turn], side_effects: int) -> float:
+    return sum(_cost_parts(values, turns, side_effects).values())
+
+
+def _cost_parts(values: RewardValues, turns: Sequence[Turn], side_effects: int) -> dict[str, float]:
     minutes = sum(turn.generate_s + turn.env_s for turn in turns) / 60
     malformed = sum(turn.action is None for turn in turns)
-    return (
-        values.turn_cost * len(turns)
-        + values.minute_cost * minutes
-        + values.malformed_cost * malformed
-        + values.side_effect_cost * side_effects
-    )
+    return {
+        "turn_cost": values.turn_cost * len(turns),
+        "minute_cost": values.minute_cost * minutes,
+        "malformed_cost": values.malformed_cost * malformed,
+        "side_effect_cost": values.side_effect_cost * side_effects,
+    }
 
 
 def _custom_reward(

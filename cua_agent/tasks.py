@@ -34,8 +34,9 @@ class Validator(Protocol):
 class CUATask:
     """One task. `category` is its family; `description` is the goal as the user states it.
 
-    `max_steps` bounds the turns of an episode, the final report included. Raises `ValueError` when the validator is
-    missing or a field is empty, because such a task could only ever score 0.
+    `max_steps` bounds the turns of an episode, the final report included. `secrets` are texts that no record of an
+    episode shows: a password that the goal asks to type, say. Raises `ValueError` when the validator is missing or a
+    field is empty, because such a task could only ever score 0.
     """
 
     id: str
@@ -45,6 +46,7 @@ class CUATask:
     category: str
     max_steps: int
     validation: Validator
+    secrets: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not all(callable(getattr(self.validation, method, None)) for method in ("snapshot", "score")):

@@ -73,7 +73,7 @@ def test_servers_serve_weights_that_were_never_whole_in_this_process(
 
     built: list[Components] = []
 
-    def build(config: TrainConfig, *, sharded: bool = False) -> Components:
+    def build(config: TrainConfig, *, sharded: bool = False, **_: object) -> Components:
         built.append(build_components(config, sharded=sharded))
         assert all(p.is_meta for n, p in built[0].policy.model.named_parameters() if "lora_" not in n)
         return built[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -24,6 +24,7 @@ from cua_agent.prompts import first_prompt, system_prompt
 from cua_agent.tasks import CUATask, EvalSplit
 from cua_agent.trajectory import Trajectory
 from trainers.config import ConfigError, TrainConfig
+from trainers.episodes.log import EpisodeLog
 from trainers.protocol import EpisodeRunner, EpisodeSpec
 from trainers.rollouts.task_sampler import training_tasks
 from trainers.run.checkpoint import save_weights
@@ -34,7 +35,7 @@ class Components:
     """The policy and the world it acts in.
 
     `environments` opens what environments share (a browser), for one event loop at a time; `runner_for` makes what
-    plays episodes with an engine.
+    plays episodes with an engine; they are recorded in `episodes`, if anywhere.
     """
 
     policy: PolicyModel
@@ -42,11 +43,17 @@ class Components:
     runner_for: Callable[[InferenceEngine], EpisodeRunner]
     train_tasks: Sequence[CUATask]
     eval_tasks: Mapping[EvalSplit, Sequence[CUATask]]
+    episodes: EpisodeLog | None = None
+
+    def close(self) -> None:
+        """Nothing more is played; safe to call twice."""
+        if self.episodes is not None:
+            self.episodes.close()
 
 
-def build_components(config: TrainConfig, *, sharded: bool = False) -> Components:
-    """Load everything that `config` names; `sharded` as for `build_policy`. Raises `ConfigError`; for the model
-    `ModelNotFound` or `UnsupportedModel`."""
+def build_components(config: TrainConfig, *, sharded: bool = False, episodes: EpisodeLog | None = None) -> Components:
+    """Load everything that `config` names; `sharded` as for `build_policy`; what is played is recorded in `episodes`.
+    Raises `ConfigError`; for the model `ModelNotFound` or `UnsupportedModel`."""
     train_tasks = training_tasks(config.env)
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)  # LoRA dropout
@@ -55,9 +62,10 @@ def build_components(config: TrainConfig, *, sharded: bool = False) -> Component
     return Components(
         policy=policy,
         environments=partial(open_world, config.env.world, config.env.timeout_s),
-        runner_for=partial(agent_runner, policy, config),
+        runner_for=partial(agent_runner, policy, config, episodes=episodes),
         train_tasks=train_tasks,
         eval_tasks=held_out_tasks(config),
+        episodes=episodes,
     )
 
 
@@ -169,18 +177,33 @@ def agent_config(config: TrainConfig) -> AgentConfig:
     )
 
 
-def agent_runner(policy: PolicyModel, config: TrainConfig, engine: InferenceEngine) -> EpisodeRunner:
-    """Plays episodes with `StandaloneGBoxCUAAgent`; a lost one raises why."""
+def agent_runner(
+    policy: PolicyModel, config: TrainConfig, engine: InferenceEngine, episodes: EpisodeLog | None = None
+) -> EpisodeRunner:
+    """Plays episodes with `StandaloneGBoxCUAAgent`, recorded in `episodes`; a lost one raises why."""
     how = agent_config(config)
 
     async def run(environment: Environment, spec: EpisodeSpec) -> list[Trajectory]:
-        agent = StandaloneGBoxCUAAgent(policy, engine, environment, how, config.reward)
-        episode = await agent.play(spec.task, spec.seed, group_id=spec.group_id, episode_id=spec.episode_id)
+        keep = episodes is not None and episodes.wants(spec)
+        agent = StandaloneGBoxCUAAgent(policy, engine, environment, replace(how, keep_screenshots=keep), config.reward)
+        play = agent.play(spec.task, spec.seed, group_id=spec.group_id, episode_id=spec.episode_id)
+        if episodes is None:
+            episode = await play
+        else:
+            version = engine.version
+            with episodes.playing(spec, agent, version):
+                episode = await play
+            episodes.ended(spec, episode, version, policy.decode)
         if episode.failure is not None:
             raise episode.failure
-        return episode.trajectories
+        return [_without_screens(row) for row in episode.trajectories] if keep else episode.trajectories
 
     return run
+
+
+def _without_screens(row: Trajectory) -> Trajectory:
+    """A row whose turns hold no second copy of its images."""
+    return replace(row, turns=tuple(replace(turn, screenshot=None) for turn in row.turns))
 
 
 def held_out_tasks(config: TrainConfig) -> dict[EvalSplit, Sequence[CUATask]]:

@@ -26,12 +26,14 @@ class WorldUnavailable(ValueError):  # noqa: N818 (a state of the machine or of 
 class Observation:
     """What the agent sees after an action: an RGB screenshot and a short text (empty when all is well).
 
-    `description` is the screen in words, for models without eyes; None where an environment cannot tell it.
+    `description` is the screen in words, for models without eyes; None where an environment cannot tell it. A
+    `private` screen shows what no record of the episode may show.
     """
 
     screenshot: Image.Image
     text: str = ""
     description: str | None = None
+    private: bool = False
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from trainers.components import Components, build_components
 from trainers.config import TrainConfig
 from trainers.config.cluster import is_one_machine
 from trainers.distributed.process_group import SINGLE_PROCESS, ProcessGroup
+from trainers.episodes.log import EpisodeLog
 from trainers.protocol import Batch, EvalRecord, LossRecord, StepRecord, Trainer, TrainResult
 from trainers.run.checkpoint import try_saving
 from trainers.run.metrics import ProgressReporter
@@ -55,7 +56,9 @@ class AReaLGRPOTrainer:
                 stay_on_this_machine(meeting_place(run_directory))
             self._trainer, self._tensors = ClusterTrainer(config, run_directory, progress), _no_tensors
             return
-        components = components or build_components(config, sharded=_is_sharded_at_once(config))
+        components = components or build_components(
+            config, sharded=_is_sharded_at_once(config), episodes=_episodes_of(config, run_directory, process_group)
+        )
         try_saving(run_directory, components.policy)
         self._trainer, self._tensors = _of_phase(config, run_directory, progress, components, process_group)
 
@@ -84,6 +87,12 @@ class AReaLGRPOTrainer:
 
     def close(self) -> None:
         self._trainer.close()
+
+
+def _episodes_of(config: TrainConfig, run_directory: Path, process_group: ProcessGroup) -> EpisodeLog:
+    """All processes record in the first one's directory."""
+    directory = process_group.broadcast(run_directory.absolute())
+    return EpisodeLog(directory, str(process_group.rank), config.logging, config.reward)
 
 
 def _is_sharded_at_once(config: TrainConfig) -> bool:

@@ -65,6 +65,15 @@ class LoggingConfig:
     trackio: bool = Field(default=False, description="log to trackio")
     project: Name = Field(default="cua-grpo", description="project name at wandb or trackio")
     save_trajectories: int = Field(default=1, ge=0, description="recorded batches kept (the newest); 0: none")
+    record_groups: int = Field(
+        default=1, ge=0, description="record the episodes of every n-th training group; 1: of all, 0: of none"
+    )
+    record_evaluations: bool = Field(default=True, description="record the episodes of evaluations")
+    screenshots_mb: float = Field(
+        default=500.0,
+        ge=0,
+        description="disk for the screenshots of recorded episodes in MB, the oldest go first; 0: none",
+    )
 
 
 @dataclass(frozen=True, config=STRICT)

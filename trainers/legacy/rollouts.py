@@ -123,3 +123,4 @@ class SynchronousRollouts:
         if self._loop.answers():  # else nothing that lives on it can be ended
             self._loop.run(self._stack.aclose())
         self._loop.close()
+        self._components.close()

@@ -11,6 +11,7 @@ from cua_agent.tasks import CUATask
 from cua_agent.trajectory import Trajectory
 from trainers.components import Components, build_components, build_engine
 from trainers.config import TrainConfig
+from trainers.episodes.log import EpisodeLog
 from trainers.grpo.learner import PolicyLearner
 from trainers.legacy.rollouts import SynchronousRollouts
 from trainers.loop import TrainingLoop
@@ -30,7 +31,8 @@ class CUAGRPOTrainer:
     def __init__(
         self, config: TrainConfig, run_directory: Path, progress: ProgressReporter, components: Components | None = None
     ) -> None:
-        components = components or build_components(config)
+        episodes = EpisodeLog(run_directory, "0", config.logging, config.reward)
+        components = components or build_components(config, episodes=episodes)
         try_saving(run_directory, components.policy)
         self._learner = PolicyLearner(components.policy, config)
         self._loop = TrainingLoop(

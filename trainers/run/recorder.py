@@ -16,6 +16,7 @@ from cua_agent.tasks import EvalSplit
 from trainers.config import TrainConfig
 from trainers.config.overrides import typed_text
 from trainers.distributed.process_group import SINGLE_PROCESS, ProcessGroup
+from trainers.episodes.steps import StepLog
 from trainers.protocol import Batch, Collected, EvalRecord, Snapshot, StepRecord, TrainerState, TrainResult, Usage
 from trainers.rollouts.trajectory_store import TrajectoryStore
 from trainers.run.checkpoint_files import prune_checkpoints
@@ -71,6 +72,7 @@ class RunRecorder:
         self._checkpoints = CheckpointWriter()
         self._spool = spool_of(config, directory, process_group)
         self._whole: tuple[Path, int] | None = None  # the newest whole checkpoint, and its step
+        self._steps = StepLog(directory)
         self._store = TrajectoryStore(directory / "trajectories", config.logging.save_trajectories)
         identity = {"backend": config.backend, "phase": config.active_phase, "seed": config.seed}
         self._writer = MetricsWriter(directory, open_trackers(config.logging, directory, identity), progress.message)
@@ -139,6 +141,8 @@ class RunRecorder:
         speed = self._throughput(batch, len(updates), timing)
         metrics = step_metrics(self._state, collected, batch, updates, stale, timing, usage, speed)
         self._writer.step(metrics)
+        trained = self._state.policy_version - any(not update.skipped for update in updates)
+        self._steps.step(self._state.step, trained, collected, batch)
         self._progress.step(metrics, self._config.max_steps)
         for reason in dict.fromkeys(update.reason for update in updates if update.skipped):
             self._progress.message(f"update skipped in step {self._state.step}, the policy is unchanged: {reason}")
@@ -154,12 +158,14 @@ class RunRecorder:
         """An evaluation of the present weights ended; keeps the best ones, and returns why the run should stop."""
         self._writer.evaluation(record, split)
         self._progress.evaluation(record, split)
+        self._steps.evaluation(record.step, self._state.policy_version, split)
         if split != "seeds":
             return None
         self._checkpoints.wait()  # whether the best so far could be saved
         before = self._state
         self._state = observe(before, record.success_rate)
         if self._state.best_step == self._state.step:
+            self._steps.best(self._state.step, self._state.policy_version)
             self._checkpoint("best", failed=partial(self._best_not_saved, before))
         return stop_after_evaluation(self._state, record.success_rate, self._config.eval)
 

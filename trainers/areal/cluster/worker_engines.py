@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,6 +33,7 @@ from trainers.areal.train.reference_model import ReferenceModel
 from trainers.components import build_components, build_engine, build_policy
 from trainers.config import TrainConfig
 from trainers.config.cluster import workers_of
+from trainers.episodes.log import EpisodeLog
 from trainers.protocol import EpisodeSpec, TrainerState
 from trainers.rollouts.task_sampler import TaskSampler
 from trainers.run.checkpoint import load_checkpoint, save_checkpoint
@@ -100,10 +102,13 @@ class WorkerEngine(PolicyRolloutEngine):
 
     def __init__(self, config: WorkerEngineConfig) -> None:
         run = _share(_prepare(config.run), config.workers)
-        components = build_components(run)
+        directory = Path(config.fileroot).parent
+        process = f"{socket.gethostname()}-{os.getpid()}"
+        episodes = EpisodeLog(directory, process, run.logging, run.reward)
+        components = build_components(run, episodes=episodes)
         serving = components.policy.frozen_copy()
         own = replace(
-            rollout_config(run, Path(config.fileroot).parent),
+            rollout_config(run, directory),
             max_head_offpolicyness=_UNBOUNDED,  # the controller keeps the bound
             check_trajectory_format=False,
         )
@@ -164,6 +169,7 @@ class WorkerEngine(PolicyRolloutEngine):
 
     def destroy(self) -> None:
         """End environments and sampling; safe to call twice."""
+        self._components.close()
         if self.initialized:
             self.pause()
             self._environments.close()

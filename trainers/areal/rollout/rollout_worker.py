@@ -83,6 +83,7 @@ class RolloutWorker:
     def close(self) -> None:
         """End environments, sampling and AReaL's threads; safe to call twice. What an environment blocks is left to end
         with the process."""
+        self._components.close()
         if not self.engine.initialized:
             return
         self.engine.pause()

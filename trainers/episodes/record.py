@@ -1,0 +1,135 @@
+"""One episode as a row that people can look at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from cua_agent.agent import Episode
+from cua_agent.rewards import RewardValues, reward_parts
+from cua_agent.secrets import MASK, mask_text
+from cua_agent.trajectory import Trajectory
+from trainers.episodes.files import EVALUATION
+from trainers.protocol import EpisodeSpec
+
+SHOWN = 2000
+"""Most characters of an answer to a validator, or of a validator's description."""
+_BETWEEN = "\n\x1e\n"
+
+
+@dataclass(frozen=True)
+class Ended:
+    """An episode that ended, begun under policy `version`, at `time` (of `time.time`). `screens` are what was seen
+    before each turn and at the end; None for those that are not kept. `decode` gives the text of token ids."""
+
+    spec: EpisodeSpec
+    episode: Episode
+    version: int
+    time: float
+    screens: Sequence[Image.Image | None]
+    reward: RewardValues
+    decode: Callable[[Sequence[int]], str]
+
+
+def is_evaluation(spec: EpisodeSpec) -> bool:
+    """Whether the episode belongs to an evaluation."""
+    return spec.group_id.startswith(EVALUATION)
+
+
+def record_of(ended: Ended, screens: Sequence[str | None]) -> dict[str, Any]:
+    """The row, with the names of the screens' files; secrets read `***`."""
+    spec, episode = ended.spec, ended.episode
+    parts = reward_parts(
+        episode.outcome, episode.score, ended.reward, episode.turns, episode.side_effects, episode.reward
+    )
+    tokens = [token for row in episode.trajectories for token in _sampled(row, ended.decode)]
+    row: dict[str, Any] = {
+        "id": spec.episode_id,
+        "group": spec.group_id,
+        "evaluation": is_evaluation(spec),
+        "task": spec.task.id,
+        "category": spec.task.category,
+        "goal": episode.goal,
+        "seed": spec.seed,
+        "version": ended.version,
+        "time": ended.time,
+        "outcome": episode.outcome.value,
+        "score": episode.score,
+        "reward": episode.reward,
+        "parts": parts,
+        "failure": None if episode.failure is None else str(episode.failure) or type(episode.failure).__name__,
+        "reset_s": round(episode.reset_s, 3),
+        "verdict": {
+            "validator": episode.verdict.validator[:SHOWN],
+            "start": {str(key): str(value)[:SHOWN] for key, value in episode.verdict.start.items()},
+            "asked": [[str(text)[:SHOWN] for text in pair] for pair in episode.verdict.asked],
+        },
+        "turns": [_turn(turn, screen) for turn, screen in zip(episode.turns, screens, strict=False)],
+        "final": screens[-1] if screens else None,
+    }
+    masked: dict[str, Any] = _masked(row, spec.task.secrets)
+    for turn, (before, after) in enumerate(zip(row["turns"], masked["turns"], strict=True)):
+        # Pieces of a secret are no less secret.
+        after["tokens"] = tokens[turn] if turn < len(tokens) and before["text"] == after["text"] else []
+    return masked
+
+
+def _turn(turn: Any, screen: str | None) -> dict[str, Any]:
+    return {
+        "text": turn.text,
+        "action": turn.action,
+        "result": turn.result,
+        "generate_s": round(turn.generate_s, 3),
+        "env_s": round(turn.env_s, 3),
+        "point": turn.point,
+        "truncated": turn.truncated,
+        "screen": screen,
+    }
+
+
+def _sampled(row: Trajectory, decode: Callable[[Sequence[int]], str]) -> Iterator[list[tuple[str, float, int]]]:
+    """For each turn of a token row: text, log-probability and policy version of its sampled tokens."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], row.loss_mask, [0]])))
+    for start, stop in zip(edges[::2], edges[1::2], strict=True):
+        yield [
+            (decode([int(row.input_ids[i])]), round(float(row.logprobs[i]), 3), int(row.versions[i]))
+            for i in range(start, stop)
+        ]
+
+
+def masked_texts(texts: Sequence[str], secrets: Sequence[str]) -> list[str]:
+    """`texts` with `***` for the `secrets` of a task, and for what is or looks like a key."""
+    joined = _BETWEEN.join(texts)
+    for secret in sorted(filter(None, secrets), key=len, reverse=True):
+        joined = joined.replace(secret, MASK)
+    found = mask_text(joined).split(_BETWEEN)
+    return found if len(found) == len(texts) else [mask_text(text) for text in texts]
+
+
+def _masked(row: Any, secrets: Sequence[str]) -> Any:
+    """`row` with all its texts masked at once; keys stay."""
+    texts = list(_texts(row))
+    return _with_texts(row, iter(masked_texts(texts, secrets)))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _texts(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts(item)
+
+
+def _with_texts(value: Any, texts: Iterator[str]) -> Any:
+    if isinstance(value, str):
+        return next(texts)
+    if isinstance(value, dict):
+        return {key: _with_texts(item, texts) for key, item in value.items()}
+    return [_with_texts(item, texts) for item in value] if isinstance(value, list) else value

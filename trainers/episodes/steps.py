@@ -1,0 +1,78 @@
+"""What became of groups and evaluations: written by the process that keeps the run's books."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from trainers.episodes.files import BEST, EPISODES, STEPS, append_rows, replace_json
+from trainers.protocol import Batch, Collected, Group
+
+logger = logging.getLogger(__name__)
+
+
+class StepLog:
+    """Rows about the groups of each step, and about each evaluation. Where it cannot be written, that is told once."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory / EPISODES
+        self._broken = False
+
+    def step(self, step: int, version: int, collected: Collected, batch: Batch) -> None:
+        """Step `step` trained policy `version` on the `kept` groups of `collected`."""
+        self._append(group_rows(step, version, collected, batch))
+
+    def evaluation(self, step: int, version: int, split: str) -> None:
+        """Policy `version` was evaluated after `step`."""
+        self._append([{"evaluation": split, "step": step, "version": version}])
+
+    def best(self, step: int, version: int) -> None:
+        """That evaluation is the best so far."""
+        self._guarded(lambda: replace_json(self._directory / BEST, {"step": step, "version": version}))
+
+    def _append(self, rows: Iterable[dict[str, Any]]) -> None:
+        self._guarded(lambda: append_rows(self._directory / STEPS, rows))
+
+    def _guarded(self, write: Callable[[], None]) -> None:
+        if self._broken:
+            return
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            write()
+        except OSError as error:
+            self._broken = True
+            logger.warning("groups are not recorded any further: %s", error)
+
+
+def group_rows(step: int, version: int, collected: Collected, batch: Batch) -> Iterator[dict[str, Any]]:
+    """A row for each group that a step used or left: `kept`, `filtered` or `dropped`, why, and the advantage of each
+    episode."""
+    advantages = {
+        row.episode_id: advantage for row, advantage in zip(batch.trajectories, batch.advantages, strict=True)
+    }
+    for state, groups in (("kept", collected.kept), ("filtered", collected.filtered)):
+        for group in groups:
+            yield {
+                "group": group.spec.group_id,
+                "task": group.spec.task.id,
+                "step": step,
+                "version": version,
+                "state": state,
+                "why": "" if state == "kept" else without_signal(group),
+                "advantages": {
+                    rows[0].episode_id: advantages.get(rows[0].episode_id) for rows in group.episodes if rows
+                },
+            }
+    for name in collected.dropped:
+        why = "came too late for rollout.max_staleness"
+        yield {"group": name, "step": step, "version": version, "state": "dropped", "why": why, "advantages": {}}
+
+
+def without_signal(group: Group) -> str:
+    """Why nothing can be learnt from a group."""
+    rewards = sorted({rows[0].reward for rows in group.episodes if rows})
+    if len(rewards) == 1:
+        return f"no signal: all {len(group.episodes)} rewards are {rewards[0]:g}"
+    return f"no signal: {len(group.episodes)} episodes, rewards {', '.join(f'{reward:g}' for reward in rewards)}"
