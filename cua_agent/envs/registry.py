@@ -17,6 +17,7 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 from cua_agent.by_name import REFERENCE, load
 from cua_agent.envs.gbox.world import GBoxWorld
 from cua_agent.envs.guard import GuardedFactory
+from cua_agent.envs.gymnasium.world import GymnasiumWorld
 from cua_agent.envs.miniwob.world import MiniWobWorld
 from cua_agent.envs.pocket.world import PocketWorld
 from cua_agent.envs.pool import EnvironmentFactory
@@ -28,7 +29,12 @@ GROUP = "cua_grpo.environments"
 """Entry points of this group name the worlds of installed packages."""
 OPTIONS = "env.args"
 """Where a world's options stand in a configuration."""
-BUILT_IN: Mapping[str, Callable[..., World]] = {"pocket": PocketWorld, "miniwob": MiniWobWorld, "gbox": GBoxWorld}
+BUILT_IN: Mapping[str, Callable[..., World]] = {
+    "pocket": PocketWorld,
+    "miniwob": MiniWobWorld,
+    "gbox": GBoxWorld,
+    "gymnasium": GymnasiumWorld,
+}
 
 for _name, _world in BUILT_IN.items():
     register_tasks(_name, _world())

@@ -20,8 +20,8 @@ class EnvConfig:
 
     name: str = Field(
         default="pocket",
-        description="pocket (simulated phone), miniwob (MiniWoB++ in Chromium), gbox (GBox boxes), the name of a world "
-        "that a package brings, or package.module:factory",
+        description="pocket (simulated phone), miniwob (MiniWoB++ in Chromium), gbox (GBox boxes), gymnasium, the name "
+        "of a world that a package brings, or package.module:factory",
     )
     tasks: tuple[str, ...] = Field(default=(), description="task categories; empty: all")
     args: dict[str, Any] = Field(

@@ -83,7 +83,9 @@ def world_sections() -> list[Section]:
     """The options of the built-in worlds, which are keys below `env.args`."""
     found = []
     for name in BUILT_IN:
-        defaults = {key: value_text(value) for key, value in leaves(all_options(name, {}), ARGS)}
+        values = all_options(name, {})
+        whole = {ARGS + key: value for key, value in values.items()}  # of options that are mappings themselves
+        defaults = {key: value_text(value) for key, value in {**whole, **dict(leaves(values, ARGS))}.items()}
         sections = _sections(options_of(name), ARGS.rstrip("."), defaults)
         found += [replace(section, name=f"{section.name}` of `env={name}") for section in sections]
     return found
@@ -181,6 +183,8 @@ def value_text(default: object) -> str:
         return default
     if isinstance(default, list | tuple):
         return f"[{','.join(map(value_text, default))}]"
+    if isinstance(default, dict):
+        return f"{{{','.join(f'{key}:{value_text(value)}' for key, value in default.items())}}}"
     return json.dumps(default)
 
 

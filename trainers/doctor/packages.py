@@ -39,6 +39,7 @@ def extras_for(context: Context) -> set[str]:
         "smollm2": config.model.path == "smollm2",
         "miniwob": config.env.name == "miniwob",
         "gbox": config.env.name == "gbox",
+        "gymnasium": config.env.name == "gymnasium",
     }
     return {extra for extra, is_needed in needed.items() if is_needed}
 

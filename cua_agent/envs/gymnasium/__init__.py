@@ -1,0 +1,1 @@
+"""Any gymnasium environment that renders RGB, played with keys and taps."""
