@@ -82,9 +82,10 @@ def test_every_option_of_a_world_is_reached_from_the_command_line_with_its_type(
     options = {key: kind for key, kind in fields_of(kind) if not dataclasses.is_dataclass(kind) and is_one_value(kind)}
     wanted = {key: another_value(key, kind, value_of(make_world(world, {}), key)) for key, kind in options.items()}
     wanted |= SPECIAL_OPTIONS.get(world, {})
-    written = [f"env.args.{key}={value}" for key, value in wanted.items()]
-    config = load_config([f"env={world}", *written])
-    assert dict(leaves(config.env.args)).items() >= wanted.items()
+    written = {key: str(list(value)) if isinstance(value, tuple) else value for key, value in wanted.items()}
+    config = load_config([f"env={world}", *(f"env.args.{key}={value}" for key, value in written.items())])
+    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in wanted.items()}
+    assert dict(leaves(config.env.args)).items() >= plain.items()
     reached = {key: value_of(config.env.world, key) for key in wanted}
     assert reached == wanted
     assert {key: type(value) for key, value in reached.items()} == {key: type(value) for key, value in wanted.items()}
@@ -104,6 +105,7 @@ SPECIAL_OPTIONS = {
         "expires_in_s": 7200.0,
         "max_episodes": 7,
     },
+    "android": {"serials": ("emulator-5554",), "clear": ("com.android.chrome",)},
 }
 
 

@@ -11,10 +11,9 @@ import pytest
 
 from cua_agent import actions
 from cua_agent.actions import Button, Direction, Point
+from cua_agent.envs.android.start import ANDROID_FAMILIES, android_start
 from cua_agent.envs.base import EnvironmentFailure, WorldUnavailable
 from cua_agent.envs.gbox.environment import GBoxEnvironment
-from cua_agent.envs.gbox.start import android_start
-from cua_agent.envs.gbox.world import ANDROID_FAMILIES
 from cua_agent.envs.local_gbox.faults import Fault, FaultKind, Operation, ScriptedFaults
 from cua_agent.envs.local_gbox.options import LocalGBoxOptions
 from cua_agent.envs.local_gbox.server import LocalGBox, running

@@ -11,9 +11,10 @@ import pytest
 from omegaconf import OmegaConf
 
 from cua_agent.__main__ import main as play_main
+from cua_agent.envs.android.start import ANDROID_FAMILIES
 from cua_agent.envs.base import WorldUnavailable
 from cua_agent.envs.gbox.settings import api_key
-from cua_agent.envs.gbox.world import ANDROID_FAMILIES, GBoxWorld
+from cua_agent.envs.gbox.world import GBoxWorld
 from cua_agent.tasks import get_eval_tasks, get_training_tasks
 from trainers.config import ConfigError, from_mapping
 from trainers.config.compose import load_config

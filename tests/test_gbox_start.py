@@ -9,12 +9,12 @@ import httpx
 import pytest
 from gbox_sdk import AsyncGboxClient
 
+from cua_agent.envs.android import start
+from cua_agent.envs.android.start import ANDROID_FAMILIES, Start, android_start
 from cua_agent.envs.base import EnvironmentFailure
-from cua_agent.envs.gbox import start
 from cua_agent.envs.gbox.box import Box
 from cua_agent.envs.gbox.settings import GBoxSettings
-from cua_agent.envs.gbox.start import Start, android_start, start_on_android
-from cua_agent.envs.gbox.world import ANDROID_FAMILIES
+from cua_agent.envs.gbox.start import start_on_android
 from cua_agent.envs.pocket.state import make_state
 from cua_agent.envs.pocket.tasks import FAMILIES
 from cua_agent.envs.pocket.validators import All, BrightnessIs, SwitchesAre

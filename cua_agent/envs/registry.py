@@ -15,6 +15,7 @@ from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from cua_agent.by_name import REFERENCE, load
+from cua_agent.envs.android.world import AndroidPhones
 from cua_agent.envs.gbox.world import GBoxWorld
 from cua_agent.envs.guard import GuardedFactory
 from cua_agent.envs.gymnasium.world import GymnasiumWorld
@@ -34,6 +35,7 @@ BUILT_IN: Mapping[str, Callable[..., World]] = {
     "miniwob": MiniWobWorld,
     "gbox": GBoxWorld,
     "gymnasium": GymnasiumWorld,
+    "android": AndroidPhones,
 }
 
 for _name, _world in BUILT_IN.items():

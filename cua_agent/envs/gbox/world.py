@@ -9,6 +9,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field, model_validator
 from pydantic.dataclasses import dataclass
 
+from cua_agent.envs.android.start import ANDROID_FAMILIES
 from cua_agent.envs.gbox.settings import BoxType, GBoxSettings, Reset, check_requirements
 from cua_agent.envs.pocket import tasks
 from cua_agent.envs.pocket.state import Layout
@@ -18,8 +19,6 @@ from cua_agent.tasks import CUATask, EvalSplit
 
 Url = Annotated[str, Field(pattern=r"^https?://[^\s/]+"), AfterValidator(without_user)]
 KeyReference = Annotated[str, Field(pattern=r"^\$\{oc\.env:\w+\}$")]
-ANDROID_FAMILIES = ("battery", "brightness", "timeout", "toggle")
-"""Task families whose start a real phone can be put into (`cua_agent.envs.gbox.start`)."""
 
 _DEFAULTS = GBoxSettings()
 
