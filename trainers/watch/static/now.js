@@ -1,0 +1,88 @@
+"use strict";
+
+const SLOW_S = 10, STUCK_S = 60;
+const TIMES = [["rollout_s", "waiting for rollouts"], ["train_s", "training"], ["sync_s", "publishing weights"]];
+
+async function showNow(run) {
+  const state = await load(run + "/now");
+  const behind = EXPORTED ? 0 : Date.now() / 1000 - state.time;
+  const last = state.steps[state.steps.length - 1] || {};
+  const playing = state.devices.filter((device) => device.waits_for !== "idle");
+  const waits = (what) => playing.filter((device) => device.waits_for === what).length;
+  return [
+    h("div", { class: "figures" },
+      figure("step", (last.step || 0) + " / " + (state.settings.max_steps || "?")),
+      figure("success of the last step", percent(last.success_rate), "reward " + number(last.reward_mean)),
+      figure("devices playing", playing.length + " / " + state.devices.length, waits("sampling") + " wait for the model, " + waits("acting") + " for the device"),
+      figure("policy version", state.version, "staleness " + number(last.staleness_max, 0) + " of " + number(state.settings["rollout.max_staleness"], 0)),
+      figure("tokens a second", number(last.tokens_per_s, 0), gpu(last)),
+      figure("episodes lost", state.lost_count)),
+    state.error ? h("p", { class: "notice bad" }, state.error) : null,
+    state.screens_dropped ? h("p", { class: "notice" }, `${state.screens_dropped} episodes were recorded without screens: they came faster than they could be written.`) : null,
+    h("h2", null, "Where the time of a step goes"), timeBars(state.steps),
+    h("h2", null, "Devices"),
+    state.live ? h("div", { class: "wall" }, state.devices.map((device) => deviceCard(run, state, device, state.time + behind))) : empty(whyNobody(state)),
+    h("h2", null, "Groups under way"), queue(state),
+    h("h2", null, "Lost episodes"), lostList(state),
+  ];
+}
+
+function whyNobody(state) {
+  const reason = state.summary.stop_reason;
+  return reason ? `The run is over: ${reason}.` : "No process of this run is there: it was broken off, or is just starting.";
+}
+
+function gpu(last) {
+  const parts = [];
+  if (typeof last.gpu_peak_gib === "number") parts.push("GPU " + number(last.gpu_peak_gib, 1) + " GiB");
+  if (typeof last.gpu_wait_s === "number") parts.push("idle " + seconds(last.gpu_wait_s));
+  if (typeof last.mfu === "number") parts.push("MFU " + percent(last.mfu));
+  return parts.join(", ") || "environments in use " + percent(last.env_utilisation);
+}
+
+function timeBars(steps) {
+  if (!steps.length) return empty("No step has ended yet.");
+  const longest = Math.max(...steps.map((row) => row.step_s || 0)) || 1;
+  return h("div", { class: "times" },
+    h("div", { class: "legend" }, TIMES.map(([key, name]) => h("span", { class: key }, name)), h("span", { class: "rest" }, "the rest")),
+    steps.map((row) => {
+      const known = TIMES.map(([key]) => row[key] || 0);
+      const rest = Math.max(0, (row.step_s || 0) - known.reduce((sum, value) => sum + value, 0));
+      const bar = (kind, value) => h("i", { class: kind, style: { width: (100 * value / longest).toFixed(2) + "%" }, title: seconds(value) });
+      return h("div", { class: "time" }, h("span", null, "step " + row.step),
+        h("div", { class: "bar" }, TIMES.map(([key], index) => bar(key, known[index])), bar("rest", rest)),
+        h("span", null, seconds(row.step_s)));
+    }));
+}
+
+function deviceCard(run, state, device, present) {
+  const idle = device.waits_for === "idle" || !device.id;
+  const waited = idle ? 0 : Math.max(0, present - device.since);
+  const mood = idle ? "idle" : waited > STUCK_S ? "stuck" : waited > SLOW_S ? "slow" : "";
+  const name = (device.process === "0" ? "" : device.process + "/") + device.device;
+  return h("article", { class: "device " + mood },
+    h("header", null, h("b", null, name), h("span", null, idle ? "idle" : words(device.waits_for) + " " + seconds(waited))),
+    device.screen ? shot(run, state.part, device.screen, null, "Last screen of device " + name) : h("div", { class: "shot none" }, "no screen yet"),
+    h("p", { title: device.goal }, device.goal || ""),
+    h("small", null, device.id ? `${device.id} · turn ${device.turn}` : ""),
+    h("small", { class: "mono" }, device.said || ""));
+}
+
+function queue(state) {
+  if (!state.queue.length) return empty("None.");
+  const bound = state.settings["rollout.max_staleness"] || 0, size = state.settings["rollout.group_size"];
+  return h("table", null,
+    h("thead", null, h("tr", null, ["group", "task", "played", "age in versions", "since"].map((name) => h("th", null, name)))),
+    h("tbody", null, state.queue.map((group) => {
+      const age = Math.max(0, state.version - group.version);
+      return h("tr", null, h("td", { class: "mono" }, group.group), h("td", null, group.task),
+        h("td", null, `${group.done} of ${size}` + (group.playing ? `, ${group.playing} playing` : ", ready")),
+        h("td", { class: age > bound ? "bad" : null }, `${age} of ${bound}`), h("td", null, seconds(state.time - group.began)));
+    })));
+}
+
+function lostList(state) {
+  if (!state.lost.length) return empty("None.");
+  return h("table", null, h("tbody", null, state.lost.map((lost) => h("tr", null,
+    h("td", { class: "mono" }, lost.id), h("td", null, lost.task), h("td", { class: "bad" }, lost.failure || "")))));
+}
