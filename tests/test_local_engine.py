@@ -18,6 +18,7 @@ from cua_agent.inference.local import LocalEngine
 from cua_agent.models.loaders import load_policy
 from cua_agent.models.lora import LoraSpec
 from cua_agent.models.policy import PolicyModel
+from cua_agent.models.vision_features import VisionFeatures
 
 SIZES = [(64, 64), (64, 96), (32, 100), (128, 64)]
 
@@ -207,6 +208,47 @@ def test_new_weights_in_the_middle_of_a_turn_serve_the_rest_of_it() -> None:
     old = full_forward_logprobs(model, episode)
     np.testing.assert_allclose(episode.logprobs, np.where(served_by_new, new, old), atol=1e-4)
     assert np.abs(new - old).max() > 0.01
+
+
+@pytest.mark.parametrize("freeze_vision", [True, False])
+def test_a_screen_goes_through_the_vision_tower_once_until_the_tower_changes(freeze_vision: bool) -> None:
+    model = load_policy(str(tiny_random.build(Path(mkdtemp()), seed=3)), freeze_vision=freeze_vision)
+    seen: list[int] = []
+    served = model.frozen_copy()
+    served.base_model.model.visual.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+
+    async def run() -> list[Episode]:
+        engine = LocalEngine(served)
+        rows = []
+        for version in range(3):
+            for name in "ab":  # two episodes of a group see the same
+                episode = Episode(f"{name}{version}", [], seed=4)
+                episode.observe(model, "hi", (64, 96))
+                episode.record(await engine.generate(episode.request(3)))
+                rows.append(episode)
+            engine.update_weights(version + 1)
+        await engine.close()
+        return rows
+
+    rows = asyncio.run(run())
+    assert len(seen) == (1 if freeze_vision else 3)
+    assert_exact(model, rows)
+
+
+def test_features_of_screens_make_room_for_later_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = policy()
+    a, b = (tiny_random.screenshot(64, 96, seed=seed) for seed in (0, 1))
+    asked: list[int] = []
+    pixels = model.pixels
+    with torch.inference_mode():
+        [alone] = VisionFeatures(model).of([a])
+        monkeypatch.setattr(model, "pixels", lambda images: (asked.append(len(images)), pixels(images))[1])
+        features = VisionFeatures(model, most_bytes=sum(part.nbytes for part in alone))
+        for images in ([a, a], [a], [b], [b], [a, b]):
+            first, *_ = features.of(images)
+            if images[0] is a:
+                torch.testing.assert_close(first, alone, atol=1e-5, rtol=0)
+    assert asked == [1, 1, 1]  # a; b in its place; a again, beside b
 
 
 def test_a_prompt_that_does_not_extend_the_cache_is_prefilled_afresh() -> None:

@@ -14,6 +14,7 @@ from cua_agent.inference.kv_cache import SlotCache
 from cua_agent.inference.slots import Conversation
 from cua_agent.models.packed_attention import PACKED_SDPA
 from cua_agent.models.policy import PolicyModel
+from cua_agent.models.vision_features import VisionFeatures
 
 SUPPORTED_ATTENTION = ("sdpa", "eager", PACKED_SDPA)
 
@@ -55,6 +56,13 @@ class CachedForward:
             raise ValueError("inference=local does not serve models with sliding-window attention")
         self._policy = policy
         self._cache = cache
+        self._features = VisionFeatures(policy)
+
+    def weights_changed(self) -> None:
+        """Keys and values are of the past, and so is what a vision tower that is trained saw."""
+        self._cache.clear()
+        if not self._policy.frozen_vision:
+            self._features.forget()
 
     def prefill(self, rows: Sequence[Conversation], first_slot: int) -> Tensor:
         """Logits [n, vocab] after everything known of `rows`, which occupy the slots from `first_slot`.
@@ -101,11 +109,11 @@ class CachedForward:
         used, reach = int((offsets + lengths).max()), int(offsets.max()) + width
         columns = torch.from_numpy(offsets[:, None] + np.arange(width)).to(device)
         self._cache.select(first_slot, columns, used, reach)
-        hidden = self._policy.hidden_states(
+        hidden = self._policy.hidden_states_of(
             torch.from_numpy(input_ids).to(device),
             _causal_mask(columns, used, model.dtype),
             torch.tensor(positions, device=device),
-            self._policy.pixels(images) if images else (None, None),
+            self._features.of(images),
             past_key_values=self._cache,
             use_cache=True,
             cache_position=torch.arange(width, device=device),

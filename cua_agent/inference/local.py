@@ -88,7 +88,7 @@ class LocalEngine:
         """Turns in progress go on with the new weights, from a fresh prefill; each token carries its own version."""
         self._version = version
         self._waiting = [*self._table.interrupt(), *self._waiting]
-        self._cache.clear()
+        self._forward.weights_changed()
 
     def pause(self) -> None:
         """Sample no further token until `resume`; requests wait."""

@@ -129,10 +129,15 @@ def load_policy(
         coordinates=coordinates or source.family.coordinates,
         reply_prefix=reader.reply_prefix,
         unread=None if files is None else Unread(files, torch.device(device), keep_reference),
+        frozen_vision=_has_frozen_vision(model),
     )
     if keep_reference and not policy.has_adapter and files is None:
         policy.reference_weights = {name: p.detach().clone() for name, p in policy.trainable_parameters()}
     return policy
+
+
+def _has_frozen_vision(model: Any) -> bool:
+    return not any(p.requires_grad for name, p in model.named_parameters() if ".visual." in name)
 
 
 def check_device(device: str) -> None:

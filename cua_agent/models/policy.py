@@ -17,6 +17,7 @@ from cua_agent.actions import Coordinates, Space
 from cua_agent.models.fast_vision import has_fast_vision, use_fast_vision
 from cua_agent.models.mrope import mrope_positions
 from cua_agent.models.pixels import coordinate_space, image_bytes, pixel_values, resized_shape
+from cua_agent.models.vision_features import Features, in_place_of_tower
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -70,7 +71,8 @@ class PolicyModel:
     `reference_weights` are the frozen weights that `reference` swaps in (full-weight training only). `base_name` and
     `base_fingerprint` tell the model that training began with, without its adapter. `coordinates` is how the model
     writes positions (None: unknown), `reply_prefix` what stands in the prompt before each of its turns. `unread` are
-    weights that are not in memory yet.
+    weights that are not in memory yet. With `frozen_vision` nothing trains the vision tower, here or where this is a
+    copy of.
     """
 
     model: nn.Module
@@ -83,6 +85,7 @@ class PolicyModel:
     coordinates: Coordinates | None = None
     reply_prefix: str = ""
     unread: Unread | None = field(default=None, repr=False)
+    frozen_vision: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -133,6 +136,22 @@ class PolicyModel:
             inputs["position_ids"] = position_ids[0]
         states: Tensor = self.base_model.model(**inputs).last_hidden_state
         return states
+
+    def hidden_states_of(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        position_ids: Tensor,
+        features: Sequence[Features],
+        **cache: Any,
+    ) -> Tensor:
+        """`hidden_states` of rows whose images have been through the vision tower: `features` of all of them in order,
+        as `VisionFeatures` gives them."""
+        if not features:
+            return self.hidden_states(input_ids, attention_mask, position_ids, **cache)
+        unread = torch.empty(0)
+        with in_place_of_tower(self.base_model.model, features):
+            return self.hidden_states(input_ids, attention_mask, position_ids, (unread, unread), **cache)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`; special tokens written out in it map to their ids, none are added."""
