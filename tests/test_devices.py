@@ -98,6 +98,25 @@ def test_a_launcher_s_local_rank_is_kept(tmp_path: Path, monkeypatch: pytest.Mon
     assert os.environ["LOCAL_RANK"] == "1"
 
 
+@pytest.mark.parametrize("unread", [False, True])
+def test_weights_are_loaded_onto_the_process_s_own_card(unread: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers loads in threads, to which "cuda" is card 0."""
+    from cua_agent.models import loaders
+
+    asked: list[str] = []
+
+    def loading(source: object, manner: Any, *_: object) -> None:
+        asked.append(manner.device)
+        raise InterruptedError
+
+    monkeypatch.setattr(loaders, "check_device", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(loaders, "_load_with_peft", loading)
+    with pytest.raises(InterruptedError):
+        load_policy("tiny", device="cuda", unread=unread)
+    assert asked == ["cuda:1"]
+
+
 def test_runs_of_one_seed_are_dealt_ports_of_their_own(tmp_path: Path) -> None:
     from areal.utils.network import find_free_ports
 
