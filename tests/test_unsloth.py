@@ -2,6 +2,7 @@
 
 import importlib.util
 import random
+import sys
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -15,7 +16,7 @@ from cua_agent.models.errors import PackageMissing, UnsupportedModel
 from cua_agent.models.loaders import load_policy
 from cua_agent.models.lora import LoraSpec
 from cua_agent.models.policy import PolicyModel
-from cua_agent.models.unsloth import load_model_with_unsloth, mend_image_processor
+from cua_agent.models.unsloth import import_unsloth, load_model_with_unsloth, mend_image_processor
 from tests.text_rows import sampled_rows
 from trainers.config import LossConfig, TrainConfig
 from trainers.grpo.batching import micro_batches
@@ -161,6 +162,28 @@ def test_its_patch_of_the_image_processor_is_undone(checkpoint: str) -> None:
     mend_image_processor()
     policy = load_policy("tiny")
     assert policy.image_processor.min_pixels == policy.image_processor.size["shortest_edge"]
+
+
+PATCHING = """
+from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
+
+for name in ("min_pixels", "max_pixels"):
+    setattr(Qwen2VLImageProcessor, name, property(lambda self: 0))
+"""
+
+
+def test_it_is_undone_as_soon_as_unsloth_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unsloth patches when it is imported on a GPU, and a model's image processor is read before its weights."""
+    (tmp_path / "unsloth.py").write_text(PATCHING)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "unsloth", raising=False)
+    for name in ("UNSLOTH_DISABLE_STATISTICS", "UNSLOTH_AUTO_DEVICE_MAP"):
+        monkeypatch.setenv(name, "0")
+    monkeypatch.setenv("UNSLOTH_COMPILE_LOCATION", str(tmp_path))
+    import_unsloth("cuda")
+    monkeypatch.delitem(sys.modules, "unsloth")
+    processor = load_policy("tiny").image_processor
+    assert processor.min_pixels == processor.size["shortest_edge"] > 0
 
 
 def test_a_missing_package_is_one_line(checkpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,8 +43,8 @@ def import_unsloth(device: str) -> Any:
         os.environ.setdefault(name, value)
     with _quiet():
         import unsloth
-
-        return unsloth
+    mend_image_processor()
+    return unsloth
 
 
 def load_model_with_unsloth(
