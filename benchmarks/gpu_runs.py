@@ -18,6 +18,7 @@ import argparse
 import json
 import os
 import queue
+import shutil
 import subprocess
 import sys
 import time
@@ -236,7 +237,8 @@ def arguments() -> argparse.Namespace:
 def trained(run: Run, urls: Sequence[str], out: Path, limit: float) -> dict[str, Any]:
     """Run it, and write what it came to."""
     started = time.perf_counter()
-    log = out / f"{run.slug}.log"
+    log, directory = out / f"{run.slug}.log", out / "runs" / run.slug
+    shutil.rmtree(directory, ignore_errors=True)  # of an earlier try: a run does not write into what is there
     environment = {**os.environ, **({"CUDA_VISIBLE_DEVICES": run.cards} if run.cards else {})}
     with log.open("w") as file:
         process = subprocess.Popen(
@@ -249,7 +251,7 @@ def trained(run: Run, urls: Sequence[str], out: Path, limit: float) -> dict[str,
             for one in [*psutil.Process(process.pid).children(recursive=True), process]:
                 one.kill()  # a launcher's children are in sessions of their own
             process.wait()
-    said, rows = log.read_text(errors="replace").splitlines(), _rows(out / "runs" / run.slug / "metrics.jsonl")
+    said, rows = log.read_text(errors="replace").splitlines(), _rows(directory / "metrics.jsonl")
     result = {
         "name": run.name,
         "command": " ".join(["train.py", *run.overrides(urls)]),

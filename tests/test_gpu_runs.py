@@ -8,7 +8,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.gpu_runs import DTYPES, ENGINES, LEARNERS, STEPS, WEIGHTS, Run, Servers, every_run, verdict, write_table
+from benchmarks.gpu_runs import (
+    DTYPES,
+    ENGINES,
+    LEARNERS,
+    STEPS,
+    WEIGHTS,
+    Run,
+    Servers,
+    every_run,
+    trained,
+    verdict,
+    write_table,
+)
 from trainers.config import ConfigError
 from trainers.config.compose import load_config
 from trainers.distributed.torchrun import check_processes
@@ -82,6 +94,15 @@ def test_a_run_ran_was_refused_or_failed(
     if found == "failed":
         assert said[-1] in result["tail"] and f"{steps} steps" in result["why"]
         assert status is not None or "time is up" in result["why"]
+
+
+def test_steps_of_an_earlier_try_do_not_count(tmp_path: Path) -> None:
+    run = Run("a run", ["no.such=key"])
+    earlier = tmp_path / "runs" / run.slug
+    earlier.mkdir(parents=True)
+    (earlier / "metrics.jsonl").write_text('{"step_s": 1.0}\n' * STEPS)
+    result = trained(run, [], tmp_path, limit=300)
+    assert (result["status"], result["steps"]) == ("failed", 0) and "no.such" in result["why"]
 
 
 def test_one_run_at_a_time_has_a_server() -> None:
