@@ -44,6 +44,12 @@ SHORT = [
 DEVICES = ["cuda", pytest.param("cuda:1", marks=pytest.mark.skipif(CARDS < 2, reason="needs two CUDA devices"))]
 
 
+@pytest.fixture(autouse=True)
+def first_card() -> None:
+    """An engine of AReaL's makes its card the process's own, and leaves it so."""
+    torch.cuda.set_device(0)
+
+
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(tmp_path_factory.mktemp("tiny") / "model")
