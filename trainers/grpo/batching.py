@@ -54,16 +54,9 @@ class MicroBatch:
     image_grid_thw: Tensor | None
 
     def to(self, device: torch.device | str) -> MicroBatch:
-        """The same on another device; a `pinned` one is copied while the program goes on."""
-        return self._with(lambda tensor: tensor.to(device, non_blocking=True))
-
-    def pinned(self) -> MicroBatch:
-        """The same in memory that a GPU reads by itself."""
-        return self._with(Tensor.pin_memory)
-
-    def _with(self, change: Callable[[Tensor], Tensor]) -> MicroBatch:
+        """The same on another device."""
         tensors = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{name: change(tensor) for name, tensor in tensors.items() if tensor is not None})
+        return replace(self, **{name: tensor.to(device) for name, tensor in tensors.items() if tensor is not None})
 
 
 def weigh_rows(batch: Batch, config: LossConfig) -> list[Row]:
@@ -110,11 +103,12 @@ def micro_batches(policy: PolicyModel, batch: Batch, config: LossConfig, budget:
     next is collated."""
     rows = weigh_rows(batch, config)
     groups = split_rows(policy, [len(row.trajectory) for row in rows], budget)
-    yield from prefetched(partial(_collate_for, policy, [rows[i] for i in indices]) for indices in groups)
+    yield from prefetched(partial(collate, policy, [rows[i] for i in indices]) for indices in groups)
 
 
 def prefetched(makers: Iterable[Callable[[], T]]) -> Iterator[T]:
-    """What each of `makers` makes, in order, each made in a thread while the one before is worked on."""
+    """What each of `makers` makes, in order, each made in a thread while the one before is worked on. (Not into pinned
+    memory: to ask for that holds a GPU up longer than a copy out of plain memory does.)"""
     with ThreadPoolExecutor(1) as thread:
         coming: Future[T] | None = None
         for make in makers:
@@ -123,11 +117,6 @@ def prefetched(makers: Iterable[Callable[[], T]]) -> Iterator[T]:
                 yield present.result()
         if coming is not None:
             yield coming.result()
-
-
-def _collate_for(policy: PolicyModel, rows: Sequence[Row]) -> MicroBatch:
-    micro = collate(policy, rows)
-    return micro.pinned() if policy.device.type == "cuda" else micro
 
 
 def collate(policy: PolicyModel, rows: Sequence[Row]) -> MicroBatch:
