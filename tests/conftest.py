@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 
 if TYPE_CHECKING:
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
 
 # A shell starts background jobs with SIGINT ignored, and the tests of interrupts are about SIGINT.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# How long an example takes is a matter of the machine's load.
+hypothesis.settings.register_profile("unhurried", deadline=None)
+hypothesis.settings.load_profile("unhurried")
 
 _LOGGERS = logging.Logger.manager
 

@@ -82,6 +82,16 @@ def test_offline_means_offline(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_hub_that_answers_at_length_stays_one_short_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(*_: object, **__: object) -> None:
+        raise OSError("Cannot reach the hub: " + "x" * 1000 + "\nmore")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", answer)
+    with pytest.raises(ModelNotFound, match="the hub answered: Cannot reach the hub") as caught:
+        find_model("no-such-organisation/no-such-model")
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 290
+
+
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"base_model_name_or_path": null}'])
 def test_an_adapter_that_names_no_base_is_one_line(content: str, tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text(content)

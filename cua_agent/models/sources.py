@@ -13,6 +13,7 @@ from cua_agent.models.families import FAMILIES, Family
 from cua_agent.models.files import check_files
 from cua_agent.models.lora import adapter_base
 from cua_agent.models.smollm2 import SMOLLM2, smollm2_directory
+from cua_agent.options import shown
 
 TINY = "tiny"
 TINY_WEIGHTS = Path(__file__).parent / "tiny_weights"
@@ -127,7 +128,7 @@ def _check_hub(repository: str) -> None:
     try:
         HfApi().model_info(repository, timeout=_HUB_TIMEOUT_S)
     except (httpx.HTTPError, OSError, ValueError) as error:
-        why = f"no such directory, and the hub answered: {first_line(error)[:100]}"
+        why = f"no such directory, and the hub answered: {shown(first_line(error), 60)}"
         raise ModelNotFound(repository, why) from None
 
 
