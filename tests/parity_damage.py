@@ -82,14 +82,6 @@ def sample_deviation(original: Wrap, values: Any) -> Any:
     return statistics.stdev(values)
 
 
-def clipped_otherwise(original: Wrap, *args: Any, **kwargs: Any) -> Any:
-    return replace(original(*args, **kwargs), eps_clip=0.05)
-
-
-def never_rejected(original: Wrap, *args: Any, **kwargs: Any) -> Any:
-    return replace(original(*args, **kwargs), rejection_sampling=None)
-
-
 def gradient_off(original: Wrap, *args: Any, **kwargs: Any) -> Any:
     """The loss that is reported is right, the one that is differentiated is not."""
     return original(*args, **kwargs) * 1.001
@@ -212,13 +204,33 @@ def longer(original: Wrap, batch: Any, config: Any) -> Any:
     return original(batch, replace(config, constant_length=config.constant_length + 1))
 
 
-def dual_clip(original: Wrap, logprobs: Any, old: Any, advantages: Any, epsilon: float) -> Any:
-    loss, clipped = original(logprobs, old, advantages, epsilon)
-    return torch.where(advantages < 0, torch.minimum(loss, -3 * advantages), loss), clipped
+def dual_clip(original: Wrap, ratio: Any, advantages: Any, lowest: float, highest: float, dual: Any = None) -> Any:
+    return original(ratio, advantages, lowest, highest, 3.0)
 
 
-def areal_dual_clip(original: Wrap, *args: Any, **kwargs: Any) -> Any:
-    return replace(original(*args, **kwargs), c_clip=3.0)
+def configured(**changes: Any) -> Wrap:
+    """Other settings of AReaL's actor."""
+
+    def wrap(original: Wrap, *args: Any, **kwargs: Any) -> Any:
+        return replace(original(*args, **kwargs), **changes)
+
+    return wrap
+
+
+def masked_for_clamped(original: Wrap, *args: Any, **kwargs: Any) -> Any:
+    return replace(original(*args, **kwargs), action="mask")
+
+
+def summed_for_averaged(original: Wrap, values: Any, rows: Any) -> Any:
+    return original(values, rows) * torch.bincount(rows)[rows]
+
+
+def one_row(original: Wrap, *args: Any) -> Any:
+    return torch.zeros_like(original(*args))
+
+
+def never_clipped(original: Wrap, logprobs: Any, ratio: Any, advantages: Any, lowest: float, highest: float) -> Any:
+    return original(logprobs, ratio, advantages, 0.0, 1e9)
 
 
 def versions_late(original: Wrap, *args: Any, **kwargs: Any) -> Any:

@@ -60,6 +60,8 @@ LEARNER, FULL, ACTOR = (
     "trainers.areal.train.phase3_trainer",
     "trainers.areal.train.ppo_actor",
 )
+OBJECTIVES = "trainers.grpo.objectives"
+CLIPPED = f"{ACTOR}:ppo_actor_config"
 SERVED = "trainers.areal.rollout.rollout_engine:PolicyRolloutEngine.update_weights"
 ADAPTED = "cua_agent.models.loaders:attach_lora"
 REFERENCE = "cua_agent.models.policy:PolicyModel.reference"
@@ -95,10 +97,19 @@ REPLAYED = {
     ),
     "token_mean": Fault(1, "full/ours", ("phase2",), f"{LEARNER}:weigh_rows", do.weighed_by_tokens),
     "longer": Fault(1, "lora/reinforce", ("phase2",), f"{LEARNER}:weigh_rows", do.longer),
-    "clip": Fault(1, "full/moved", ("phase3",), f"{ACTOR}:ppo_actor_config", do.clipped_otherwise),
-    "dual_clip": Fault(1, "full/moved", ("phase1", "phase2"), "trainers.grpo.loss:ppo_clip", do.dual_clip),
-    "areal_dual_clip": Fault(1, "full/moved", ("phase3",), f"{ACTOR}:ppo_actor_config", do.areal_dual_clip),
-    "rejection": Fault(1, "full/stale", ("phase3",), f"{ACTOR}:ppo_actor_config", do.never_rejected),
+    "clip": Fault(1, "full/moved", ("phase3",), CLIPPED, do.configured(eps_clip=0.05)),
+    "dual_clip": Fault(1, "full/moved", ("phase1", "phase2"), f"{OBJECTIVES}:ppo_clip", do.dual_clip),
+    "areal_dual_clip": Fault(1, "full/moved", ("phase3",), CLIPPED, do.configured(c_clip=3.0)),
+    "single_clip": Fault(1, "full/dual_clip", ("phase3",), CLIPPED, do.configured(c_clip=None)),
+    "clip_even": Fault(1, "full/dual_clip", ("phase3",), CLIPPED, do.configured(eps_clip_higher=None)),
+    "tokens_for_rows": Fault(1, "full/gspo", ("phase3",), CLIPPED, do.configured(importance_sampling_level="token")),
+    "row_ratio_summed": Fault(1, "full/gspo", ("phase1", "phase2"), f"{OBJECTIVES}:row_means", do.summed_for_averaged),
+    "rows_mixed": Fault(1, "full/gspo", ("phase2",), f"{LEARNER}:packed_row_numbers", do.one_row),
+    "masked": Fault(1, "full/gspo", ("phase3",), "trainers.areal.config.translation:_rejection", do.masked_for_clamped),
+    "gate": Fault(1, "lora/sapo", ("phase3",), CLIPPED, do.configured(sapo_tau_neg=1.0)),
+    "weight_unclipped": Fault(1, "lora/cispo", ("phase1", "phase2"), f"{OBJECTIVES}:cispo", do.never_clipped),
+    "rejection": Fault(1, "full/stale", ("phase3",), CLIPPED, do.configured(rejection_sampling=None)),
+    "kl_unbounded": Fault(1, "full/kl_bounds", ("phase3",), CLIPPED, do.configured(rejection_sampling=None)),
     "gradient": Fault(
         2, "full/plain", AREAL, (f"{LEARNER}:BatchLoss.__call__", f"{ACTOR}:LossWatch.__call__"), do.gradient_off
     ),

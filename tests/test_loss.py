@@ -8,12 +8,13 @@ from hypothesis import strategies as st
 
 from trainers.config import LossConfig
 from trainers.grpo.kl import k1, k3
-from trainers.grpo.loss import LossInputs, LossSums, grpo_loss, policy_gradient, ppo_clip, token_coefficients
+from trainers.grpo.loss import LossInputs, LossSums, grpo_loss, token_coefficients
+from trainers.grpo.objectives import cispo, policy_gradient, ppo_clip, sapo
 
 PPO = LossConfig(kind="ppo_clip", clip_epsilon=0.2)
 
 
-def inputs(ratios, advantages, **changes):
+def inputs(ratios, advantages, rows=None, **changes):
     """Tokens with the given ratios to an old policy of probability 1/2, averaged."""
     n = len(ratios)
     old = torch.full((n,), math.log(0.5))
@@ -23,23 +24,69 @@ def inputs(ratios, advantages, **changes):
         advantages=torch.tensor(advantages),
         coefficients=torch.full((n,), 1 / n, dtype=torch.float64),
         entropy=torch.zeros(n),
+        rows=torch.arange(n) if rows is None else torch.tensor(rows),
         **changes,
     )
 
 
 def test_ppo_clip_by_hand():
     # A > 0: ratio 1.5 is clipped to 1.2, 0.5 is not; A < 0: 0.5 is clipped to 0.8, 1.5 is not.
-    tokens = inputs([1.5, 0.5, 1.5, 0.5], [2.0, 2.0, -1.0, -1.0])
-    loss, clipped = ppo_clip(tokens.logprobs, tokens.old_logprobs, tokens.advantages, 0.2)
+    loss = ppo_clip(torch.tensor([1.5, 0.5, 1.5, 0.5]), torch.tensor([2.0, 2.0, -1.0, -1.0]), 0.8, 1.2)
     torch.testing.assert_close(loss, torch.tensor([-2.4, -1.0, 1.5, 0.8]))
-    assert clipped.tolist() == [True, False, False, True]
+    metrics = grpo_loss(inputs([1.5, 0.5, 1.5, 0.5], [2.0, 2.0, -1.0, -1.0]), PPO).sums.metrics()
+    assert (metrics["clip_fraction"], metrics["clip_fraction_high"]) == (0.5, 0.25)
 
 
 def test_gradient_of_ppo_clip_by_hand():
     # d(-ratio A)/dlogp = -ratio A where unclipped, 0 where clipped
     tokens = inputs([1.5, 0.5, 1.5, 0.5], [2.0, 2.0, -1.0, -1.0])
-    ppo_clip(tokens.logprobs, tokens.old_logprobs, tokens.advantages, 0.2)[0].sum().backward()
+    (4 * grpo_loss(tokens, PPO).loss).backward()
     torch.testing.assert_close(tokens.logprobs.grad, torch.tensor([0.0, -1.0, 1.5, 0.0]))
+
+
+def gradient(tokens, config):
+    """Loss and gradient of every token, without the division by their number."""
+    n = len(tokens.logprobs)
+    tokens.logprobs.grad = None
+    loss = n * grpo_loss(tokens, config).loss
+    loss.backward()
+    return loss.item(), tokens.logprobs.grad.tolist()
+
+
+def test_clip_higher_and_dual_clip_by_hand():
+    # Allowed are ratios of 0.8 to 1.4. A > 0: 1.3 is within, 1.5 counts as 1.4. A < 0: 5 counts as 3, 2 as it is.
+    tokens = inputs([1.3, 1.5, 5.0, 2.0], [1.0, 1.0, -1.0, -1.0])
+    loss, grad = gradient(tokens, LossConfig(clip_epsilon_high=0.4, dual_clip=3.0))
+    assert loss == pytest.approx(-1.3 - 1.4 + 3 + 2, rel=1e-6)
+    assert grad == pytest.approx([-1.3, 0, 0, 2.0], rel=1e-6)
+    metrics = grpo_loss(tokens, LossConfig(clip_epsilon_high=0.4, dual_clip=3.0)).sums.metrics()
+    assert (metrics["clip_fraction"], metrics["clip_fraction_high"]) == (0.5, 0.5)
+
+
+def test_gspo_takes_the_geometric_mean_of_a_rows_ratios():
+    # Row 0: sqrt(0.5 * 2.88) = 1.2, within 1.25; row 1: 1.5, clipped to 1.25. Gradients spread evenly over a row.
+    tokens = inputs([0.5, 1.5, 2.88], [1.0, 1.0, 1.0], rows=[0, 1, 0])
+    loss, grad = gradient(tokens, LossConfig(ratio_level="sequence", clip_epsilon_high=0.25))
+    assert loss == pytest.approx(-1.2 - 1.25 - 1.2, rel=1e-6)
+    assert grad == pytest.approx([-1.2, 0, -1.2], rel=1e-6)
+
+
+def test_sapo_by_hand():
+    # sigmoid(0) = 1/2: at ratio 1 the loss is -2 A / t and its gradient that of the policy gradient.
+    at_one = sapo(torch.ones(2), torch.tensor([1.0, -1.0]), 1.0, 2.0)
+    assert at_one.tolist() == pytest.approx([-2.0, 1.0])
+    tokens = inputs([1.0, 1.0], [3.0, -1.0])
+    assert gradient(tokens, LossConfig(kind="sapo"))[1] == pytest.approx([-3.0, 1.0], rel=1e-6)
+    # ratio 2, t = 1: 4 sigmoid(1) = 2.9242
+    assert sapo(torch.tensor([2.0]), torch.tensor([1.0]), 1.0, 2.0).item() == pytest.approx(-2.92423, rel=1e-5)
+
+
+def test_cispo_clips_the_weight_and_keeps_the_gradient():
+    logprobs = torch.tensor([-1.0, -2.0], requires_grad=True)
+    loss = cispo(logprobs, torch.tensor([3.0, 0.5]), torch.tensor([1.0, -2.0]), 0.8, 1.2)
+    torch.testing.assert_close(loss, torch.tensor([1.2, -3.2]))  # 1.2 * 1 * 1; 0.8 * -2 * 2
+    loss.sum().backward()
+    torch.testing.assert_close(logprobs.grad, torch.tensor([-1.2, 1.6]))
 
 
 def test_policy_gradient_by_hand():
@@ -148,8 +195,15 @@ finite = st.floats(-5, 5, width=32)
 def split_batches(draw):
     rows = draw(st.lists(st.lists(st.tuples(finite, finite, finite), min_size=1, max_size=5), min_size=1, max_size=6))
     parts = draw(st.lists(st.integers(0, 3), min_size=len(rows), max_size=len(rows)))
+    kind = draw(st.sampled_from(["ppo_clip", "sapo", "cispo", "policy_gradient"]))
     config = LossConfig(
-        kind=draw(st.sampled_from(["ppo_clip", "policy_gradient"])),
+        kind=kind,
+        ratio_level="token" if kind == "policy_gradient" else draw(st.sampled_from(["token", "sequence"])),
+        decoupled=draw(st.booleans()),
+        behaviour_level=draw(st.sampled_from(["token", "sequence", "geometric"])),
+        behaviour_action=draw(st.sampled_from(["mask", "clamp"])),
+        behaviour_weight_cap=1.5,
+        behaviour_weight_floor=draw(st.sampled_from([None, 0.6])),
         normalisation=draw(st.sampled_from(["token_mean", "sequence_mean", "constant"])),
         kl_coefficient=0.1,
         kl_estimator=draw(st.sampled_from(["k1", "k3"])),
@@ -176,6 +230,8 @@ def test_any_split_gives_the_same_loss_gradient_and_metrics(case):
                 advantages=table[mask, 2],
                 coefficients=torch.tensor(factors, dtype=torch.float64)[row_of[mask]],
                 entropy=logprobs[mask].exp(),
+                rows=row_of[mask],
+                proximal_logprobs=-table[mask, 0].abs(),
                 reference_logprobs=-table[mask, 2].abs(),
             )
             out = grpo_loss(micro, config)

@@ -48,6 +48,16 @@ def rows_to_tensors(policy: PolicyModel, rows: Sequence[Trajectory], *, pixels: 
     return tensors
 
 
+def packed_row_numbers(data: Mapping[str, Any]) -> Tensor:
+    """int64 [T]: which row of a micro-batch each of its T packed positions belongs to; its boundaries are `cu_seqlens`.
+    A padded one has B * L positions."""
+    mask = data["loss_mask"]
+    if mask.ndim == 2:
+        return torch.arange(len(mask), device=mask.device).repeat_interleave(mask.shape[1])
+    lengths = torch.diff(data["cu_seqlens"])
+    return torch.arange(len(lengths), device=mask.device).repeat_interleave(lengths.to(mask.device))
+
+
 def carries_signal(group: Mapping[str, Any], config: AdvantageConfig) -> bool:
     """Whether the rewards of a group's episodes differ: AReaL's `should_accept_fn`; agrees with `has_signal`. One
     that is not finite is let through, to be refused where its episode can be named."""

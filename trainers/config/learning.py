@@ -10,7 +10,7 @@ from pydantic.dataclasses import dataclass
 
 from cua_agent.by_name import load
 from cua_agent.rewards import RewardFunction, best_without_success
-from trainers.config.types import Momentum, PathText
+from trainers.config.types import Momentum, PathText, Temperature
 from trainers.config.validation import STRICT, ConfigError, shown
 
 
@@ -107,14 +107,34 @@ class AdvantageConfig:
 class LossConfig:
     """The policy-gradient loss."""
 
-    kind: Literal["ppo_clip", "policy_gradient"] = Field(default="ppo_clip", description="objective")
-    clip_epsilon: float = Field(default=0.2, gt=0, lt=1, description="PPO's clip range")
+    kind: Literal["ppo_clip", "sapo", "cispo", "policy_gradient"] = Field(default="ppo_clip", description="objective")
+    ratio_level: Literal["token", "sequence"] = Field(
+        default="token", description="ratio of present to sampling policy: of a token, or of its whole row (GSPO)"
+    )
+    clip_epsilon: float = Field(default=0.2, gt=0, lt=1, description="clip range of the ratio, downwards")
+    clip_epsilon_high: float | None = Field(
+        default=None, gt=0, description="the same upwards (clip-higher); null: as clip_epsilon"
+    )
+    dual_clip: float | None = Field(
+        default=None, gt=1, description="ppo_clip: most that a ratio counts where the advantage is negative"
+    )
+    sapo_temperatures: tuple[Temperature, Temperature] = Field(
+        default=(1.0, 1.05), description="sapo: how sharply the gate closes, for positive and negative advantages"
+    )
     decoupled: bool = Field(
-        default=False, description="ppo_clip: clip around the present policy, weight by present / sampling policy"
+        default=False, description="ratios are to the present policy, losses are weighted by present / sampling policy"
     )
-    behaviour_weight_cap: float = Field(
-        default=5.0, gt=1, description="decoupled: tokens with a larger weight are left out"
+    behaviour_level: Literal["token", "sequence", "geometric"] = Field(
+        default="token", description="decoupled: what is held against the bounds: tokens, rows, or means over rows"
     )
+    behaviour_metric: Literal["ratio", "k1", "k2", "k3"] = Field(
+        default="ratio", description="decoupled: the bounds are of the weight, or of an estimate of the KL"
+    )
+    behaviour_action: Literal["mask", "clamp"] = Field(
+        default="mask", description="decoupled: beyond the bounds, leave out or take the bound as weight"
+    )
+    behaviour_weight_cap: float = Field(default=5.0, gt=0, description="decoupled: upper bound")
+    behaviour_weight_floor: float | None = Field(default=None, description="decoupled: lower bound; null: none")
     kl_coefficient: float = Field(
         default=0.0, ge=0, description="weight of the KL to the frozen reference; 0: no reference"
     )
@@ -124,6 +144,31 @@ class LossConfig:
         default="token_mean", description="what the summed token losses are divided by"
     )
     constant_length: int = Field(default=256, ge=1, description="divisor per trajectory with normalisation=constant")
+
+    @model_validator(mode="after")
+    def _takes_part(self) -> LossConfig:
+        clips = self.kind in ("ppo_clip", "cispo")
+        if self.clip_epsilon_high is not None and not clips:
+            raise ValueError(f"clip_epsilon_high={self.clip_epsilon_high:g}: kind={self.kind} does not clip")
+        if self.dual_clip is not None and self.kind != "ppo_clip":
+            raise ValueError(f"dual_clip={self.dual_clip:g} with kind={self.kind}: it belongs to ppo_clip")
+        if self.ratio_level != "token" and self.kind == "policy_gradient":
+            raise ValueError(f"ratio_level={self.ratio_level}: kind=policy_gradient has no ratio")
+        return self
+
+    @model_validator(mode="after")
+    def _bounds(self) -> LossConfig:
+        lower, upper = self.behaviour_weight_floor, self.behaviour_weight_cap
+        by_ratio = self.behaviour_metric == "ratio"
+        if by_ratio and upper <= 1:
+            raise ValueError(f"behaviour_weight_cap={upper:g}: above 1 with behaviour_metric=ratio")
+        if by_ratio and lower is not None and not 0 < lower < 1:
+            raise ValueError(f"behaviour_weight_floor={lower:g}: between 0 and 1 with behaviour_metric=ratio, or null")
+        if lower is not None and lower >= upper:
+            raise ValueError(f"behaviour_weight_floor={lower:g}: below behaviour_weight_cap={upper:g}")
+        if self.behaviour_action == "clamp" and not by_ratio:
+            raise ValueError(f"behaviour_metric={self.behaviour_metric}: only ratio with behaviour_action=clamp")
+        return self
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field
 
 from cua_agent.options import Name, PathText, without_user
 
-__all__ = ["Momentum", "Name", "PathText", "Regex", "ServerUrl"]
+__all__ = ["Momentum", "Name", "PathText", "Regex", "ServerUrl", "Temperature"]
 
 
 def _compiles(pattern: str) -> str:
@@ -23,3 +23,4 @@ def _compiles(pattern: str) -> str:
 Regex = Annotated[str, AfterValidator(_compiles)]
 ServerUrl = Annotated[str, Field(pattern=r"^https?://[^/\s]+(/v1)?/?$"), AfterValidator(without_user)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
+Temperature = Annotated[float, Field(gt=0)]

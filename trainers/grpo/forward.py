@@ -104,6 +104,7 @@ def loss_inputs(micro: MicroBatch, scores: TokenScores, reference: Tensor | None
         advantages=micro.advantages.repeat_interleave(counts),
         coefficients=micro.coefficients.repeat_interleave(counts),
         entropy=scores.entropy,
+        rows=micro.loss_mask.nonzero()[:, 0],
         reference_logprobs=reference,
         proximal_logprobs=scores.logprobs.detach(),
     )

@@ -8,18 +8,21 @@ float64, because advantages cancel within a group and float32 would make the res
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
 from trainers.config import LossConfig
-from trainers.grpo.kl import ESTIMATORS, MAX_LOG_RATIO
+from trainers.grpo.kl import ESTIMATORS
+from trainers.grpo.objectives import TokenLosses, token_losses
+from trainers.grpo.ratios import log_ratio
 
 
 @dataclass(frozen=True)
 class LossInputs:
-    """The N trained tokens of a micro-batch, all rows concatenated; every tensor is [N], float32 unless noted.
+    """The N trained tokens of a micro-batch, all rows concatenated; every tensor is [N], float32 unless noted. `rows`
+    int64 numbers their rows from 0.
 
     `logprobs` and `entropy` belong to the policy being trained (with gradient), `old_logprobs` to the policy that
     sampled, `reference_logprobs` to the frozen reference (None: no KL term), `proximal_logprobs` to the policy that the
@@ -32,6 +35,7 @@ class LossInputs:
     advantages: Tensor
     coefficients: Tensor
     entropy: Tensor
+    rows: Tensor
     reference_logprobs: Tensor | None = None
     proximal_logprobs: Tensor | None = None
 
@@ -45,33 +49,36 @@ class LossSums:
     loss: float = 0.0
     policy_loss: float = 0.0
     entropy: float = 0.0
-    clipped: float = 0.0
+    clipped_low: float = 0.0
+    clipped_high: float = 0.0
+    corrected: float = 0.0
+    weights: float = 0.0
+    squared_weights: float = 0.0
     logprob_gap: float = 0.0
     ratio_max: float = 0.0
     kl: float | None = None
 
     def __add__(self, other: LossSums) -> LossSums:
         kls = [sums.kl for sums in (self, other) if sums.kl is not None]
-        return LossSums(
-            tokens=self.tokens + other.tokens,
-            loss=self.loss + other.loss,
-            policy_loss=self.policy_loss + other.policy_loss,
-            entropy=self.entropy + other.entropy,
-            clipped=self.clipped + other.clipped,
-            logprob_gap=self.logprob_gap + other.logprob_gap,
-            ratio_max=max(self.ratio_max, other.ratio_max),
-            kl=sum(kls) if kls else None,
-        )
+        added = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self) if f.name != "kl"}
+        added["ratio_max"] = max(self.ratio_max, other.ratio_max)
+        return LossSums(**added, kl=sum(kls) if kls else None)
 
     def metrics(self) -> dict[str, float]:
-        """`loss` and `policy_loss` of the batch; `entropy`, `clip_fraction`, `logprob_gap` (mean exp|dlogp| between
-        training and rollout; <= 1.05 is healthy) and, with a reference, `kl` as token means; `ratio_max`, `tokens`."""
+        """`loss` and `policy_loss` of the batch. Token means: `entropy`, `clip_fraction`, the part of it that was
+        clipped from above (`clip_fraction_high`), `correction_fraction` (beyond the bounds of the decoupled loss),
+        `logprob_gap` (mean exp|dlogp| between training and rollout; <= 1.05 is healthy) and, with a reference, `kl`.
+        `effective_sample_size`: (sum w)^2 / (N sum w^2) of the decoupled loss's weights w (Kong, 1992), 1 without.
+        `ratio_max`, `tokens`."""
         count = max(self.tokens, 1)
         means = {
             "loss": self.loss,
             "policy_loss": self.policy_loss,
             "entropy": self.entropy / count,
-            "clip_fraction": self.clipped / count,
+            "clip_fraction": (self.clipped_low + self.clipped_high) / count,
+            "clip_fraction_high": self.clipped_high / count,
+            "correction_fraction": self.corrected / count,
+            "effective_sample_size": self.weights**2 / (count * self.squared_weights) if self.squared_weights else 0.0,
             "logprob_gap": self.logprob_gap / count,
             "ratio_max": self.ratio_max,
             "tokens": float(self.tokens),
@@ -113,41 +120,12 @@ def token_coefficients(token_counts: Sequence[int], weights: Sequence[float], co
     raise ValueError(f"loss.normalisation={config.normalisation!r}: allowed are token_mean, sequence_mean, constant")
 
 
-def ppo_clip(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
-    """-min(ratio * A, clip(ratio, 1 - epsilon, 1 + epsilon) * A) per token, and whether clipping took effect.
-
-    Equation 7 of Schulman et al., "Proximal Policy Optimization Algorithms" (arXiv 1707.06347), negated.
-    """
-    ratio = (logprobs - old_logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
-    unclipped = ratio * advantages
-    clipped = ratio.clamp(1 - epsilon, 1 + epsilon) * advantages
-    return -torch.minimum(unclipped, clipped), clipped < unclipped
-
-
-def decoupled_ppo_clip(
-    logprobs: Tensor, proximal: Tensor, old_logprobs: Tensor, advantages: Tensor, epsilon: float, cap: float
-) -> tuple[Tensor, Tensor]:
-    """`ppo_clip` around the proximal policy, each token weighted by proximal / behaviour, and whether it was clipped.
-
-    For tokens that an older policy sampled: Hilton et al., "Batch size-invariance for policy optimization" (arXiv
-    2110.00641), section 3, as AReaL uses it (arXiv 2505.24298, section 5.2). A token whose weight exceeds `cap` is too
-    far off-policy to be corrected: it contributes 0.
-    """
-    clipped_loss, clipped = ppo_clip(logprobs, proximal, advantages, epsilon)
-    weight = (proximal - old_logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
-    beyond = weight > cap  # NaN is not, and shows
-    return torch.where(beyond, 0.0, clipped_loss * weight), clipped & ~beyond
-
-
-def policy_gradient(logprobs: Tensor, advantages: Tensor) -> Tensor:
-    """-A * log pi per token: REINFORCE (Williams, 1992). Has no ratio: exact only on tokens of the present policy."""
-    return -advantages * logprobs
-
-
 def grpo_loss(inputs: LossInputs, config: LossConfig) -> LossOutputs:
     """Policy loss + kl_coefficient * KL - entropy_coefficient * entropy, each token times its coefficient."""
-    policy, clipped = _policy_loss(inputs, config)
-    objective, kl = policy, None
+    terms = token_losses(
+        inputs.logprobs, inputs.proximal_logprobs, inputs.old_logprobs, inputs.advantages, inputs.rows, config
+    )
+    objective, kl = terms.losses, None
     if inputs.reference_logprobs is not None:
         kl = ESTIMATORS[config.kl_estimator](inputs.logprobs, inputs.reference_logprobs)
         objective = objective + config.kl_coefficient * kl
@@ -157,51 +135,41 @@ def grpo_loss(inputs: LossInputs, config: LossConfig) -> LossOutputs:
         objective = objective - config.entropy_coefficient * inputs.entropy
 
     loss = (inputs.coefficients * objective.double()).sum()
-    return LossOutputs(loss, _sums(inputs, loss, policy, clipped, kl))
-
-
-def _policy_loss(inputs: LossInputs, config: LossConfig) -> tuple[Tensor, Tensor]:
-    """The policy's loss per token, and where clipping took effect."""
-    if config.kind == "policy_gradient":
-        loss = policy_gradient(inputs.logprobs, inputs.advantages)
-        return loss, torch.zeros_like(loss, dtype=torch.bool)
-    if config.kind != "ppo_clip":
-        raise ValueError(f"loss.kind={config.kind!r}: allowed are ppo_clip, policy_gradient")
-    if not config.decoupled:
-        return ppo_clip(inputs.logprobs, inputs.old_logprobs, inputs.advantages, config.clip_epsilon)
-    if inputs.proximal_logprobs is None:
-        raise ValueError("loss.decoupled=true needs proximal log-probs, and there are none")
-    return decoupled_ppo_clip(
-        inputs.logprobs,
-        inputs.proximal_logprobs,
-        inputs.old_logprobs,
-        inputs.advantages,
-        config.clip_epsilon,
-        config.behaviour_weight_cap,
-    )
+    policy_loss = (inputs.coefficients * terms.losses.double()).sum()
+    sums = loss_sums(loss, policy_loss, inputs.logprobs, inputs.old_logprobs, inputs.entropy, terms, kl)
+    return LossOutputs(loss, sums)
 
 
 @torch.no_grad()
-def _sums(inputs: LossInputs, loss: Tensor, policy: Tensor, clipped: Tensor, kl: Tensor | None) -> LossSums:
-    log_ratio = (inputs.logprobs - inputs.old_logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).double()
-    values = [
-        loss,
-        (inputs.coefficients * policy.double()).sum(),
-        inputs.entropy.double().sum(),
-        clipped.double().sum(),
-        log_ratio.abs().exp().sum(),
-        log_ratio.exp().max() if log_ratio.numel() else log_ratio.new_zeros(()),
-        log_ratio.new_zeros(()) if kl is None else kl.double().sum(),
-    ]
-    # One transfer from the device, not seven.
-    total, policy_loss, entropy, clip_count, gap, ratio_max, kl_sum = torch.stack(values).tolist()
-    return LossSums(
-        tokens=inputs.logprobs.numel(),
-        loss=total,
-        policy_loss=policy_loss,
-        entropy=entropy,
-        clipped=clip_count,
-        logprob_gap=gap,
-        ratio_max=ratio_max,
-        kl=None if kl is None else kl_sum,
-    )
+def loss_sums(
+    loss: Tensor,
+    policy_loss: Tensor,
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    entropy: Tensor,
+    terms: TokenLosses,
+    kl: Tensor | None,
+) -> LossSums:
+    """The sums of a micro-batch whose shares of the batch's loss are `loss` and `policy_loss`, 0-d; the rest [N]."""
+    gap = log_ratio(logprobs, old_logprobs).double()
+    zero = gap.new_zeros(())
+    weights = torch.ones_like(gap) if terms.correction is None else terms.correction.weights.double()
+    sums = {
+        "loss": loss,
+        "policy_loss": policy_loss,
+        "entropy": entropy.double().sum(),
+        "clipped_low": terms.clipped_low.double().sum(),
+        "clipped_high": terms.clipped_high.double().sum(),
+        "corrected": zero if terms.correction is None else terms.correction.cut.double().sum(),
+        "weights": weights.sum(),
+        "squared_weights": weights.square().sum(),
+        "logprob_gap": gap.abs().exp().sum(),
+        "ratio_max": gap.exp().max() if gap.numel() else zero,
+        "kl": zero if kl is None else kl.double().sum(),
+    }
+    # One transfer from the device, not one for each.
+    values = torch.stack([value.double() for value in sums.values()]).tolist()
+    figures = dict(zip(sums, values, strict=True))
+    if kl is None:
+        del figures["kl"]
+    return LossSums(tokens=logprobs.numel(), **figures)

@@ -35,6 +35,9 @@ class StepMetrics:
     the updates ask for (`trainers.run.operations`); `mfu` is the share of what the card does at most. `gpu_wait_s`:
     seconds of `train_s` in which the first process's GPU had nothing to do; `gpu_peak_gib`: the most memory that its
     tensors took meanwhile.
+    `clip_fraction` is the share of the trained tokens whose ratio was clipped, `clip_fraction_high` from above;
+    `correction_fraction` the share beyond the bounds of the decoupled loss, and `effective_sample_size` how many tokens
+    its weights leave, as a share.
     `env_utilisation`: environment-seconds lent to an episode during the rollouts, divided by (pool size x `rollout_s`).
     Since the step before: seconds that episodes waited for an environment (`env_wait_s`, summed) and minutes that
     environments existed, which a provider bills (`box_minutes`). Loss figures are NaN (null in the file) in a step that
@@ -50,6 +53,9 @@ class StepMetrics:
     entropy: float = NAN
     grad_norm: float = NAN
     clip_fraction: float = NAN
+    clip_fraction_high: float = NAN
+    correction_fraction: float = NAN
+    effective_sample_size: float = NAN
     lr: float = NAN
     reward_mean: float = NAN
     reward_std: float = NAN

@@ -28,7 +28,7 @@ from areal.api.cli_args import (
 from areal.utils.constants import PROX_LOGP_METHOD_LOGLINEAR
 
 from cua_agent.models.sources import model_source
-from trainers.config import TrainConfig
+from trainers.config import LossConfig, TrainConfig
 
 _ROUNDING = 1e-12
 """AReaL adds an epsilon to a group's deviation; ours has none, because groups without deviation are filtered."""
@@ -90,10 +90,16 @@ def ppo_actor_config(config: TrainConfig, processes: int = 1) -> PPOActorConfig:
         actor_config(config, processes),
         ppo_n_minibatches=1,
         eps_clip=loss.clip_epsilon,
+        eps_clip_higher=loss.clip_epsilon_high,
+        c_clip=loss.dual_clip,
+        importance_sampling_level=loss.ratio_level,
+        use_sapo_loss=loss.kind == "sapo",
+        sapo_tau_pos=loss.sapo_temperatures[0],
+        sapo_tau_neg=loss.sapo_temperatures[1],
         kl_ctl=0.0,  # the KL is a term of the loss, not of the reward
         use_decoupled_loss=decoupled,
         prox_logp_method=PROX_LOGP_METHOD_LOGLINEAR,  # no forward pass for it: see `proximal_logprobs`
-        rejection_sampling=_rejection(loss.behaviour_weight_cap) if decoupled else None,
+        rejection_sampling=_rejection(loss) if decoupled else None,
         reward_norm=reward_norm(config, config.rollout.group_size),
         adv_norm=None,
         reward_clip=math.inf,
@@ -157,5 +163,12 @@ def trial_name(config: TrainConfig) -> str:
     return f"seed{config.seed}"
 
 
-def _rejection(cap: float) -> RejectionSamplingConfig:
-    return RejectionSamplingConfig(level="token", action="mask", metric="ratio", upper=cap)
+def _rejection(loss: LossConfig) -> RejectionSamplingConfig:
+    return RejectionSamplingConfig(
+        level="token" if loss.behaviour_level == "token" else "sequence",
+        action=loss.behaviour_action,
+        metric=loss.behaviour_metric if loss.behaviour_metric == "ratio" else f"kl_{loss.behaviour_metric}",
+        agg="sum" if loss.behaviour_level == "sequence" else "mean",
+        upper=loss.behaviour_weight_cap,
+        lower=loss.behaviour_weight_floor,
+    )

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cua_agent.models.policy import PolicyModel
 from trainers.areal.config.translation import actor_config
-from trainers.areal.tensors import TensorDict, rows_to_tensors, shifted
+from trainers.areal.tensors import TensorDict, packed_row_numbers, rows_to_tensors, shifted
 from trainers.areal.train.data_parallel import rows_of_rank, summed
 from trainers.areal.train.fsdp_actor import FSDPPolicyActor
 from trainers.config import TrainConfig
@@ -122,6 +122,7 @@ class BatchLoss:
             advantages=entry["advantages"].float(),
             coefficients=entry["coefficients"],
             entropy=entropy.reshape(-1)[trained],
+            rows=packed_row_numbers(data)[trained],
             reference_logprobs=reference,
             proximal_logprobs=logprobs.detach().reshape(-1)[trained],
         )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from cua_agent.options import shown
 from cua_agent.tasks import CUATask
 from cua_agent.trajectory import Trajectory
 from trainers.areal.config.translation import trainer_config
@@ -211,12 +212,17 @@ class Phase3Trainer:
 
 def check_supported(config: TrainConfig) -> None:
     """Raise `ConfigError` for what AReaL's trainer does not compute; phases 1 and 2 do."""
-    illegal = {
-        "loss.kind": (config.loss.kind, "ppo_clip"),
-        "loss.normalisation": (config.loss.normalisation, "token_mean"),
-        "loss.entropy_coefficient": (config.loss.entropy_coefficient, 0.0),
-        "optim.updates_per_batch": (config.optim.updates_per_batch, 1),
+    allowed: dict[str, tuple[object, tuple[object, ...]]] = {
+        "loss.kind": (config.loss.kind, ("ppo_clip", "sapo")),
+        "loss.normalisation": (config.loss.normalisation, ("token_mean",)),
+        "loss.entropy_coefficient": (config.loss.entropy_coefficient, (0.0,)),
+        "optim.updates_per_batch": (config.optim.updates_per_batch, (1,)),
     }
-    for key, (value, allowed) in illegal.items():
-        if value != allowed:
-            raise ConfigError(f"{key}={value}: allowed with backend=areal phase=3: {allowed} (phases 1 and 2 take it)")
+    if config.loss.kind == "sapo":
+        allowed["loss.kind=sapo loss.decoupled"] = (config.loss.decoupled, (False,))
+    for key, (value, values) in allowed.items():
+        if value not in values:
+            listed = ", ".join(map(shown, values))
+            raise ConfigError(
+                f"{key}={shown(value)}: allowed with backend=areal phase=3: {listed} (phases 1 and 2 take it)"
+            )

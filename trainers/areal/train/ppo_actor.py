@@ -18,20 +18,20 @@ from torch.nn import functional as F
 
 from cua_agent.models.policy import PolicyModel
 from trainers.areal.config.translation import ppo_actor_config, reward_norm
-from trainers.areal.tensors import TensorDict, first_rows
+from trainers.areal.tensors import TensorDict, first_rows, packed_row_numbers
 from trainers.areal.train.data_parallel import summed
 from trainers.areal.train.fsdp_actor import FSDPPolicyActor
 from trainers.areal.train.phase2_learner import step_record
 from trainers.config import ConfigError, LossConfig, TrainConfig
 from trainers.distributed.process_group import Communicator
 from trainers.grpo.kl import ESTIMATORS, MAX_LOG_RATIO
-from trainers.grpo.loss import LossSums, decoupled_ppo_clip, ppo_clip
+from trainers.grpo.loss import LossSums, loss_sums
+from trainers.grpo.objectives import token_losses
 from trainers.protocol import StepRecord
 
 LossFunction = Callable[..., Tensor]
 
 _GIVEN = ("input_ids", "attention_mask")
-_CLIPPING = ("logprobs", "prox_logp", "advantages")
 
 
 class PPOPolicyActor(FSDPPolicyActor):
@@ -191,20 +191,26 @@ class LossWatch:
         if "ref_logp" in data:
             kl = ESTIMATORS[self._config.kl_estimator](logprobs[trained], data["ref_logp"][trained])
             loss = loss + self._config.kl_coefficient * kl.sum() / max(int(trained.sum()), 1)
-        clipped = self._clipped({name: data[name][trained] for name in _CLIPPING}, logprobs[trained])
-        self._sums += _sums(
-            loss, policy_loss, kl, clipped, logprobs[trained], data["logprobs"][trained], entropy[trained]
-        )
+        self._sums += self._watched(loss, policy_loss, kl, logprobs, entropy, data)
         return loss
 
     @torch.no_grad()
-    def _clipped(self, data: Mapping[str, Tensor], logprobs: Tensor) -> Tensor:
-        """Where clipping takes effect in the configured loss; all [n]."""
-        old, proximal, advantages = (data[name] for name in _CLIPPING)
-        epsilon, cap = self._config.clip_epsilon, self._config.behaviour_weight_cap
-        if self._config.decoupled:
-            return decoupled_ppo_clip(logprobs, proximal, old, advantages, epsilon, cap)[1]
-        return ppo_clip(logprobs, old, advantages, epsilon)[1]
+    def _watched(
+        self,
+        loss: Tensor,
+        policy_loss: Tensor,
+        kl: Tensor | None,
+        logprobs: Tensor,
+        entropy: Tensor,
+        data: Mapping[str, Any],
+    ) -> LossSums:
+        """What the configured loss does to the tokens, of which AReaL says the mean only."""
+        trained = data["loss_mask"].bool()
+        old, proximal, advantages = (data[name][trained] for name in ("logprobs", "prox_logp", "advantages"))
+        rows = packed_row_numbers(data)[trained.reshape(-1)]
+        terms = token_losses(logprobs[trained], proximal, old, advantages, rows, self._config)
+        count = max(int(trained.sum()), 1)
+        return loss_sums(loss * count, policy_loss * count, logprobs[trained], old, entropy[trained], terms, kl)
 
     def metrics(self, communicator: Communicator) -> dict[str, float]:
         """As `LossSums.metrics`, of all processes together; losses are token means over the update."""
@@ -233,30 +239,6 @@ def _within(logprobs: Tensor, others: Tensor) -> Tensor:
     distance = logprobs.detach() - others
     nearest = others + distance.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     return torch.where(distance.abs() <= MAX_LOG_RATIO, logprobs, nearest)
-
-
-@torch.no_grad()
-def _sums(
-    loss: Tensor,
-    policy_loss: Tensor,
-    kl: Tensor | None,
-    clipped: Tensor,
-    logprobs: Tensor,
-    old_logprobs: Tensor,
-    entropy: Tensor,
-) -> LossSums:
-    count = logprobs.numel()
-    log_ratio = (logprobs - old_logprobs).double().clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
-    return LossSums(
-        tokens=count,
-        loss=float(loss) * count,
-        policy_loss=float(policy_loss) * count,
-        entropy=float(entropy.double().sum()),
-        clipped=float(clipped.sum()),
-        logprob_gap=float(log_ratio.abs().exp().sum()),
-        ratio_max=float(log_ratio.exp().max()) if count else 0.0,
-        kl=None if kl is None else float(kl.double().sum()),
-    )
 
 
 def custom_loss(name: str) -> LossFunction | None:
