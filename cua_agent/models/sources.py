@@ -128,7 +128,8 @@ def _check_hub(repository: str) -> None:
     try:
         HfApi().model_info(repository, timeout=_HUB_TIMEOUT_S)
     except (httpx.HTTPError, OSError, ValueError) as error:
-        why = f"no such directory, and the hub answered: {shown(first_line(error), 60)}"
+        answer = re.sub(r"(https?://[^/\s]+)[^\s:]*", r"\1", first_line(error))  # the path repeats the repository
+        why = f"no such directory, and the hub answered: {shown(answer, 80)}"
         raise ModelNotFound(repository, why) from None
 
 
