@@ -78,6 +78,7 @@ REPLAYED = {
     "versions_late": Fault(0, "full/plain", AREAL, TENSORS, do.versions_late),
     "areal_norm": Fault(0, "full/plain", ("phase3",), f"{ACTOR}:reward_norm", do.areal_norm),
     "deviation_kept": Fault(0, "full/knobs", ("phase3",), f"{ACTOR}:reward_norm", do.deviation_kept),
+    "own_mean": Fault(0, "full/dual_clip", ("phase3",), f"{ACTOR}:reward_norm", do.configured(mean_leave1out=False)),
     "sample_deviation": Fault(0, "full/plain", ("phase1", "phase2"), "statistics:pstdev", do.sample_deviation),
     "group_flipped": Fault(0, "full/ragged", ("phase3",), f"{ACTOR}:RaggedNorm.__call__", do.first_group_flipped),
     "row_flipped": Fault(0, "full/plain", ("phase2",), f"{LEARNER}:Phase2Learner.tensors", do.first_row_flipped),

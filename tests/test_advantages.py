@@ -29,6 +29,14 @@ def test_without_std_is_the_difference_to_the_mean():
     assert group_advantages(episodes([1, 0, 0, 0]), NO_STD).batch.advantages == pytest.approx([0.75] + [-0.25] * 3)
 
 
+def test_leave_one_out_compares_with_the_others():
+    # 1 - 0 for the success; 0 - 1/3 for the rest
+    config = AdvantageConfig(baseline="leave_one_out", normalise_by_std=False)
+    assert group_advantages(episodes([1, 0, 0, 0]), config).batch.advantages == pytest.approx([1.0] + [-1 / 3] * 3)
+    with pytest.raises(ValueError, match="RLOO divides by nothing"):
+        AdvantageConfig(baseline="leave_one_out", normalise_by_std=True)
+
+
 def test_rows_of_an_episode_count_its_reward_once_and_share_its_advantage():
     a1 = trajectory(1.0, episode_id="a", ids=(1, 2))
     a2 = trajectory(1.0, episode_id="a", ids=(3, 4))

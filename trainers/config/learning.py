@@ -99,8 +99,17 @@ class RewardConfig:
 class AdvantageConfig:
     """Group-relative advantages."""
 
+    baseline: Literal["mean", "leave_one_out"] = Field(
+        default="mean", description="what a reward is compared with: the group's mean, or that of the others (RLOO)"
+    )
     normalise_by_std: bool = Field(default=True, description="divide by the group's standard deviation")
     min_group_std: float = Field(default=1e-4, ge=0, description="groups below have no signal and are filtered")
+
+    @model_validator(mode="after")
+    def _without_deviation(self) -> AdvantageConfig:
+        if self.baseline == "leave_one_out" and self.normalise_by_std:
+            raise ValueError("baseline=leave_one_out with normalise_by_std=true: RLOO divides by nothing; set it false")
+        return self
 
 
 @dataclass(frozen=True, config=STRICT)

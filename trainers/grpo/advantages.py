@@ -37,9 +37,10 @@ def group_advantages(trajectories: Sequence[Trajectory], config: AdvantageConfig
 
     With rewards r of a group's valid episodes: A_i = (r_i - mean(r)) / std(r), DeepSeekMath (arXiv 2402.03300)
     section 4.1.2, with the population standard deviation; without `normalise_by_std` A_i = r_i - mean(r), Dr. GRPO
-    (arXiv 2503.20783). Needs no epsilon: groups whose deviation is below `min_group_std` carry no signal and are
-    filtered, as are groups of fewer than two valid episodes. An `infra_error` episode is neither trained on nor part
-    of the baseline. Kept trajectories stay in their order.
+    (arXiv 2503.20783); with `baseline=leave_one_out` the mean is that of the other episodes, RLOO (Ahmadian et al.,
+    arXiv 2402.14740, section 3.2). Needs no epsilon: groups whose deviation is below `min_group_std` carry no signal
+    and are filtered, as are groups of fewer than two valid episodes. An `infra_error` episode is neither trained on nor
+    part of the baseline. Kept trajectories stay in their order.
 
     Raises `ValueError` when an episode's rows disagree about its reward, group or outcome, or a reward is not finite.
     """
@@ -87,6 +88,8 @@ def _advantages_of_group(rewards: dict[str, float], config: AdvantageConfig) -> 
     if std == 0 or std < config.min_group_std:
         return {}
     scale = std if config.normalise_by_std else 1.0
+    if config.baseline == "leave_one_out":
+        scale *= 1 - 1 / len(rewards)  # r - (n mean - r) / (n - 1) = (r - mean) n / (n - 1)
     return {episode_id: (reward - mean) / scale for episode_id, reward in rewards.items()}
 
 

@@ -232,10 +232,15 @@ CASES = (
     ),
     Case(
         "dual_clip",
-        "clip-higher and dual clip on ratios to the sampling policy",
+        "clip-higher and dual clip on ratios to the sampling policy, rewards compared with those of the others (RLOO)",
         moved=0.05,
         drifted=True,
-        keys={"loss.clip_epsilon_high": 0.3, "loss.dual_clip": 2.0},
+        keys={
+            "loss.clip_epsilon_high": 0.3,
+            "loss.dual_clip": 2.0,
+            "advantage.normalise_by_std": False,
+            "advantage.baseline": "leave_one_out",
+        },
         weights="full",
     ),
     Case(

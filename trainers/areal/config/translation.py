@@ -112,6 +112,7 @@ def reward_norm(config: TrainConfig, group_size: int) -> NormConfig:
     """Group-relative rewards as `trainers.grpo.advantages` has them: population deviation, or none."""
     return NormConfig(
         mean_level="group",
+        mean_leave1out=config.advantage.baseline == "leave_one_out",
         std_level="group" if config.advantage.normalise_by_std else None,
         std_unbiased=False,
         eps=_ROUNDING,
