@@ -121,6 +121,7 @@ class Phase3Trainer:
 
     def tensors(self, batch: Batch) -> list[TensorDict]:
         """This process's share of the batch as AReaL's trainer prepares it: by group, with advantages."""
+        self._actor.export_stats()  # AReaL gathers them for the whole process, and nobody asked for those of before
         by_group: dict[str, list[Trajectory]] = {}
         for row in batch.trajectories:
             by_group.setdefault(row.group_id, []).append(row)
