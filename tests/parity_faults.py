@@ -61,6 +61,7 @@ LEARNER, FULL, ACTOR = (
     "trainers.areal.train.ppo_actor",
 )
 OBJECTIVES = "trainers.grpo.objectives"
+BOUNDED = "trainers.areal.config.translation:_rejection"
 CLIPPED = f"{ACTOR}:ppo_actor_config"
 SERVED = "trainers.areal.rollout.rollout_engine:PolicyRolloutEngine.update_weights"
 ADAPTED = "cua_agent.models.loaders:attach_lora"
@@ -106,9 +107,7 @@ REPLAYED = {
     "tokens_for_rows": Fault(1, "full/gspo", ("phase3",), CLIPPED, do.configured(importance_sampling_level="token")),
     "row_ratio_summed": Fault(1, "full/gspo", ("phase1", "phase2"), f"{OBJECTIVES}:row_means", do.summed_for_averaged),
     "rows_mixed": Fault(1, "full/gspo", ("phase2",), f"{LEARNER}:packed_row_numbers", do.one_row),
-    "masked": Fault(
-        1, "full/row_bounds", ("phase3",), "trainers.areal.config.translation:_rejection", do.masked_for_clamped
-    ),
+    "masked": Fault(1, "full/row_bounds", ("phase3",), BOUNDED, do.masked_for_clamped),
     "gate": Fault(1, "lora/sapo", ("phase3",), CLIPPED, do.configured(sapo_tau_neg=1.0)),
     "weight_unclipped": Fault(1, "lora/cispo", ("phase1", "phase2"), f"{OBJECTIVES}:cispo", do.never_clipped),
     "rejection": Fault(1, "full/stale", ("phase3",), CLIPPED, do.configured(rejection_sampling=None)),
