@@ -20,6 +20,7 @@ from cua_agent.envs.gbox.world import GBoxWorld
 from cua_agent.envs.guard import GuardedFactory
 from cua_agent.envs.gymnasium.world import GymnasiumWorld
 from cua_agent.envs.miniwob.world import MiniWobWorld
+from cua_agent.envs.openenv.world import OpenEnvWorld
 from cua_agent.envs.pocket.world import PocketWorld
 from cua_agent.envs.pool import EnvironmentFactory
 from cua_agent.envs.world import World
@@ -36,6 +37,7 @@ BUILT_IN: Mapping[str, Callable[..., World]] = {
     "gbox": GBoxWorld,
     "gymnasium": GymnasiumWorld,
     "android": AndroidPhones,
+    "openenv": OpenEnvWorld,
 }
 
 for _name, _world in BUILT_IN.items():

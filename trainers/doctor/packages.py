@@ -40,6 +40,7 @@ def extras_for(context: Context) -> set[str]:
         "miniwob": config.env.name == "miniwob",
         "gbox": config.env.name == "gbox",
         "gymnasium": config.env.name == "gymnasium",
+        "openenv": config.env.name == "openenv",
         "android": config.env.name == "android",
     }
     return {extra for extra, is_needed in needed.items() if is_needed}
