@@ -142,7 +142,7 @@ def picture(value: Any) -> Image.Image:
         if isinstance(value, str):
             file = base64.b64decode(value.partition(",")[2] if value.startswith("data:") else value, validate=True)
             return Image.open(io.BytesIO(file)).convert("RGB")
-        array = np.asarray(value, dtype=np.uint8)
+        array = np.asarray(value, dtype=np.uint8) if isinstance(value, list) else np.empty(0)
         if array.ndim == 3 and array.shape[2] in (3, 4):
             return Image.fromarray(array).convert("RGB")
     except (OSError, SyntaxError, ValueError, TypeError, OverflowError) as error:
