@@ -12,13 +12,15 @@ from torch import Tensor
 from cua_agent.inference.base import GenerateRequest, GenerateResponse, InferenceFailure
 from cua_agent.inference.forward import CachedForward, serving
 from cua_agent.inference.kv_cache import SlotCache
+from cua_agent.inference.prefill_batches import prefill_batches
 from cua_agent.inference.sampling import sample
 from cua_agent.inference.slots import Conversation, SlotTable, Turn
 from cua_agent.models.pixels import check_screenshot
 from cua_agent.models.policy import PolicyModel
 
 PREFILL_TOKENS = 8192
-"""Upper bound on the padded tokens of one prefill batch of several rows; keeps its attention mask small."""
+"""Most tokens that are prefilled between two decoding steps, and most padded tokens of a pass of several rows, whose
+attention mask that keeps small; a longer conversation goes alone."""
 
 
 class LocalEngine:
@@ -158,28 +160,28 @@ class LocalEngine:
             await asyncio.sleep(0)
 
     def _step(self) -> None:
-        """One forward pass: a prefill when nobody decodes or as many wait as decode, otherwise a decoding step."""
+        """Prefills when nobody decodes or as many wait as decode, otherwise a decoding step."""
         active = self._table.active
         joining = self._admit() if len(self._waiting) >= len(active) else []
         if joining:
             chosen = set(joining)
             self._waiting = [conversation for conversation in self._waiting if conversation not in chosen]
-            first_slot, rows = self._table.activate(joining)
-            self._advance(rows, self._forward.prefill(rows, first_slot))
+            for batch in prefill_batches([row.uncached for row in joining], PREFILL_TOKENS):
+                first_slot, rows = self._table.activate([joining[i] for i in batch])
+                self._advance(rows, self._forward.prefill(rows, first_slot))
         elif active:
             self._advance(active, self._forward.decode(active))
 
     def _admit(self) -> list[Conversation]:
         """Waiting conversations, first come first served, as far as slots and the prefill budget reach."""
         admitted: list[Conversation] = []
-        longest = 0
+        left = PREFILL_TOKENS
         for conversation in self._waiting:
-            width = max(longest, len(conversation.ids) - conversation.cached)
-            if admitted and width * (len(admitted) + 1) > PREFILL_TOKENS:
+            left -= conversation.uncached
+            if admitted and left < 0:
                 break
             if self._table.claim(conversation):
                 admitted.append(conversation)
-                longest = width
         return admitted
 
     def _advance(self, rows: Sequence[Conversation], logits: Tensor) -> None:

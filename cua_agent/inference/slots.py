@@ -65,6 +65,11 @@ class Conversation:
     turn: Turn | None = None
     last_used: int = 0
 
+    @property
+    def uncached(self) -> int:
+        """Tokens that the next forward pass has to be fed."""
+        return len(self.ids) - self.cached
+
     def forget(self) -> None:
         """Drop the keys and values; the next turn computes them anew."""
         self.cached = self.cached_images = 0
