@@ -4,10 +4,12 @@ SETUP := .venv/.ready
 VLLM := .venv-vllm/.ready
 # Where the tests look for a browser, and Debian's package puts it.
 BROWSER ?= /usr/bin/chromium-headless-shell
+# The newest run.
+RUN ?= $(patsubst %/config.yaml,%,$(firstword $(shell ls -t outputs/*/config.yaml 2>/dev/null)))
 # Libraries that use every core they see slow each other down when the tests run next to other work.
 TEST_ENV := OMP_NUM_THREADS=2 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help setup browser vllm smollm2 unsloth doctor run parity test test-fast test-vllm test-gpu lint docs clean
+.PHONY: help setup browser vllm smollm2 unsloth doctor run watch parity test test-fast test-vllm test-gpu lint docs clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -42,6 +44,9 @@ doctor: $(SETUP) ## look whether everything is there that a run on the built-in 
 
 run: $(SETUP) ## train on the built-in defaults and say where the results are
 	@$(PYTHON) train.py
+
+watch: $(SETUP) ## pages on the newest run, live and afterwards; RUN=outputs/my-run for another one
+	@$(PYTHON) -m trainers.watch $(RUN)
 
 parity: $(SETUP) ## prove that every phase of the asynchronous backend computes what the legacy backend computes
 	@rm -rf outputs/parity

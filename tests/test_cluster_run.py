@@ -12,6 +12,8 @@ from typing import Any
 import psutil
 import pytest
 
+from trainers.watch.recording import Recording
+
 pytest.importorskip("areal")
 pytestmark = pytest.mark.slow
 
@@ -68,6 +70,18 @@ def test_two_steps(scheduler: str, tmp_path: Path) -> None:
     assert second["staleness_max"] <= 2
     assert {row["episodes"] + row["infra_errors"] for row in rows(run, "eval.jsonl")} == {4}
     assert (run / "checkpoints" / "last" / "manifest.json").is_file()
+    assert_episodes_are_recorded(run, first["episodes"] + second["episodes"])
+
+
+def assert_episodes_are_recorded(run: Path, trained_on: int) -> None:
+    """By the workers that played them."""
+    recording = Recording(run)
+    recording.refresh()
+    training = [entry for _, entry in recording.episodes() if not entry.about["evaluation"]]
+    assert sum(recording.step_of(entry) is not None for entry in training) >= trained_on
+    assert len(recording.entries) - len(training) >= 4
+    screens = [turn["screen"] for turn in recording.entries[0].place.read()["turns"]]
+    assert all(recording.screen(0, screen).is_file() for screen in screens)
 
 
 def test_a_dead_worker_ends_the_run_in_one_line_and_keeps_its_steps(tmp_path: Path) -> None:

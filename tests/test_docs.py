@@ -23,6 +23,7 @@ from trainers.config.old_variables import VARIABLES
 from trainers.config.validation import fields_of
 from trainers.parity.__main__ import parser as parity_parser
 from trainers.rollouts.task_sampler import training_tasks
+from trainers.watch.__main__ import parser as watch_parser
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -140,6 +141,11 @@ def test_parity_commands_are_understood(arguments: list[str]) -> None:
     given = parity_parser().parse_args(arguments)
     if arguments[0] == "record":
         assert load_config(given.overrides)
+
+
+@pytest.mark.parametrize("arguments", commands_of("python", "-m", "trainers.watch"), ids=" ".join)
+def test_watching_commands_are_understood(arguments: list[str]) -> None:
+    assert watch_parser().parse_args(arguments).runs
 
 
 def test_training_and_episode_commands_were_found() -> None:

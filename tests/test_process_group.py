@@ -124,6 +124,7 @@ def test_two_processes_train_and_one_goes_on(tmp_path: Path) -> None:
     assert json.loads((run / "summary.json").read_text())["steps"] == 2
     state = json.loads((run / "checkpoints" / "last" / "trainer_state.json").read_text())
     assert state["data_position"] >= 4 and state["data_position"] % 2 == 0
+    assert {path.name for path in (run / "episodes").glob("*.jsonl")} == {"0.jsonl", "1.jsonl", "steps.jsonl"}
 
     text = finished(launch(1, *train, "phase=2", "max_steps=3", f"resume={run}", "run_name=more", cwd=tmp_path))
     assert "at step 2" in text

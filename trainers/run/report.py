@@ -32,10 +32,11 @@ def closing_words(result: TrainResult, directory: Path, config: TrainConfig, ove
         "  metrics.jsonl, eval.jsonl    a row per step, a row per evaluation",
         "  checkpoints/                 the best and the last weights",
         "",
-        "Watch an episode, go on training, draw the curves:",
+        "Watch an episode, go on training, draw the curves, look at what was played:",
         f"  {_episode_command(directory, config)}",
         f"  {resume_command(overrides, directory, max_steps=2 * config.max_steps)}",
         f"  {shlex.join(['python', '-m', 'trainers.curves', path_to_type(directory)])}",
+        f"  {shlex.join(['python', '-m', 'trainers.watch', path_to_type(directory)])}",
     ]
     if config.logging.tensorboard:
         logs = path_to_type(directory / "tensorboard")

@@ -19,16 +19,21 @@ from trainers.watch.recording import Recording
 HOST = "127.0.0.1"
 
 
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    found = argparse.ArgumentParser(
+        prog="python -m trainers.watch", description="Pages on what the agents of runs do, live and afterwards."
+    )
+    found.add_argument("runs", nargs="+", type=Path, help="run directories; each shows all that it was resumed from")
+    found.add_argument("--port", type=int, default=0, help="port on this machine (default: any that is free)")
+    found.add_argument("--export", type=Path, metavar="FOLDER", help="write the pages into a new folder instead")
+    return found
+
+
 @masked_output()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve pages on runs until Ctrl-C, or export them; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m trainers.watch", description="Pages on what the agents of runs do, live and afterwards."
-    )
-    parser.add_argument("runs", nargs="+", type=Path, help="run directories; each shows all that it was resumed from")
-    parser.add_argument("--port", type=int, default=0, help="port on this machine (default: any that is free)")
-    parser.add_argument("--export", type=Path, metavar="FOLDER", help="write the pages into a new folder instead")
-    given = parser.parse_args(arguments)
+    given = parser().parse_args(arguments)
     try:
         recordings = [Recording(_checked(run)) for run in dict.fromkeys(given.runs)]
         return _export(recordings, given.export) if given.export else _serve(recordings, given.port)

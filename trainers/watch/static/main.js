@@ -28,10 +28,21 @@ async function route(keepPlace) {
   const list = document.querySelector(".list"), scrolled = list ? list.scrollTop : 0;
   const main = document.getElementById("view");
   main.dataset.view = view[0];
-  main.replaceChildren(...content.flat(Infinity).filter((each) => each !== null && each !== undefined && each !== false));
+  const drawn = h("div", null, content);
+  keepPictures(main, drawn);
+  main.replaceChildren(...drawn.childNodes);
   const after = document.querySelector(".list");
   if (after) after.scrollTop = scrolled;
   if (!keepPlace) window.scrollTo(0, 0);
+}
+
+/** Pictures that are there already are moved over: they do not flicker. */
+function keepPictures(before, after) {
+  const there = new Map([...before.querySelectorAll("img")].map((image) => [image.src, image]));
+  for (const image of after.querySelectorAll("img")) {
+    if (there.has(image.src)) image.replaceWith(there.get(image.src));
+    there.delete(image.src);
+  }
 }
 
 /** Go to the next or former thing of the list that is shown. */

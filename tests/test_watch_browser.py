@@ -1,0 +1,239 @@
+"""The pages in a real browser: a run of the phone while it trains and afterwards, and one full of planted markup."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from cua_agent.envs.web.browser import DEFAULT_BROWSER
+from tests.watch_rig import PLANTED, record_run
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which(DEFAULT_BROWSER) is None, reason="no browser: make browser"),
+    pytest.mark.timeout(1800),
+]
+RUN = (
+    *("backend=legacy", "experiment=quick", "run_name=phone", "threads=1", "max_steps=2", "seed=3"),
+    *(
+        "rollout.group_size=4",
+        "rollout.groups_per_step=2",
+        "eval.episodes=6",
+        "env.args.latency={kind:constant,mean_s:1}",
+    ),
+)
+PATIENCE_MS = 300_000
+VIEWS = ("now", "groups", "episodes", "evaluations", "curves")
+
+
+@dataclass
+class Pages:
+    """A browser's page, where the server is, and every address that the page asked for."""
+
+    page: Any
+    base: str
+    asked: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+    def open(self, view: str) -> None:
+        """Go to a view and wait until it is drawn."""
+        self.page.goto(f"{self.base}#{view}")
+        self.page.locator(f'#view[data-view="{view.split("/")[1]}"] > *').first.wait_for()
+
+    def until(self, holds: str) -> None:
+        """Wait for a JavaScript expression; a page's policy allows none that the page itself would have to look at."""
+        deadline = time.monotonic() + PATIENCE_MS / 1000
+        while not self.page.evaluate(holds):
+            assert time.monotonic() < deadline, holds
+            time.sleep(0.2)
+
+    def texts(self, selector: str) -> list[str]:
+        """What stands in the elements."""
+        return list(self.page.locator(selector).all_inner_texts())
+
+
+@contextmanager
+def browsing(base: str) -> Iterator[Pages]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=DEFAULT_BROWSER, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page.set_default_timeout(PATIENCE_MS)
+        pages = Pages(page, base)
+        page.on("request", lambda request: pages.asked.append(request.url))
+        page.on("pageerror", lambda error: pages.errors.append(str(error)))
+        page.on("console", lambda said: pages.errors.append(said.text) if said.type == "error" else None)
+        try:
+            yield pages
+        finally:
+            browser.close()
+    assert pages.errors == []
+
+
+@contextmanager
+def served(*runs: Path) -> Iterator[str]:
+    """The address of a server of the runs."""
+    command = [sys.executable, "-m", "trainers.watch", *map(str, runs)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        try:
+            server.stdout.readline()
+            yield server.stdout.readline().split()[0]
+        finally:
+            server.send_signal(signal.SIGINT)
+            assert server.wait(60) == 0
+
+
+@pytest.fixture(scope="module")
+def training(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, "subprocess.Popen[str]"]]:
+    """A run of the phone that has just begun."""
+    outputs = tmp_path_factory.mktemp("outputs")
+    command = [sys.executable, "train.py", *RUN, f"output_dir={outputs}"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield outputs / "phone", process
+        process.kill()
+
+
+def test_a_run_while_it_trains_and_when_it_is_over(training: tuple[Path, "subprocess.Popen[str]"]) -> None:
+    run, process = training
+    while not (run / "config.yaml").exists():
+        assert process.poll() is None
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.5)
+    with served(run) as base, browsing(base) as pages:
+        the_wall_shows_devices_live(pages)
+        assert process.wait(PATIENCE_MS / 1000) == 0, process.stdout and process.stdout.read()
+        the_end_is_told(pages)
+        groups_stand_side_by_side(pages)
+        episodes_are_found_and_explained(pages)
+        seeds_are_followed_over_checkpoints(pages)
+        curves_are_drawn(pages)
+        a_narrow_screen_has_room_for_all(pages)
+        assert {urlsplit(address).hostname for address in pages.asked} == {"127.0.0.1"}
+
+
+def the_wall_shows_devices_live(pages: Pages) -> None:
+    pages.open("0/now")
+    screen = pages.page.locator(".device:not(.idle) .shot img").first
+    screen.wait_for()
+    pages.until("document.querySelector('.device .shot img')?.naturalWidth === 128")
+    pages.until("/(sampling|acting|scoring) \\d/.test(document.querySelector('.wall')?.innerText)")
+    assert any("turn " in text for text in pages.texts(".device"))
+    pages.until("/g\\d{6}/.test(document.querySelector('#view table')?.innerText)")  # the queue
+
+
+def the_end_is_told(pages: Pages) -> None:
+    pages.page.get_by_text("The run is over: max_steps").wait_for()
+    assert "2 / 2" in pages.texts(".figure b")
+    assert len(pages.texts(".time")) == 2
+
+
+def groups_stand_side_by_side(pages: Pages) -> None:
+    page = pages.page
+    page.keyboard.press("2")
+    page.locator(".strip").first.wait_for()
+    assert page.locator(".item").count() >= 4
+    assert set(pages.texts(".tag")) <= {"kept", "filtered"}
+    assert page.locator(".strip").count() == 4
+    assert page.locator(".strip .tap").count() > 0
+    assert page.locator(".frame.parts").count() > 0
+    assert all("advantage" in text and "reward" in text for text in pages.texts(".heading"))
+    first = page.locator(".item.current").inner_text()
+    page.keyboard.press("j")
+    pages.until(f"document.querySelector('.item.current').innerText !== {json.dumps(first)}")
+
+
+def episodes_are_found_and_explained(pages: Pages) -> None:
+    page = pages.page
+    page.keyboard.press("3")
+    page.locator(".episodes tbody tr").first.wait_for()
+    outcomes = pages.texts(".episodes .badge")
+    assert outcomes == sorted(outcomes, key=lambda outcome: outcome == "success")
+    page.keyboard.press("/")
+    page.keyboard.type("report_task_complete")
+    page.locator(".results p").first.wait_for()
+    assert all("report_task_complete" in text for text in pages.texts(".episodes small"))
+    page.keyboard.press("Escape")
+    page.locator(".episodes tbody a").first.click()
+    page.locator(".turn").first.wait_for()
+    assert page.locator(".verdict tbody tr").count() > 0
+    assert page.locator(".tokens span").count() > 5
+    where = page.url
+    page.keyboard.press("j")
+    pages.until(f"location.href !== {json.dumps(where)}")
+    page.locator(".turn").first.wait_for()
+    page.keyboard.press("Escape")
+    page.locator(".episodes").wait_for()
+
+
+def seeds_are_followed_over_checkpoints(pages: Pages) -> None:
+    page = pages.page
+    page.keyboard.press("4")
+    page.locator(".seeds tbody tr").first.wait_for()
+    assert page.locator(".seeds .cell").count() == 2 * page.locator(".seeds tbody tr").count()
+    page.locator(".seeds tbody a").first.click()
+    page.locator(".strip").first.wait_for()
+    assert ["after step 0" in text for text in pages.texts(".heading")] == [True, False]
+
+
+def curves_are_drawn(pages: Pages) -> None:
+    pages.page.keyboard.press("5")
+    pages.page.locator(".chart").first.wait_for()
+    assert pages.page.locator(".chart").first.locator("circle").count() == 4
+    assert "phone: unseen seeds" in pages.texts(".legend .key")
+
+
+def a_narrow_screen_has_room_for_all(pages: Pages) -> None:
+    pages.page.set_viewport_size({"width": 360, "height": 740})
+    for view in VIEWS:
+        pages.open(f"0/{view}")
+        assert pages.page.evaluate("document.documentElement.scrollWidth") <= 360, view
+
+
+def test_markup_in_names_and_answers_stays_text(tmp_path: Path) -> None:
+    run = record_run(tmp_path / "<b>run", goal=PLANTED)
+    with served(run) as base, browsing(base) as pages:
+        nothing_of_it_runs(pages)
+        assert {urlsplit(address).hostname for address in pages.asked} == {"127.0.0.1"}
+
+
+def test_an_export_opens_from_disk(tmp_path: Path) -> None:
+    run = record_run(tmp_path / "run", goal=PLANTED)
+    command = [sys.executable, "-m", "trainers.watch", str(run), "--export", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    with browsing(Path(done.stdout.strip()).as_uri()) as pages:
+        nothing_of_it_runs(pages)
+        assert {urlsplit(address).scheme for address in pages.asked} == {"file"}
+
+
+def nothing_of_it_runs(pages: Pages) -> None:
+    shown = {
+        "0/now": "td.bad",
+        "0/groups": "h1",
+        "0/groups/0/g11": "figcaption",
+        "0/episodes": ".episodes a",
+        "0/episodes/0": ".verdict pre",
+        "0/evaluations": ".seeds a",
+        "0/curves": ".chart",
+    }
+    for view, selector in shown.items():
+        pages.open(view)
+        pages.page.locator(selector).first.wait_for()
+        if selector != ".chart":
+            assert PLANTED in " ".join(pages.texts(selector)), view
+        assert pages.page.evaluate("window.planted") is None
+    pages.open("0/groups/0/g10")
+    pages.page.locator(".strip .tap").first.wait_for()
+    pages.until("document.querySelector('.strip img').naturalWidth === 64")
