@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,19 @@ def test_groups_stand_with_their_siblings_and_reasons(tmp_path: Path) -> None:
     won, failed = answer([recording], "0/group/0/g10")
     assert (won["id"], won["advantage"], failed["advantage"]) == ("g10-0", 1.0, -1.0)
     assert won["turns"][0]["point"] == [500, 250] and won["turns"][0]["screen"] != failed["turns"][0]["screen"]
+
+
+def test_a_group_that_no_step_used_says_so_when_the_run_is_over(tmp_path: Path) -> None:
+    run = record_run(tmp_path / "run")
+    steps = run / "episodes" / "steps.jsonl"
+    steps.write_text("".join(line for line in steps.open() if '"g11"' not in line))
+    live = run / "episodes" / "live-0.json"
+    live.write_text(json.dumps({"process": "0", "open": True, "time": time.time(), "devices": []}))
+    newest, _ = answer([read(run)], "0/groups")
+    assert (newest["group"], newest["state"]) == ("g11", None)
+    live.write_text(json.dumps({"process": "0", "open": True, "time": time.time() - 60, "devices": []}))
+    newest, _ = answer([read(run)], "0/groups")
+    assert (newest["state"], newest["why"]) == ("unused", "the run ended before a step used it")
 
 
 def test_evaluations_show_a_seed_after_every_checkpoint(tmp_path: Path) -> None:

@@ -119,7 +119,8 @@ def encoded(image: Image.Image) -> bytes:
     if max(image.size) <= LONGEST:
         image.save(buffer, "WEBP", lossless=True, method=0)
     else:
-        small = image.copy()
-        small.thumbnail((LONGEST, LONGEST), Image.Resampling.BILINEAR, reducing_gap=2.0)
+        share = LONGEST / max(image.size)
+        size = max(1, round(share * image.width)), max(1, round(share * image.height))
+        small = image.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
         small.save(buffer, "WEBP", quality=75, method=0)
     return buffer.getvalue()

@@ -48,9 +48,9 @@ def answer(recordings: Sequence[Recording], name: str) -> Any | None:
 
 def now(recording: Recording) -> dict[str, Any]:
     """What the run does at the moment: devices, queue, the newest steps, lost episodes."""
-    live = [read_json(path) for path in sorted((recording.directory / EPISODES).glob(f"{LIVE}*.json"))]
     present = time.time()
-    alive = [state for state in live if state.get("open") and present - _number(state.get("time")) < SILENT_S]
+    live = _live(recording)
+    alive = _alive(live, present)
     part = len(recording.parts) - 1
     rows = [row for row in read_rows(recording.directory / "metrics.jsonl") if isinstance(row, dict)]
     version = max([int(_number(row.get("policy_version"))) for row in rows[-1:]], default=0)
@@ -78,6 +78,15 @@ def now(recording: Recording) -> dict[str, Any]:
     }
 
 
+def _live(recording: Recording) -> list[dict[str, Any]]:
+    """What each process last told of itself."""
+    return [read_json(path) for path in sorted((recording.directory / EPISODES).glob(f"{LIVE}*.json"))]
+
+
+def _alive(live: Sequence[dict[str, Any]], present: float) -> list[dict[str, Any]]:
+    return [state for state in live if state.get("open") and present - _number(state.get("time")) < SILENT_S]
+
+
 def settings(recording: Recording) -> dict[str, Any]:
     """The keys that say what the run is."""
     try:
@@ -90,6 +99,8 @@ def settings(recording: Recording) -> dict[str, Any]:
 def groups(recording: Recording) -> list[dict[str, Any]]:
     """All training groups, the newest first."""
     found: dict[tuple[int, str], dict[str, Any]] = {}
+    over = not _alive(_live(recording), time.time())
+    unused = {"state": "unused", "why": "the run ended before a step used it"} if over else {}
     for number, entry in recording.episodes():
         about = entry.about
         if about["evaluation"]:
@@ -100,7 +111,7 @@ def groups(recording: Recording) -> list[dict[str, Any]]:
             {
                 **{name: about[name] for name in ("group", "task", "goal", "category", "version", "time")},
                 "part": entry.part,
-                **{name: recording.groups.get(key, {}).get(name) for name in ("step", "state", "why")},
+                **{name: recording.groups.get(key, unused).get(name) for name in ("step", "state", "why")},
                 "members": [],
             },
         )

@@ -16,7 +16,7 @@ const parted = (group) => new Set(group.members.map((member) => member.reward)).
 function groupItem(run, group, current) {
   return h("a", { href: `#${run}/groups/${group.part}/${group.group}`, class: "item" + (current ? " current" : ""), role: "option", "aria-selected": String(current) },
     h("span", { class: "row" }, h("b", { class: "mono" }, group.group),
-      h("span", { class: "soft" }, group.step === null ? "under way" : "step " + group.step),
+      h("span", { class: "soft" }, group.step !== null ? "step " + group.step : group.state ? "no step" : "under way"),
       h("span", { class: "tag " + (group.state || "") }, group.state || "waiting")),
     h("span", { class: "soft" }, group.task),
     h("span", { class: "dots" }, group.members.map((member) => h("i", { class: "dot " + String(member.outcome).replace(/\W/g, ""), title: words(member.outcome) }))));
