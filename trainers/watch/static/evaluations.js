@@ -1,6 +1,7 @@
 "use strict";
 
 let showing = "all";
+const MARKS = { success: "✓", out_of_turns: "…" };
 
 async function showEvaluations(run, chosen) {
   const data = await load(run + "/evaluations");
@@ -31,7 +32,7 @@ function categoryTable(data) {
     const played = rows.map((row) => row.played[step]).filter(Boolean);
     return played.length ? percent(played.filter((each) => each.outcome === GOOD).length / played.length) : "–";
   };
-  return h("div", { class: "scroll" }, h("table", null,
+  return h("div", { class: "scroll" }, h("table", { class: "narrow" },
     h("thead", null, h("tr", null, h("th", null, "success by category"), data.steps.map((step) => h("th", null, "step " + step)))),
     h("tbody", null, [["all", data.rows], ...categories.map((name) => [name, data.rows.filter((row) => row.category === name)])].map(([name, rows]) =>
       h("tr", null, h("td", null, words(name)), data.steps.map((step) => h("td", null, share(rows, step))))))));
@@ -42,7 +43,7 @@ function seedTable(run, data, rows, kindOf) {
   return h("div", { class: "scroll" }, h("table", { class: "seeds" },
     h("thead", null, h("tr", null, h("th", null, "goal"), h("th", null, "seed"), data.steps.map((step) => h("th", null, step)), h("th", null))),
     h("tbody", null, rows.map((row) => h("tr", null, h("td", null, link(`${run}/evaluations/${data.rows.indexOf(row) + 1}`, row.goal)), h("td", { class: "mono" }, row.seed % 1000000),
-      data.steps.map((step) => h("td", null, row.played[step] ? h("a", { href: `#${run}/episodes/${row.played[step].n}`, class: "cell " + String(row.played[step].outcome).replace(/\W/g, ""), title: words(row.played[step].outcome), "aria-label": `step ${step}: ${words(row.played[step].outcome)}` }) : null)),
+      data.steps.map((step) => h("td", null, row.played[step] ? h("a", { href: `#${run}/episodes/${row.played[step].n}`, class: "cell " + String(row.played[step].outcome).replace(/\W/g, ""), title: words(row.played[step].outcome), "aria-label": `step ${step}: ${words(row.played[step].outcome)}` }, MARKS[row.played[step].outcome] || "✗") : null)),
       h("td", { class: kindOf(row) === "learnt" ? "good" : "bad" }, kindOf(row)))))));
 }
 
