@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from cua_agent.cloning.clone import CloneSchedule, clone
 from cua_agent.cloning.demonstrations import Noise
 from cua_agent.cloning.examples import DESCRIBE, ExampleStream, Mix, random_screen
 from cua_agent.cloning.measure import describe_tally, measure_success
-from cua_agent.cloning.recordings import Recordings
+from cua_agent.cloning.recordings import RecordingError, Recordings
 from cua_agent.envs.pocket import state as phone
 from cua_agent.envs.pocket.describe import describe_screen
 from cua_agent.models.loaders import load_policy
@@ -90,7 +91,10 @@ def train_stage(policy: PolicyModel, stream: ExampleStream, schedule: CloneSched
 
 def main() -> None:
     args = parse_arguments()
-    recordings = Recordings(args.recordings, MINIWOB_SIZE) if args.recordings else None
+    try:
+        recordings = Recordings(args.recordings, MINIWOB_SIZE) if args.recordings else None
+    except RecordingError as error:
+        sys.exit(f"error: {error}")
     torch.set_float32_matmul_precision("high")
     if args.init is None:
         words = sorted(tokenizer_words())

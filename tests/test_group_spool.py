@@ -163,5 +163,5 @@ def test_groups_of_the_spool_are_ready_at_once_and_the_rest_is_played(tmp_path: 
         stream.publish()
         second = [number(each.spec.group_id) for each in stream.collect().kept]
         played = set(stream.stream._results.starts()) | {int(name[1:]) for name in names(spool)}
-    assert sorted([*kept, *second]) == [4, 5, 6, 7] and {4, 6} <= set(kept)
-    assert {5, 7} <= played
+    assert kept == [4, 6]  # the others play meanwhile, each as long as it takes
+    assert len(second) == 2 and set(second) <= {5, 7, 8} & played

@@ -53,7 +53,7 @@ def run_directory_of(path: Path) -> Path | None:
 
 def read_saved(directory: Path) -> SavedRun:
     """The configuration that a run directory holds. Raises `ConfigError`."""
-    tree = renamed(_read_yaml(directory / CONFIG))
+    tree = renamed(read_yaml(directory / CONFIG))
     settings = {**default_settings(), **by_key(tree)}
     unknown = {name: value for name, value in leaves(tree) if not _belongs_to_a_key(name)}
     return SavedRun(directory, settings, _presets(directory, settings), unknown)
@@ -145,7 +145,8 @@ def read_about(directory: Path) -> dict[str, Any]:
     return about if isinstance(about, dict) else {}
 
 
-def _read_yaml(file: Path) -> dict[str, Any]:
+def read_yaml(file: Path) -> dict[str, Any]:
+    """The tree of a file of YAML, references in it left as they are. Raises `ConfigError`."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError  # type: ignore[import-untyped]

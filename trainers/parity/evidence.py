@@ -10,15 +10,19 @@ figures.json            everything else
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from cua_agent.error_text import first_line
+
+T = TypeVar("T")
 Arrays = dict[str, npt.NDArray[Any]]
 
 Rows = list[dict[str, list[int]]]
@@ -62,12 +66,15 @@ class Evidence:
 
 
 def load_evidence(directory: Path) -> Evidence:
-    """Read what `Evidence.save` wrote; a side that left nothing died before it could."""
+    """Read what `Evidence.save` wrote; a side that left nothing died before it could. What is damaged is its error."""
     file = directory / "figures.json"
     if not file.is_file():
         return Evidence(Figures(error="the process ended without a result"))
-    tensors = {name: load_file(directory / f"{name}.safetensors") for name in _TENSORS}
-    return Evidence(Figures(**json.loads(file.read_text())), **tensors)
+    try:
+        tensors = {name: _read(directory / f"{name}.safetensors", load_file) for name in _TENSORS}
+        return Evidence(_read(file, lambda file: Figures(**json.loads(file.read_text()))), **tensors)
+    except _DamagedError as error:
+        return Evidence(Figures(error=str(error)))
 
 
 @dataclass(frozen=True)
@@ -89,4 +96,18 @@ def load_episodes(directory: Path) -> Episodes:
     file = directory / "episodes.json"
     if not file.is_file():
         return Episodes(error="the process ended without a result")
-    return Episodes(**json.loads(file.read_text()))
+    try:
+        return _read(file, lambda file: Episodes(**json.loads(file.read_text())))
+    except _DamagedError as error:
+        return Episodes(error=str(error))
+
+
+class _DamagedError(ValueError):
+    """A file of evidence that cannot be read; one line that names it."""
+
+
+def _read(file: Path, how: Callable[[Path], T]) -> T:
+    try:
+        return how(file)
+    except (OSError, SafetensorError, TypeError, ValueError) as error:
+        raise _DamagedError(f"{file} cannot be read: {first_line(error)}") from error

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from trainers.parity.evidence import Arrays
+from trainers.run.checkpoint import read_tensors
 from trainers.run.checkpoint_files import read_state
 
 _LEFT_OUT = ("fused", "foreach", "capturable", "differentiable", "lr")
@@ -48,5 +47,4 @@ def counters(checkpoint: Path) -> dict[str, float]:
 
 
 def _saved(checkpoint: Path) -> Mapping[str, Any]:
-    saved: dict[str, Any] = torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True)
-    return saved
+    return read_tensors(checkpoint / "optimizer.pt")

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from trainers.config import ConfigError, TrainConfig, from_mapping
+from trainers.config.saved import read_yaml
 from trainers.protocol import Batch
 from trainers.rollouts.trajectory_store import TrajectoryStore
 
@@ -61,13 +62,10 @@ def load_recording(directory: Path) -> Recording:
 
 def read_config(directory: Path) -> TrainConfig:
     """What `write_config`, or a run, left in `directory`. Raises `ConfigError`."""
-    from omegaconf import OmegaConf
-
     file = directory / "config.yaml"
     if not file.is_file():
         raise ConfigError(f"recording={directory}: no config.yaml in it; allowed: a recording or a run directory")
-    tree = OmegaConf.to_container(OmegaConf.load(file))
-    return from_mapping({**tree, "resume": None})  # type: ignore[dict-item]
+    return from_mapping({**read_yaml(file), "resume": None})
 
 
 def write_config(directory: Path, config: TrainConfig) -> None:

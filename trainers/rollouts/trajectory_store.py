@@ -21,8 +21,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+from safetensors.numpy import load, save
 
+from cua_agent.error_text import first_line
 from cua_agent.trajectory import NO_VERSION, Outcome, Trajectory, Turn
 from trainers.protocol import Batch
 
@@ -32,6 +33,15 @@ SCALARS = ("reward", "task_id", "group_id", "episode_id", "seed", "weight")
 TURN_FIELDS = ("text", "action", "result", "generate_s", "env_s", "point", "truncated")
 
 Arrays = dict[str, npt.NDArray[Any]]
+_MALFORMED = (
+    SafetensorError,
+    Image.DecompressionBombError,
+    OSError,
+    AttributeError,
+    LookupError,
+    TypeError,
+    ValueError,
+)
 
 
 class TrajectoryFileError(ValueError):
@@ -74,31 +84,39 @@ class TrajectoryStore:
 
 def save_batch(path: Path, batch: Batch) -> None:
     """Write `batch` to `path`, atomically."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(encode_batch(batch))
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def encode_batch(batch: Batch) -> bytes:
+    """The content of a batch's file."""
     arrays: Arrays = {}
     rows = []
     for index, trajectory in enumerate(batch.trajectories):
         for name, dtype in ARRAYS.items():
             arrays[f"{index}/{name}"] = np.ascontiguousarray(getattr(trajectory, name), dtype=dtype)
         rows.append(_describe(trajectory, [_store_image(arrays, image) for image in trajectory.images]))
-    header = {
-        "format": FORMAT,
-        "batch": json.dumps({"advantages": list(batch.advantages), "trajectories": rows}, default=float),
-    }
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(save(arrays, metadata=header))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    content = {"advantages": list(batch.advantages), "trajectories": rows}
+    data: bytes = save(arrays, metadata={"format": FORMAT, "batch": json.dumps(content, default=float)})
+    return data
+
+
+def decode_batch(data: bytes) -> Batch:
+    """What `encode_batch` made. Raises `TrajectoryFileError`."""
+    with _explained("these bytes"):
+        arrays = load(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+        return _batch(_content(header), arrays)
 
 
 def load_batch(path: Path) -> Batch:
     """Read what `save_batch` wrote. Raises `TrajectoryFileError`."""
     with _opened(path) as (file, content):
-        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        images = {name: _decode(array) for name, array in arrays.items() if name.startswith("image/")}
-        rows = [_restore(row, i, arrays, images) for i, row in enumerate(content["trajectories"])]
-        return Batch(rows, content["advantages"])
+        return _batch(content, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
 
 
 def sampled_versions(path: Path) -> set[int]:
@@ -111,15 +129,31 @@ def sampled_versions(path: Path) -> set[int]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """The file of a batch, and what its header says; whatever is wrong with it becomes a `TrajectoryFileError`."""
+    """The file of a batch, and what its header says. Raises `TrajectoryFileError`."""
+    with _explained(path), safe_open(path, framework="numpy") as file:
+        yield file, _content(file.metadata() or {})
+
+
+@contextmanager
+def _explained(what: Path | str) -> Iterator[None]:
+    """Whatever is wrong with `what` becomes a `TrajectoryFileError`."""
     try:
-        with safe_open(path, framework="numpy") as file:
-            header = file.metadata() or {}
-            if header.get("format") != FORMAT:
-                raise ValueError(f"format {header.get('format')!r}, expected {FORMAT!r}")
-            yield file, json.loads(header["batch"])
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise TrajectoryFileError(f"{path}: not a recorded batch: {error}") from error
+        yield
+    except _MALFORMED as error:
+        raise TrajectoryFileError(f"{what}: not a recorded batch: {first_line(error)}") from error
+
+
+def _content(header: Mapping[str, str]) -> dict[str, Any]:
+    if header.get("format") != FORMAT:
+        raise ValueError(f"format {header.get('format')!r}, expected {FORMAT!r}")
+    content: dict[str, Any] = json.loads(header["batch"])
+    return content
+
+
+def _batch(content: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> Batch:
+    images = {name: _decode(array) for name, array in arrays.items() if name.startswith("image/")}
+    rows = [_restore(row, i, arrays, images) for i, row in enumerate(content["trajectories"])]
+    return Batch(rows, content["advantages"])
 
 
 def _store_image(arrays: Arrays, image: npt.NDArray[np.uint8]) -> str:
@@ -147,7 +181,10 @@ def _describe(trajectory: Trajectory, images: list[str]) -> dict[str, Any]:
 
 
 def _restore(
-    row: Mapping[str, Any], index: int, arrays: Arrays, images: Mapping[str, npt.NDArray[np.uint8]]
+    row: Mapping[str, Any],
+    index: int,
+    arrays: Mapping[str, npt.NDArray[Any]],
+    images: Mapping[str, npt.NDArray[np.uint8]],
 ) -> Trajectory:
     values: dict[str, Any] = {name: arrays[f"{index}/{name}"] for name in ARRAYS}
     return Trajectory(

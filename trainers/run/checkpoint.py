@@ -105,7 +105,7 @@ def load_checkpoint(path: Path, *, policy: PolicyModel, optimisation: Optimisati
     verify_checkpoint(path)
     state = read_state(path)
     _check_kind(path, policy)
-    saved, rng = _tensors(path / "optimizer.pt"), _tensors(path / "rng.pt")
+    saved, rng = read_tensors(path / "optimizer.pt"), read_tensors(path / "rng.pt")
     optimizer_state = _positional_optimizer_state(path, saved["optimizer"], optimisation)
     load_weights(path, policy)
     optimisation.optimizer.load_state_dict(optimizer_state)
@@ -114,10 +114,11 @@ def load_checkpoint(path: Path, *, policy: PolicyModel, optimisation: Optimisati
     return state
 
 
-def _tensors(file: Path) -> dict[str, Any]:
+def read_tensors(file: Path) -> dict[str, Any]:
+    """What a file of a checkpoint holds: tensors, numbers, names. Raises `CheckpointError`, one line."""
     try:
         content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
         raise CheckpointError(f"checkpoint {file.parent}: {file.name} holds more than tensors, or is torn") from error
     return content
 

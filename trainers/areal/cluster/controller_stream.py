@@ -8,12 +8,13 @@ from typing import Any
 from areal.infra import RolloutController
 
 from cua_agent.envs.pool import PoolStats
-from trainers.areal.cluster.group_reports import Report, unpack
+from trainers.areal.cluster.group_reports import unpack_report
 from trainers.areal.rollout.group_stream import count_accepted
 from trainers.areal.rollout.group_window import GroupWindow
 from trainers.areal.tensors import TensorDict
 from trainers.config import TrainConfig
 from trainers.protocol import Collected, OnCollecting, Usage
+from trainers.rollouts.task_sampler import TaskSampler, training_tasks
 
 _POLL_S = 1.0
 _SILENCE_S = 10.0
@@ -37,6 +38,7 @@ class ControllerStream:
     def __init__(self, config: TrainConfig, controller: RolloutController, share: int) -> None:
         self._config = config
         self._controller = controller
+        self._sampler = TaskSampler(training_tasks(config.env), config.seed)
         self._next = 0
         self._window = GroupWindow(config.rollout, config.areal.max_failures, multiple=share)
         self._submitted: dict[int, int] = {}  # the version at which each running group was
@@ -99,7 +101,7 @@ class ControllerStream:
         if answer is None:
             self._check_workers()
             raise WorkerLostError("a rollout worker did not answer")
-        report: Report = unpack(answer.pop("report"))
+        report = unpack_report(answer.pop("report"), self._sampler.at)
         self._stats[report.worker] = report.stats
         del self._submitted[report.finished.index]
         refills = self._window.settle(report.finished, answer or None, self._version)

@@ -12,7 +12,7 @@ from areal.api.cli_args import GRPOConfig, InferenceEngineConfig, PPOActorConfig
 from areal.infra import RolloutController
 from areal.trainer.ppo.actor import PPOActorController
 
-from trainers.areal.cluster.group_reports import pack, unpack
+from trainers.areal.cluster.group_reports import pack_specs, unpack_played
 from trainers.areal.cluster.worker_engines import WorkerActor, WorkerEngine
 from trainers.areal.process import hush
 from trainers.areal.rollout.distributed_rollouts import in_order
@@ -85,9 +85,7 @@ class PlayerController(RolloutController):  # type: ignore[misc]
         super().set_version(version)
 
     def play(self, specs: Sequence[EpisodeSpec], on_done: OnDone) -> list[Played]:
-        shares: list[list[Played]] = [
-            unpack(share) for share in self._collective_rpc("play_share", specs=pack(list(specs)))
-        ]
+        shares = [unpack_played(share) for share in self._collective_rpc("play_share", specs=pack_specs(specs))]
         on_done(len(specs), len(specs))
         return in_order(shares)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,12 +15,11 @@ import torch.distributed as dist
 from areal.api import LocalInfServerInfo, RolloutWorkflow, WeightUpdateMeta
 from safetensors.torch import load_file, save_file
 
-from trainers.areal.cluster.group_reports import Report, light_finished, pack, unpack
+from trainers.areal.cluster.group_reports import Report, pack_played, pack_report, unpack_specs
 from trainers.areal.cluster.worker_specs import WorkerActorConfig, WorkerEngineConfig, run_config
 from trainers.areal.config.translation import rollout_config
 from trainers.areal.loopback import given_meeting_place, stay_on_this_machine
 from trainers.areal.process import no_async_saver, quiet, use_platform
-from trainers.areal.rollout.distributed_rollouts import without_pixels
 from trainers.areal.rollout.evaluation_player import EvaluationPlayer
 from trainers.areal.rollout.group_results import GroupResults
 from trainers.areal.rollout.group_workflow import GroupWorkflow
@@ -34,7 +33,7 @@ from trainers.components import build_components, build_engine, build_policy
 from trainers.config import TrainConfig
 from trainers.config.cluster import workers_of
 from trainers.episodes.log import EpisodeLog
-from trainers.protocol import EpisodeSpec, TrainerState
+from trainers.protocol import TrainerState
 from trainers.rollouts.task_sampler import TaskSampler
 from trainers.run.checkpoint import load_checkpoint, save_checkpoint
 
@@ -116,6 +115,8 @@ class WorkerEngine(PolicyRolloutEngine):
         self._run, self._components, self._workers = run, components, config.workers
         self._environments = LoopEnvironments(components.environments, run.rollout.concurrency)
         self._sampler = TaskSampler(components.train_tasks, run.seed)
+        tasks = [*components.train_tasks, *chain.from_iterable(components.eval_tasks.values())]
+        self._tasks = {task.id: task for task in tasks}
         self._player = EvaluationPlayer(components, self, self._environments, run.rollout.infra_retries)
         self._reference = ReferenceModel(components.policy, run) if run.loss.kl_coefficient else None
         self._whole_groups = workers_of(run).training > 1
@@ -154,7 +155,7 @@ class WorkerEngine(PolicyRolloutEngine):
         )
         tensors = await workflow.arun_episode(self, {"index": index})
         [finished] = results.take(0.0)
-        report = {"report": pack(Report(light_finished(finished), str(self.engine_id), self._environments.stats()))}
+        report = {"report": pack_report(Report(finished, str(self.engine_id), self._environments.stats()))}
         if tensors is None or not carries_signal(tensors, self._run.advantage) or self._is_torn(tensors):
             return report
         if self._reference is not None:
@@ -164,8 +165,8 @@ class WorkerEngine(PolicyRolloutEngine):
 
     def play_share(self, specs: str) -> str:
         """Of packed `EpisodeSpec`s, play every `workers`-th; packed `Played`, in order."""
-        mine: Sequence[EpisodeSpec] = unpack(specs)[int(self.engine_id) :: self._workers]
-        return pack([without_pixels(played) for played in self._player.play(mine, lambda *_: None)] if mine else [])
+        mine = unpack_specs(specs, self._tasks)[int(self.engine_id) :: self._workers]
+        return pack_played(self._player.play(mine, lambda *_: None) if mine else [])
 
     def destroy(self) -> None:
         """End environments and sampling; safe to call twice."""
