@@ -106,6 +106,7 @@ class HonestVllm(FakeVllm):
     async def _sampled(
         self, body: dict[str, Any], policy: PolicyModel, prompt: list[int], images: list[npt.NDArray[np.uint8]]
     ) -> dict[str, Any]:
+        self.log.append(f"sample {body['model']}")
         sampling, name = body["sampling_params"], f"c{next(self._numbers)}"
         temperature = sampling["temperature"] or 1.0
         engine = LocalEngine(policy, max_batch=1)

@@ -103,6 +103,17 @@ def test_too_few_boxes_and_none_at_all_are_found(ask, boxes: LocalGBox) -> None:
     assert "0 of 4 could be started (rollout.concurrency): create: 429 quota" in none.of("error")["environment"]
 
 
+def test_where_boxes_cost_money_one_is_started(ask, boxes: LocalGBox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainers.doctor.worlds.is_local", lambda _: False)
+    keys = ("env=gbox_local", f"env.args.base_url={boxes.base_url}", *QUICK)
+    assert_healthy(ask(*keys))
+    assert len(boxes.ledger()["boxes"]) == 1
+    with sdk(boxes) as others:
+        for _ in range(4):
+            others(lambda client: client.v1.boxes.create_android())
+        assert "create: 429 quota" in ask(*keys).of("error")["environment"]
+
+
 def test_a_missing_gbox_key_is_found(ask, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GBOX_API_KEY", raising=False)
     report = ask("env=gbox", *QUICK)

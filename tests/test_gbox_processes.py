@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from urllib.request import urlopen
 
 import pytest
@@ -32,6 +32,8 @@ SHORT = [
     "eval.episodes=4",
     "logging.tensorboard=false",
 ]
+AWAY_S = 10.0
+"""More than what a call waits in the test below, as a minute is more than what it waits by default."""
 IMPATIENT = [
     "env.args.call_timeout_s=3",
     "env.args.command_timeout_s=2",
@@ -45,6 +47,7 @@ class Server:
     """A local GBox in its own process."""
 
     origin: str
+    process: subprocess.Popen[str]
 
     def ledger(self) -> dict[str, Any]:
         with urlopen(f"{self.origin}/ledger") as response:
@@ -58,28 +61,30 @@ class Server:
 
 
 @contextmanager
-def local_gbox(*options: str) -> Iterator[Server]:
-    command = [sys.executable, "-m", "cua_agent.envs.local_gbox", "--port", "0", *options]
+def local_gbox(*options: str, port: int = 0) -> Iterator[Server]:
+    command = [sys.executable, "-m", "cua_agent.envs.local_gbox", "--port", str(port), *options]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
         origin = re.search(r"http://[\d.:]+", process.stdout.readline())
         assert origin is not None
-        yield Server(origin[0])
+        yield Server(origin[0], process)
     finally:
         process.terminate()
         process.communicate(timeout=30)
 
 
 @contextmanager
-def training(server: Server, directory: Path, *overrides: str) -> Iterator[subprocess.Popen[str]]:
+def training(
+    server: Server, directory: Path, *overrides: str, log: IO[str] | int = subprocess.PIPE
+) -> Iterator[subprocess.Popen[str]]:
     arguments = [*SHORT, f"env.args.base_url={server.origin}/api/v1", f"output_dir={directory}", *overrides]
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "train.py"), *arguments],
         cwd=ROOT,
         env={**os.environ, "GBOX_API_KEY": "local"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stdout=log,
+        stderr=log,
         text=True,
     )
     try:
@@ -110,6 +115,39 @@ def test_ctrl_c_leaves_no_box(backend: str, tmp_path: Path) -> None:
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 130, errors
         assert server.running == []
+
+
+@contextmanager
+def away(server: Server, kind: str) -> Iterator[Server]:
+    """Nobody answers at the server's address for a while: the server hangs, or is killed and started anew without its
+    boxes."""
+    if kind == "hangs":
+        server.process.send_signal(signal.SIGSTOP)
+        time.sleep(AWAY_S)
+        server.process.send_signal(signal.SIGCONT)
+        yield server
+    else:
+        server.process.kill()
+        time.sleep(AWAY_S)
+        with local_gbox(port=int(server.origin.rpartition(":")[2])) as anew:
+            yield anew
+
+
+@pytest.mark.parametrize(("backend", "kind"), [("legacy", "dies"), ("areal", "hangs")])
+def test_a_service_that_is_away_for_a_while_costs_episodes_and_no_step(backend: str, kind: str, tmp_path: Path) -> None:
+    patience = ["env.args.call_timeout_s=2", "env.args.attempts=2", "max_steps=2"]
+    log = (tmp_path / "log").open("w+")
+    with local_gbox() as server, training(server, tmp_path, f"backend={backend}", *patience, log=log) as process:
+        wait_until(lambda: acted_on(server), process)
+        with away(server, kind) as back:
+            assert process.wait(500) == 0, (tmp_path / "log").read_text()
+            summary = back.ledger()["summary"]
+    said = (tmp_path / "log").read_text()
+    assert (summary["running"], summary["sent_twice"]) == ([], [])
+    assert summary["executed"] > 0
+    rows = [json.loads(line) for line in (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2]
+    assert " is lost: " in said and "Traceback" not in said
 
 
 def test_ctrl_c_while_boxes_are_being_made_leaves_none(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import signal
+import time
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +26,7 @@ from trainers.config import (
 )
 from trainers.grpo.learner import PolicyLearner
 from trainers.protocol import Batch, EpisodeSpec
+from trainers.run import interrupts
 from trainers.run.checkpoint_files import CheckpointError, verify_checkpoint
 from trainers.run.resuming import find_checkpoint
 
@@ -313,6 +316,30 @@ def test_an_interrupt_during_an_update_waits_for_its_end(make_rig: MakeRig, monk
     with pytest.raises(KeyboardInterrupt):
         rig.trainer.train()
     assert (rig.trainer.state.step, rig.engine.version, len(rig.rows())) == (1, 1, 1)
+
+
+def test_an_update_that_hangs_can_be_broken_off_and_what_is_whole_is_named(
+    make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(interrupts, "_PATIENCE_S", 0.0)
+    rig = make_rig(replace(CONFIG, max_steps=3, checkpoint=CheckpointConfig(every_steps=1)))
+    update = PolicyLearner.update
+
+    def hangs(learner: PolicyLearner, batch: Batch) -> Any:
+        if rig.trainer.state.step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(3600)
+        return update(learner, batch)
+
+    monkeypatch.setattr(PolicyLearner, "update", hangs)
+    with pytest.raises(interrupts.BrokenOff):
+        rig.trainer.train()
+    said = re.fullmatch(
+        r"an update was broken off after step 2: (.+) \(step ([12])\) is whole", rig.watcher.messages[-1]
+    )
+    assert said is not None and said[1].endswith(f"step_00000{said[2]}"), rig.watcher.messages[-1]
+    verify_checkpoint(rig.directory / "checkpoints" / f"step_00000{said[2]}")
 
 
 def test_target_success_stops_early(make_rig: MakeRig) -> None:

@@ -21,6 +21,7 @@ from trainers.doctor.finding import Check
 from trainers.doctor.servers import server_checks
 
 _INTACT = "resume=<run directory> takes the newest whole checkpoint; of another policy's, train with its keys"
+_WORLD = "docs/environments.md; boxes: end some that are left (python -m cua_agent.envs.gbox reap), or raise the quota"
 _SAME_MODEL = "serve the very model of model.path, with its images: python -m cua_agent.inference.vllm serve model=..."
 
 
@@ -47,7 +48,7 @@ def _before_loading() -> Iterator[Check]:
 def _with_the_policy(config: TrainConfig) -> Iterator[Check]:
     servers = tuple(check.name for check in server_checks(config))
     policy = ("device", "model", "memory", *servers)
-    yield Check("environment", "rollouts", worlds.environments, ("keys",))
+    yield Check("environment", "rollouts", worlds.environments, ("keys",), _WORLD)
     yield Check("tasks", "rewards", worlds.tasks, ("environment",))
     yield Check("canary", "sampling from the policy", sampling.canary, policy, _SAME_MODEL)
     yield Check("token echo", "training on the tokens that were sampled", sampling.token_echo, ("canary",))

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 from typing import TYPE_CHECKING
 
+from cua_agent.envs.gbox.settings import ADDRESS_VARIABLE
 from cua_agent.error_text import type_and_line
+from cua_agent.proxies import is_local
 from cua_agent.tasks import CUATask, seed_for
 from trainers.doctor.context import Context
 from trainers.doctor.finding import Finding, Status, error, ok, warning, worst
@@ -23,21 +26,34 @@ _UNLIKELY_GAP = 1.05
 
 
 def environments(context: Context) -> Finding:
-    """Whether the world opens; of boxes, which are limited, as many as the run will use, started and ended again."""
-    return context.wait_for(_environments(context))
+    """Whether the world opens and one environment starts, which the following checks share. Of boxes on this machine,
+    which cost nothing, as many start and end again as the run will use; elsewhere a box is paid for by the minute."""
+    return context.wait_for(_several(context) if _has_free_boxes(context) else _one(context))
 
 
-async def _environments(context: Context) -> Finding:
-    config = context.config
-    start = await context.factory()
-    wanted = config.rollout.concurrency if config.env.name == "gbox" else 1
+def _has_free_boxes(context: Context) -> bool:
+    env = context.config.env
+    return env.name == "gbox" and is_local(env.args["base_url"] or os.environ.get(ADDRESS_VARIABLE, ""))
+
+
+async def _one(context: Context) -> Finding:
+    await context.environment()
+    env = context.config.env
+    if env.name != "gbox":
+        return ok(f"env={env.name}: one started")
+    wanted = f"rollout.concurrency={context.config.rollout.concurrency}"
+    return ok(f"env=gbox: one started; whether the quota allows {wanted} is not asked, because boxes are paid for")
+
+
+async def _several(context: Context) -> Finding:
+    start, wanted = await context.factory(), context.config.rollout.concurrency
     tried = await asyncio.gather(*(start() for _ in range(wanted)), return_exceptions=True)
     opened = [each for each in tried if not isinstance(each, BaseException)]
     reasons = list(dict.fromkeys(str(each) for each in tried if isinstance(each, BaseException)))
     await asyncio.gather(*(each.close() for each in opened), return_exceptions=True)
-    where = f"env={config.env.name}"
+    where = f"env={context.config.env.name}"
     if not reasons:
-        return ok(f"{where}: {len(opened)} of {wanted} started" + (" and ended again" if wanted > 1 else ""))
+        return ok(f"{where}: {len(opened)} of {wanted} started and ended again")
     remedy = (
         f"set rollout.concurrency={len(opened)}, or raise the quota" if opened else "free boxes, or raise the quota"
     )
