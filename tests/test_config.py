@@ -105,6 +105,7 @@ SPECIAL_OPTIONS = {
         "expires_in_s": 7200.0,
         "max_episodes": 7,
     },
+    "mobilegym": {"url": "http://127.0.0.1:1"},
     "openenv": {"base_url": "http://127.0.0.1:1"},
     "android": {"serials": ("emulator-5554",), "clear": ("com.android.chrome",)},
 }
@@ -166,7 +167,7 @@ def test_model_takes_a_directory_or_a_hub_id(tmp_path) -> None:
         ("eval.patience=0", ["eval.patience=0", "greater than or equal to 1"]),
         ("run_name=../up", ["run_name=../up", "match"]),
         ("backend=nothing", ["backend=nothing", "allowed: areal, legacy"]),
-        ("env=nowhere", ["env=nowhere", "android, gbox, gbox_local, gymnasium, miniwob, openenv, pocket"]),
+        ("env=nowhere", ["env=nowhere", "android, gbox, gbox_local, gymnasium, miniwob, mobilegym, openenv, pocket"]),
         ("experiment=null", ["experiment=null", "default"]),
         ("model=qwen3_vl_4", ["model=qwen3_vl_4", "qwen3_vl_4b", "a directory"]),
         ("model=/no/such/model", ["model.path=/no/such/model", "no such directory"]),

@@ -20,6 +20,7 @@ from cua_agent.envs.gbox.world import GBoxWorld
 from cua_agent.envs.guard import GuardedFactory
 from cua_agent.envs.gymnasium.world import GymnasiumWorld
 from cua_agent.envs.miniwob.world import MiniWobWorld
+from cua_agent.envs.mobilegym.world import MobileGymWorld
 from cua_agent.envs.openenv.world import OpenEnvWorld
 from cua_agent.envs.pocket.world import PocketWorld
 from cua_agent.envs.pool import EnvironmentFactory
@@ -38,6 +39,7 @@ BUILT_IN: Mapping[str, Callable[..., World]] = {
     "gymnasium": GymnasiumWorld,
     "android": AndroidPhones,
     "openenv": OpenEnvWorld,
+    "mobilegym": MobileGymWorld,
 }
 
 for _name, _world in BUILT_IN.items():

@@ -1,0 +1,1 @@
+"""MobileGym's phone in the browser, through its own Python side (`bench_env`, from the user's checkout)."""

@@ -1,0 +1,1 @@
+"""Packages that tests put in the place of others that cannot be installed here."""
