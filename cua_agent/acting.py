@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 
 from cua_agent.actions import Action, Point, ReportTaskComplete, Space, Target
-from cua_agent.envs.base import Environment, Observation
+from cua_agent.envs.base import Environment, HearsReports, Observation
 from cua_agent.parsing import Malformed, parse_tool_call
 from cua_agent.prompts import Grounding
 
@@ -51,6 +51,8 @@ async def act(
     if isinstance(action, Malformed):
         return Effect(replace(seen, text=f"error: {action.error}"))
     if isinstance(action, ReportTaskComplete):
+        if isinstance(environment, HearsReports):
+            await environment.report(action.message)
         return Effect(replace(seen, text=""), action, action, claimed=True)
     try:
         executed = await _ground(environment, action, grounding)

@@ -97,6 +97,7 @@ def is_one_value(kind: Any) -> bool:
 
 
 SPECIAL_OPTIONS = {
+    "browsergym": {"scale": 2.0},
     "pocket": {"latency.kind": "constant"},
     "gbox": {
         "base_url": "http://127.0.0.1:1",
@@ -167,7 +168,7 @@ def test_model_takes_a_directory_or_a_hub_id(tmp_path) -> None:
         ("eval.patience=0", ["eval.patience=0", "greater than or equal to 1"]),
         ("run_name=../up", ["run_name=../up", "match"]),
         ("backend=nothing", ["backend=nothing", "allowed: areal, legacy"]),
-        ("env=nowhere", ["env=nowhere", "android, gbox, gbox_local, gymnasium, miniwob, mobilegym, openenv, pocket"]),
+        ("env=nowhere", ["env=nowhere", "android, browsergym, gbox, gbox_local, gymnasium", "mobilegym, openenv"]),
         ("experiment=null", ["experiment=null", "default"]),
         ("model=qwen3_vl_4", ["model=qwen3_vl_4", "qwen3_vl_4b", "a directory"]),
         ("model=/no/such/model", ["model.path=/no/such/model", "no such directory"]),

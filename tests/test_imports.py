@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 HEAVY = {
     *("torch", "transformers", "peft", "playwright", "gymnasium", "areal", "matplotlib", "wandb", "trackio"),
-    *("unsloth", "vllm"),
+    *("unsloth", "vllm", "browsergym"),
 }
 
 

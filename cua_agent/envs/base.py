@@ -58,6 +58,15 @@ class TellsSideEffects(Protocol):
         ...
 
 
+@runtime_checkable
+class HearsReports(Protocol):
+    """An environment that is told what the agent reports at the end, because the answer counts there."""
+
+    async def report(self, message: str) -> None:
+        """Take note of the agent's report; `compute_reward` is asked next."""
+        ...
+
+
 class Environment(Protocol):
     """One device or page. Not safe for concurrent episodes; every method may raise `EnvironmentFailure`."""
 

@@ -13,7 +13,14 @@ from queue import SimpleQueue
 from typing import Any, Protocol, cast
 
 from cua_agent.actions import Action, Point
-from cua_agent.envs.base import Environment, EnvironmentFailure, Observation, StepResult, TellsSideEffects
+from cua_agent.envs.base import (
+    Environment,
+    EnvironmentFailure,
+    HearsReports,
+    Observation,
+    StepResult,
+    TellsSideEffects,
+)
 from cua_agent.envs.pool import GoverningFactory, PoolPolicy, SelfChecking
 from cua_agent.tasks import CUATask
 
@@ -76,6 +83,11 @@ class GuardedEnvironment:
             return 0
         count: int = await self._bounded("side_effects", self._world.side_effects)
         return count
+
+    async def report(self, message: str) -> None:
+        """Pass on what the agent reports, where the world wants to hear it."""
+        if isinstance(self._world, HearsReports):
+            await self._bounded("report", self._world.report, message)
 
     async def is_fit(self) -> bool:
         """Whether the world says that it can play another episode, where it can say."""

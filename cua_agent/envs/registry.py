@@ -16,6 +16,7 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from cua_agent.by_name import REFERENCE, load
 from cua_agent.envs.android.world import AndroidPhones
+from cua_agent.envs.browsergym.world import BrowserGymWorld
 from cua_agent.envs.gbox.world import GBoxWorld
 from cua_agent.envs.guard import GuardedFactory
 from cua_agent.envs.gymnasium.world import GymnasiumWorld
@@ -40,6 +41,7 @@ BUILT_IN: Mapping[str, Callable[..., World]] = {
     "android": AndroidPhones,
     "openenv": OpenEnvWorld,
     "mobilegym": MobileGymWorld,
+    "browsergym": BrowserGymWorld,
 }
 
 for _name, _world in BUILT_IN.items():

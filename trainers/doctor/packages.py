@@ -42,6 +42,7 @@ def extras_for(context: Context) -> set[str]:
         "gymnasium": config.env.name == "gymnasium",
         "openenv": config.env.name == "openenv",
         "android": config.env.name == "android",
+        "browsergym": config.env.name == "browsergym",
     }
     return {extra for extra, is_needed in needed.items() if is_needed}
 

@@ -6,12 +6,11 @@ import asyncio
 import contextlib
 import importlib.util
 import shutil
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from cua_agent.envs.base import EnvironmentFailure, WorldUnavailable
-from cua_agent.envs.web.page import CLOSE_TIMEOUT_S, WebPage
+from cua_agent.envs.web.page import CLOSE_TIMEOUT_S, ELEMENTS, WebPage
 from cua_agent.error_text import first_line
 from cua_agent.scratch import scratch_directory, temporary_files_in
 
@@ -60,7 +59,7 @@ class Chromium:
         self.timeout_s = timeout_s
         self._size = size
         self._executable = find_browser(executable)
-        self._script = Path(__file__).with_name("elements.js").read_text(encoding="utf-8") + script
+        self._script = ELEMENTS + script
         self._launching = asyncio.Lock()
         self._playwright: Any = None
         self._browser: Any = None

@@ -34,7 +34,8 @@
 
   /** What typing would reach: "line", "lines", "select" or "" (nothing); `held` tells of it from here on. */
   function focus() {
-    field = document.activeElement;
+    field = document.activeElement ?? document.body;
+    while (field.shadowRoot?.activeElement) field = field.shadowRoot.activeElement;
     if (field.matches("select")) return "select";
     if (field.matches(ROLES.textarea)) return "lines";
     return field.matches(ROLES.textbox) ? "line" : "";

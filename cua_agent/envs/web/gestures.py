@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 from cua_agent import actions
@@ -59,7 +58,7 @@ async def perform(page: Any, action: Action, size: tuple[int, int]) -> None:
         case actions.PressButton(button):
             raise ActionRefused(f"a web page has no {button.value} button")
         case actions.Wait(seconds):
-            await asyncio.sleep(_bounded(seconds))
+            await page.wait_for_timeout(1000 * _bounded(seconds))
         case actions.ReportTaskComplete():
             pass
 

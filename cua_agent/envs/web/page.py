@@ -7,6 +7,7 @@ import base64
 import contextlib
 import io
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -14,6 +15,8 @@ from PIL import Image
 from cua_agent.actions import COORDINATE_MAX, Point
 
 CLOSE_TIMEOUT_S = 5.0
+ELEMENTS = Path(__file__).with_name("elements.js").read_text(encoding="utf-8")
+"""JavaScript that defines `cua`: what is on the screen, and what is focused."""
 
 
 @dataclass
