@@ -56,6 +56,29 @@ def test_forward_is_the_stock_towers(
     assert [torch.equal(ours, theirs) for ours, theirs in zip(fast, stock, strict=True)] == [True] * len(stock)
 
 
+def test_images_that_are_alike_are_computed_once_and_get_their_gradients_together(
+    towers: list[nn.Module], processor: Qwen2VLImageProcessor
+) -> None:
+    a, b = (tiny_random.screenshot(*SMALL, seed=seed) for seed in (0, 1))
+    c = tiny_random.screenshot(*WIDE, seed=0)
+    pixels, grids = image_bytes(processor, [a, b, a, c, b, a])
+    stock, fast = towers
+    patches: list[int] = []
+    hook = fast.patch_embed.register_forward_pre_hook(lambda _, given: patches.append(len(given[0])))
+    results = []
+    for tower in (stock, fast):
+        tower.zero_grad()
+        output = tower(pixel_values(processor, pixels, grids), grid_thw=grids)
+        features = [output.last_hidden_state, output.pooler_output, *output.deepstack_features]
+        sum((part * torch.arange(len(part))[:, None]).sum() for part in features).backward()
+        gradients = [parameter.grad for parameter in tower.parameters() if parameter.grad is not None]
+        results.append([*features, *(gradient / gradient.norm().clamp(min=1e-9) for gradient in gradients)])
+    hook.remove()
+    assert patches == [16 + 16 + 12]  # 4 x 4, 4 x 4, 2 x 6
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("sizes", [[SMALL] * 3, [SMALL, SMALL, TALL, WIDE, SMALL]])
 def test_gradients_are_the_stock_towers(
     towers: list[nn.Module], processor: Qwen2VLImageProcessor, sizes: list[tuple[int, int]]

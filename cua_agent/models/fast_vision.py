@@ -2,12 +2,14 @@
 
 transformers' Qwen-VL towers attend image by image unless the attention implementation takes packed sequences ("flash"),
 and build position embeddings image by image. Here images of equal size become one batch for PyTorch's scaled dot
-product, through transformers' own extension point, and positions are built once per size. The numbers are the same.
+product, through transformers' own extension point, and positions are built once per size. On a CPU an image that is
+there several times (episodes of a group begin on one screen, and screens recur) is computed once. The numbers are the
+same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -29,6 +31,7 @@ def use_fast_vision(model: Any) -> None:
     for name in ("fast_pos_embed_interpolate", "rot_pos_emb"):
         stock = getattr(type(tower), name).__get__(tower)
         setattr(tower, name, _once_per_size(stock))
+    tower.forward = _once_per_image(type(tower).forward.__get__(tower), tower.spatial_merge_size**2)
 
 
 def has_fast_vision(model: Any) -> bool:
@@ -46,6 +49,48 @@ def _once_per_size(embed: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tens
         return torch.cat([part.repeat(count, *[1] * (part.dim() - 1)) for part, count in parts])
 
     return embed_runs
+
+
+def _once_per_image(look: Callable[..., Any], merged: int) -> Callable[..., Any]:
+    """`look`, the tower's own forward pass over patches [P, features] of images with grids [n, 3], on different images
+    only; `merged` patches make a token. A GPU would have to be waited for to know which are alike."""
+
+    def look_once(hidden_states: Tensor, grid_thw: Tensor, **options: Any) -> Any:
+        sizes = grid_thw.prod(-1).tolist()
+        if hidden_states.is_cuda or len(sizes) < 2:
+            return look(hidden_states, grid_thw, **options)
+        images = torch.split(hidden_states, sizes)
+        firsts, which = _alike(images, grid_thw.tolist())
+        if len(firsts) == len(images):
+            return look(hidden_states, grid_thw, **options)
+        seen = look(torch.cat([images[i] for i in firsts]), grid_thw[firsts], **options)
+
+        def for_all(parts: Tensor, per_token: int) -> Tensor:
+            each = torch.split(parts, [sizes[i] // per_token for i in firsts])
+            return torch.cat([each[n] for n in which])
+
+        seen.last_hidden_state = for_all(seen.last_hidden_state, 1)
+        seen.pooler_output = for_all(seen.pooler_output, merged)
+        seen.deepstack_features = [for_all(layer, merged) for layer in seen.deepstack_features]
+        return seen
+
+    return look_once
+
+
+def _alike(images: Sequence[Tensor], grids: Sequence[list[int]]) -> tuple[list[int], list[int]]:
+    """The first of every kind of image, and which of these kinds each image is. Sums tell candidates, values decide."""
+    firsts: list[int] = []
+    which: list[int] = []
+    kinds: dict[tuple[float, ...], list[int]] = {}
+    for index, (image, grid) in enumerate(zip(images, grids, strict=True)):
+        candidates = kinds.setdefault((float(image.sum()), *grid), [])
+        kind = next((n for n in candidates if torch.equal(images[firsts[n]], image)), None)
+        if kind is None:
+            kind = len(firsts)
+            firsts.append(index)
+            candidates.append(kind)
+        which.append(kind)
+    return firsts, which
 
 
 def packed_attention(
