@@ -20,8 +20,8 @@ from trainers.run.disk import full_in_words, is_full
 from trainers.run.metrics import MetricsWriter, StepMetrics, open_trackers
 
 TRAIN = [sys.executable, str(Path(__file__).parents[1] / "train.py")]
-MEGABYTES, EXPORT_MEGABYTES = 28, 12
-"""Room for one checkpoint of the built-in model and not for a second, and for the export that phase 3 begins with."""
+MEGABYTES = 28
+"""Room for one checkpoint of the built-in model and not for a second."""
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     """A small file system of its own."""
     place = tmp_path / "disk"
     place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={MEGABYTES + EXPORT_MEGABYTES}m", "tmpfs", str(place)]
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={MEGABYTES}m", "tmpfs", str(place)]
     if os.getuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
         pytest.skip("mounting a small file system needs root")
     try:
@@ -143,8 +143,6 @@ def test_a_batch_that_cannot_be_recorded_leaves_nothing_behind(disk: Path) -> No
 def test_checkpoints_that_do_not_fit_are_told_and_the_run_ends_in_one_line(backend: str, disk: Path) -> None:
     small = ["max_steps=3", "rollout.groups_per_step=1", "rollout.group_size=2", "rollout.max_refills=0"]
     often = ["eval.baseline=false", "eval.every_steps=0", "checkpoint.every_steps=1", "run_name=run"]
-    if backend == "legacy":
-        (disk / "filler").write_bytes(bytes(EXPORT_MEGABYTES << 20))
     done = subprocess.run(
         [*TRAIN, f"backend={backend}", *small, *often, f"output_dir={disk}"],
         capture_output=True,
@@ -158,7 +156,6 @@ def test_checkpoints_that_do_not_fit_are_told_and_the_run_ends_in_one_line(backe
     *_, last = done.stderr.splitlines()
     assert last.startswith(f"error: no space left for {disk / 'run'}: ")
     assert "a checkpoint takes 14." in last
-    rows = len((disk / "run" / "metrics.jsonl").read_text().splitlines())
-    assert rows == (3 if backend == "legacy" else 2)  # phase 3 saves before it writes a step down
+    assert len((disk / "run" / "metrics.jsonl").read_text().splitlines()) == 3
     (kept,) = (disk / "run" / "checkpoints").iterdir()
     verify_checkpoint(kept)

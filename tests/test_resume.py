@@ -13,8 +13,9 @@ from cua_agent.models.loaders import load_policy
 from tests.legacy_rig import CONFIG, TASKS, OneTokenRunner, Watcher, squares
 from tests.tiny_random import build
 from trainers.components import Components
-from trainers.config import EvalConfig, ModelConfig, TrainConfig
+from trainers.config import CheckpointConfig, EvalConfig, ModelConfig, TrainConfig
 from trainers.legacy.trainer import CUAGRPOTrainer
+from trainers.run.checkpoint_files import read_state
 from trainers.run.directory import create_run_directory
 from trainers.run.lineage import evaluation_rows, lineage_of, training_rows
 from trainers.run.resuming import described, starting_point
@@ -97,3 +98,26 @@ def test_baseline_and_best_begin_anew_when_evaluations_measure_something_else(
     state = json.loads((directory / "checkpoints" / "last" / "trainer_state.json").read_text())
     assert state["best_step"] in (1, 2)
     assert state["eval_success_start"] == evaluations[0]["success_rate"]
+
+
+@pytest.mark.parametrize(("backend", "phase"), [("legacy", 3), ("areal", 1), ("areal", 3)])
+def test_a_resumed_run_evaluates_at_the_same_steps_and_its_checkpoints_know_it(
+    weights: Path, tmp_path: Path, backend: str, phase: int
+) -> None:
+    config = replace(
+        CONFIG,
+        backend=backend,
+        phase=phase,
+        max_steps=1,
+        eval=EvalConfig(every_steps=2, episodes=4, baseline=False),
+        output_dir=str(tmp_path),
+    )
+    former, _ = train(weights, config)
+    longer = replace(config, max_steps=4, checkpoint=CheckpointConfig(every_steps=1, keep=9), resume=str(former))
+    directory, _ = train(weights, longer)
+    evaluations = [json.loads(line) for line in (directory / "eval.jsonl").read_text().splitlines()]
+    assert [e["step"] for e in evaluations if e["split"] == "seeds"] == [2, 4]
+    success = {e["step"]: e["success_rate"] for e in evaluations if e["split"] == "seeds"}
+    state = read_state(directory / "checkpoints" / "step_000002")
+    assert state.best_success == max(success[2], read_state(former / "checkpoints" / "last").best_success or 0.0)
+    assert not list((directory / "areal").rglob("*.safetensors"))  # AReaL exports nothing besides

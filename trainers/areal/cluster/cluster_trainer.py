@@ -51,7 +51,7 @@ class ClusterTrainer:
         try:
             with self._explained():
                 scheduler = self._workers.enter_context(opened_scheduler(config, native))
-                hooks = Hooks(step_ended=lambda: self._run.step_ended(), evaluate=lambda: self._run.evaluate_when_due())
+                hooks = Hooks(step_ended=lambda: self._run.step_ended(), settled=lambda: self._run.settle())
                 self._ppo = ControllerPPOTrainer(native, scheduler, hooks)
                 self._stream = ControllerStream(config, self._ppo.rollout, workers_of(config).training)
                 self._ppo.actor.next_batch, self._ppo.actor.publish = self._next_batch, self._publish

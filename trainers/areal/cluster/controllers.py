@@ -123,7 +123,3 @@ class ControllerPPOTrainer(HookedPPOTrainer):
         rollout = PlayerController(WorkerEngine, rollout_config, self.scheduler)
         rollout.initialize(role="rollout", server_args={})
         return rollout
-
-    def _evaluate(self, *args: Any, **kwargs: Any) -> None:
-        del args, kwargs
-        self._hooks.evaluate()

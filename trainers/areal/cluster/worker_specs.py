@@ -44,7 +44,7 @@ class WorkerEngineConfig(InferenceEngineConfig):  # type: ignore[misc]
 
 
 def controller_config(config: TrainConfig, run_directory: Path) -> GRPOConfig:
-    """`trainer_config` for a controller; its own saver stays off, the run's checkpoints hold everything."""
+    """`trainer_config` for a controller."""
     workers = workers_of(config)
     base = trainer_config(config, run_directory, workers.training)
     run = json.dumps(asdict(config))
@@ -69,7 +69,6 @@ def controller_config(config: TrainConfig, run_directory: Path) -> GRPOConfig:
                 "check_trajectory_format": False,  # a group without signal comes back without its tensors
             }
         ),
-        saver=replace(base.saver, freq_steps=None),
     )
 
 

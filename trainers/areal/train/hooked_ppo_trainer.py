@@ -27,10 +27,10 @@ class Engines(NamedTuple):
 
 @dataclass(frozen=True)
 class Hooks:
-    """Called by AReaL's trainer: after an update is published, and when an evaluation is due."""
+    """Called by AReaL's trainer in every step: after an update is published, and where evaluations belong."""
 
     step_ended: Callable[[], None]
-    evaluate: Callable[[], None]
+    settled: Callable[[], None]
 
 
 class HookedPPOTrainer(PPOTrainer):  # type: ignore[misc]
@@ -48,8 +48,12 @@ class HookedPPOTrainer(PPOTrainer):  # type: ignore[misc]
         self.recover_info = SimpleNamespace(last_step_info=last) if step else None
 
     def _save_hf(self, epoch: int, epoch_step: int, global_step: int) -> None:
+        del epoch, epoch_step, global_step  # no export of AReaL's: the run's checkpoints hold everything
         self._hooks.step_ended()
-        super()._save_hf(epoch, epoch_step, global_step)
+
+    def _evaluate(self, *args: Any, **kwargs: Any) -> None:
+        del args, kwargs  # AReaL's evaluator counts the steps of this process, and passes over those of a resumed run
+        self._hooks.settled()
 
 
 class PolicyPPOTrainer(HookedPPOTrainer):
@@ -70,7 +74,3 @@ class PolicyPPOTrainer(HookedPPOTrainer):
         engine = self._engines.rollout
         engine.initialize(train_data_parallel_size=1)  # its configuration holds this process's share already
         return engine
-
-    def _evaluate_fn(self, eval_workflow: Any, eval_workflow_kwargs: Any) -> None:
-        del eval_workflow, eval_workflow_kwargs
-        self._hooks.evaluate()

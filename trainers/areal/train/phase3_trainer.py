@@ -63,7 +63,7 @@ class Phase3Trainer:
         self._actor = PPOPolicyActor(components.policy, config, process_group.size)
         start_actor(self._actor, config)
         self._worker = RolloutWorker(config, components, run_directory, serving, process_group)
-        hooks = Hooks(step_ended=lambda: self._run.step_ended(), evaluate=lambda: self._run.evaluate_when_due())
+        hooks = Hooks(step_ended=lambda: self._run.step_ended(), settled=lambda: self._run.settle())
         engines = Engines(self._actor, self._worker.engine)
         self._ppo = PolicyPPOTrainer(trainer_config(config, run_directory, process_group.size), engines, hooks)
         self._stream = self._worker.stream(pixels=process_group.size == 1)

@@ -81,17 +81,16 @@ class PPOLifecycle:
             gpu=self._gpu,
         )
         recorder.step(collected, batch, self._updates, stale, timing, usage)
-        recorder.checkpoint_when_due()
         self._held.close()
-        if not recorder.evaluation_due and (reason := recorder.out_of_budget()):
-            raise Stopped(reason)
 
-    def evaluate_when_due(self) -> None:
-        """AReaL's trainer asks after every step, or when its `Evaluator` says so."""
-        if not self._recorder.evaluation_due:
-            return
-        self._latest, reason = self._lifecycle.evaluate_split("seeds")
-        if reason := reason or self._recorder.out_of_budget():
+    def settle(self) -> None:
+        """The step has its row: evaluate and save what is due, in this order, so that whoever goes on from a checkpoint
+        lacks nothing of its step. Raises `Stopped` when no further step may begin."""
+        recorder, reason = self._recorder, None
+        if recorder.evaluation_due:
+            self._latest, reason = self._lifecycle.evaluate_split("seeds")
+        recorder.checkpoint_when_due()
+        if reason := reason or recorder.out_of_budget():
             raise Stopped(reason)
 
     def _train_until_stopped(self, loop: Callable[[], None]) -> tuple[str, EvalRecord | None]:
