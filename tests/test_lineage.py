@@ -21,6 +21,7 @@ from trainers.run.curves import read_curve
 from trainers.run.directory import create_run_directory
 from trainers.run.leftovers import sweep_lineage
 from trainers.run.lineage import evaluation_rows, lineage_of, training_rows
+from trainers.run.pruning import prune_lineage
 from trainers.run.resuming import (
     begun_again,
     carry_best,
@@ -298,6 +299,63 @@ def test_a_run_without_any_checkpoint_is_begun_again_and_is_no_run_of_its_own(tm
         0.2,
         0.2,
     ]
+
+
+def continued_run(folder: Path, name: str, day: int, former: Path) -> Path:
+    """A run that takes the place of `former`, as `resume=auto` begins it."""
+    return started_run(folder, name, day, **described(starting_point(str(former)), continues=True))
+
+
+def dies(directory: Path) -> None:
+    with held(directory):
+        pass
+
+
+def names_in(directory: Path) -> list[str]:
+    return sorted(path.name for path in (directory / "checkpoints").iterdir())
+
+
+def test_a_run_that_is_continued_again_and_again_keeps_as_many_checkpoints_as_one(tmp_path: Path) -> None:
+    a = started_run(tmp_path, "a", 1)
+    for step in (2, 4):
+        checkpoint(a / "checkpoints" / f"step_{step:06d}", step=step)
+    checkpoint(a / "checkpoints" / "best", step=4, best_step=4, best_success=0.5)
+    checkpoint(a / "checkpoints" / "last", step=5)
+    dies(a)
+    b = continued_run(tmp_path, "a", 2, a)
+    prune_lineage(b, keep=2)  # its first checkpoint is the carried best
+    assert names_in(a) == ["best", "step_000002", "step_000004"]
+    checkpoint(b / "checkpoints" / "best", step=4, best_step=4, best_success=0.5)
+    checkpoint(b / "checkpoints" / "step_000006", step=6)
+    prune_lineage(b, keep=2)
+    assert (names_in(a), names_in(b)) == (["step_000004"], ["best", "step_000006"])
+    dies(b)
+    c = continued_run(tmp_path, "a", 3, b)
+    checkpoint(c / "checkpoints" / "best", step=7, best_step=7, best_success=0.4)  # of another measure
+    checkpoint(c / "checkpoints" / "step_000008", step=8)
+    prune_lineage(c, keep=2)
+    assert (names_in(a), names_in(b), names_in(c)) == ([], ["best", "step_000006"], ["best", "step_000008"])
+    assert starting_point(str(c)).checkpoint == c / "checkpoints" / "step_000008"
+    with pytest.raises(CheckpointError, match=f"has no checkpoint any more: .*{c} went on with it"):
+        starting_point(str(a))
+
+
+@pytest.mark.parametrize("kept", ["alive", "resumed by hand", "finished"])
+def test_checkpoints_of_a_run_that_is_not_replaced_stay(tmp_path: Path, kept: str) -> None:
+    a = started_run(tmp_path, "a", 1)
+    checkpoint(a / "checkpoints" / "step_000002", step=2)
+    checkpoint(a / "checkpoints" / "last", step=3)
+    if kept == "finished":
+        (a / "summary.json").write_text("{}")
+    b = started_run(tmp_path, "a", 2, **described(starting_point(str(a)), continues=kept != "resumed by hand"))
+    checkpoint(b / "checkpoints" / "step_000004", step=4)
+    if kept != "alive":
+        dies(a)
+        prune_lineage(b, keep=1)
+    else:
+        with held(a):
+            prune_lineage(b, keep=1)
+    assert names_in(a) == ["last", "step_000002"]
 
 
 def test_auto_without_a_name_goes_by_experiment_and_a_typed_seed(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def begin(
             return None
         config, more = extended(config, start, overrides)
         said += [*start.notes, *more]
-        resumed = described(start)
+        resumed = described(start, continues=begins.auto)
     (directory, *_) = process_group.run_on_all(
         lambda: (
             create_run_directory(config, presets=composition.presets, resumed=resumed)

@@ -107,11 +107,14 @@ def newest_step(directory: Path) -> int:
     return max((step for step, _ in _by_step(directory)), default=-1)
 
 
-def prune_checkpoints(directory: Path, *, keep: int) -> None:
-    """Delete all periodic checkpoints (`step_...`) but the newest `keep`; `best` and `last` stay."""
+def prune_checkpoints(directory: Path, *, keep: int) -> int:
+    """Delete all periodic checkpoints (`step_...`) but the newest `keep`; `best` and `last` stay. Returns how many
+    periodic ones are left."""
     periodic = [path for _, path in _by_step(directory) if _PERIODIC.fullmatch(path.name)]
-    for path in periodic[: max(len(periodic) - keep, 0)]:
-        shutil.rmtree(path)
+    surplus = max(len(periodic) - keep, 0)
+    for path in periodic[:surplus]:
+        shutil.rmtree(path, ignore_errors=True)
+    return len(periodic) - surplus
 
 
 def settle_interrupted(directory: Path) -> int:

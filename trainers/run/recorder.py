@@ -19,12 +19,12 @@ from trainers.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from trainers.episodes.steps import StepLog
 from trainers.protocol import Batch, Collected, EvalRecord, Snapshot, StepRecord, TrainerState, TrainResult, Usage
 from trainers.rollouts.trajectory_store import TrajectoryStore
-from trainers.run.checkpoint_files import prune_checkpoints
 from trainers.run.checkpoint_writer import CheckpointWriter
 from trainers.run.directory import display_path, path_to_type
 from trainers.run.disk import NoSpace, full_in_words, is_full
 from trainers.run.interrupts import BrokenOff, interrupts_held
 from trainers.run.metrics import MetricsWriter, ProgressReporter, open_trackers
+from trainers.run.pruning import prune_lineage
 from trainers.run.resuming import StartingPoint, carry_best
 from trainers.run.step_metrics import Staleness, Timing, advance, step_metrics
 from trainers.run.stopping import Stopped, observe, out_of_budget, stop_after_evaluation
@@ -197,8 +197,7 @@ class RunRecorder:
             waited_s = time.perf_counter() - self._saved_at
             due |= self._process_group.broadcast(waited_s >= 60 * config.every_minutes)
         if due:
-            prune = partial(prune_checkpoints, self._directory / "checkpoints", keep=config.keep)
-            self._checkpoint(f"step_{step:06d}", written=prune)
+            self._checkpoint(f"step_{step:06d}")
 
     def last_checkpoint(self) -> Path:
         """Write `checkpoints/last`: the run ends, or is broken off. Raises what went wrong."""
@@ -207,13 +206,7 @@ class RunRecorder:
         self._checkpoints.wait()
         return path
 
-    def _checkpoint(
-        self,
-        name: str,
-        *,
-        written: Callable[[], None] = lambda: None,
-        failed: _Failed | None = None,
-    ) -> Path:
+    def _checkpoint(self, name: str, *, failed: _Failed | None = None) -> Path:
         """Begin to write `checkpoints/<name>`, of the present moment."""
         path, step = self._directory / "checkpoints" / name, self._state.step
         self._saved_at = time.perf_counter()
@@ -222,7 +215,7 @@ class RunRecorder:
         def whole() -> None:
             self._whole = path, step
             self._spool.covered(step)
-            written()
+            prune_lineage(self._directory, keep=self._config.checkpoint.keep)
 
         with interrupts_held():
             snapshot = self._snapshot(self.state)

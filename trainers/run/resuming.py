@@ -25,6 +25,7 @@ from trainers.run.checkpoint_files import (
 from trainers.run.directory import display_path, path_to_type
 from trainers.run.lineage import UNKNOWN, lineage_of, started
 from trainers.run.old_checkpoint import is_old, read_old_state
+from trainers.run.pruning import CONTINUES
 from trainers.run.stopping import out_of_budget
 
 _MEASURED = ("env.", "model.", "eval.episodes", "rollout.context", "rollout.last_k", "rollout.max_turns",
@@ -75,7 +76,18 @@ def starting_point(resume: str) -> StartingPoint:
         notes.append(f"{display_path(part.directory)} has no checkpoint of its own")
     if (single := _checkpoint_on_its_own(part.directory)) is not None:
         return StartingPoint(single, _state_of(single), None, tuple(notes), directory)
+    if (later := _went_on(directory)) is not None:
+        raise CheckpointError(f"resume={resume!r} has no checkpoint any more: {display_path(later)} went on with it")
     raise CheckpointError(f"resume={resume!r} is neither a checkpoint nor a run directory with an intact one")
+
+
+def _went_on(directory: Path) -> Path | None:
+    """The newest run beside `directory` that has it in its lineage; None where there is none."""
+    for other in _newest_first(directory.absolute().parent):
+        parts = [part.directory.resolve() for part in lineage_of(other).parts[:-1]]
+        if directory.resolve() in parts:
+            return other
+    return None
 
 
 def _checkpoint_on_its_own(directory: Path) -> Path | None:
@@ -255,12 +267,12 @@ def _saved_name(directory: Path) -> object:
         return None
 
 
-def described(start: StartingPoint) -> dict[str, object]:
-    """What `run.json` keeps of where a run began."""
+def described(start: StartingPoint, *, continues: bool = False) -> dict[str, object]:
+    """What `run.json` keeps of where a run began, and whether it takes the place of the former one."""
     parent = start.newest or start.directory or start.checkpoint
-    return {"resumed_from": str(parent.absolute()), "resumed_step": start.state.step}
+    return {"resumed_from": str(parent.absolute()), "resumed_step": start.state.step, CONTINUES: continues}
 
 
 def begun_again(directory: Path) -> dict[str, object]:
     """What `run.json` keeps when the run in `directory` left nothing to go on from, and this one takes its place."""
-    return {"resumed_from": str(directory.absolute()), "resumed_step": 0}
+    return {"resumed_from": str(directory.absolute()), "resumed_step": 0, CONTINUES: True}
