@@ -90,17 +90,20 @@ _HOLD = """
 import sys
 from pathlib import Path
 from cua_agent.inference.vllm.ownership import WeightsDirectory
-held = WeightsDirectory(Path(sys.argv[1]), "former")
+held = WeightsDirectory(Path(sys.argv[1]), "former", sys.argv[2:])
 print(held.path, flush=True)
 sys.stdin.read()
 """
 
 
 @contextmanager
-def former_run(parent: Path) -> Iterator[tuple[Path, Callable[[], None]]]:
+def former_run(parent: Path, *servers: str) -> Iterator[tuple[Path, Callable[[], None]]]:
     """Another process that holds a weights directory, and how to kill it."""
     process = subprocess.Popen(
-        [sys.executable, "-c", _HOLD, str(parent)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", _HOLD, str(parent), *servers],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
 
     def kill() -> None:
@@ -122,6 +125,25 @@ def test_what_a_killed_run_left_is_cleared_away_and_nothing_else(start: Start, f
         with served(fake.app()) as url:
             engine = start(url, adapted())
             assert set(fake.adapters) == {"alive-v3", "unknown", f"{engine.weights_dir.name}-v0"}
+
+
+def test_what_a_killed_run_exported_is_deleted_when_no_server_needs_it(fake: FakeVllm, tmp_path: Path) -> None:
+    with (
+        served(fake.app()) as url,
+        former_run(tmp_path, url) as (killed, kill),
+        former_run(tmp_path, url, "http://127.0.0.1:9") as (elsewhere, kill_other),
+        former_run(tmp_path) as (unknown, kill_third),
+        former_run(tmp_path, url) as (alive, _),
+    ):
+        kill(), kill_other(), kill_third()
+        fake.adapters, fake.roots = {"killed-v7": base()}, {"killed-v7": f"{killed}/killed-v7"}
+        policy = adapted()
+        plan = serving_plan(policy, max_length=512, max_images=4, max_staleness=0)
+        engine = VllmEngine(policy, [f"{url}/"], plan, save_weights, patience=QUICK, weights_dir=tmp_path)
+        engine.update_weights(0)
+        assert set(fake.adapters) == {f"{engine.weights_dir.name}-v0"}
+        assert set(tmp_path.iterdir()) == {elsewhere, unknown, alive, engine.weights_dir}
+        engine.discard()
 
 
 def test_only_a_provably_dead_run_is_dead(tmp_path: Path) -> None:

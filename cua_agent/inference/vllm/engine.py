@@ -90,7 +90,7 @@ class VllmEngine:
         quick_s = min(CONTROL_TIMEOUT_S, self._patience.request_s)
         self._replicas = [Replica(ControlClient(url, quick_s), plan) for url in urls]
         self._router = Router([each.url for each in self._replicas], self._patience.server_s)
-        self._exports = WeightsDirectory(weights_dir, run)
+        self._exports = WeightsDirectory(weights_dir, run, [each.url for each in self._replicas])
         self._publications = AdapterRegistry(self._exports.path.name)
         self._images = NamedImages(policy.image_processor)
         self._vocabulary: int = policy.base_model.config.get_text_config().vocab_size
@@ -153,12 +153,14 @@ class VllmEngine:
             self._save_weights(directory, self._policy)
         expected = own_logprobs(self._policy, self._plan.canary)
         publication = self._publications.add(version, directory, expected, whole)
+        former = self._exports.of_dead_runs([each.url for each in self._replicas])
         try:
             self._publish(publication)
         except BaseException:
             self._publications.forget(publication)
             shutil.rmtree(directory, ignore_errors=True)
             raise
+        self._forget_dead_runs(former, publication)
         self._publications.announce(publication)
         self._withdraw(self._publications.take_unneeded())
 
@@ -305,6 +307,12 @@ class VllmEngine:
         for failure in failures:
             if failure is not None and (failure not in silent or len(silent) == len(failures)):
                 raise failure
+
+    def _forget_dead_runs(self, former: Sequence[Path], publication: Publication) -> None:
+        """Delete what they exported, once every server has been met and rid of it."""
+        if self._publications.current is None and all(each.serves(publication) for each in self._replicas):
+            for directory in former:
+                shutil.rmtree(directory, ignore_errors=True)
 
     async def _withdraw_unneeded(self) -> None:
         unneeded = self._publications.take_unneeded()

@@ -6,9 +6,11 @@ Runs may share a server, so nothing on it is touched unless the run that put it 
 from __future__ import annotations
 
 import fcntl
+import json
 import platform
 import shutil
 import tempfile
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from cua_agent.inference.vllm.errors import Unavailable
 
 RELEASE_COMMAND = "python -m cua_agent.inference.vllm release"
 LOCK = "owner.lock"
+SERVERS = "servers.json"
+"""The servers that may have loaded what is in a directory."""
 RELEASED = "released"
 """Tag of full weights that no run needs any more."""
 _READABLE = 0o755
@@ -26,12 +30,12 @@ _LONGEST_NAME = 80
 
 
 class WeightsDirectory:
-    """A new directory for what one engine exports, readable by the servers; `close` deletes it.
+    """A new directory for what one engine exports, readable by its `servers`; `close` deletes it.
 
     Its name, which is the run's with a suffix that makes it unique, begins the name of every adapter exported to it.
     """
 
-    def __init__(self, parent: Path | None, run: str) -> None:
+    def __init__(self, parent: Path | None, run: str, servers: Collection[str] = ()) -> None:
         if parent is not None:
             parent.mkdir(parents=True, exist_ok=True)
         self.path = Path(tempfile.mkdtemp(prefix=f"{run[:_LONGEST_NAME]}-", dir=parent))
@@ -40,6 +44,12 @@ class WeightsDirectory:
         fcntl.flock(self._lock, fcntl.LOCK_EX)  # the kernel lets go of it however the process ends
         self._lock.write(platform.node())
         self._lock.flush()
+        (self.path / SERVERS).write_text(json.dumps(sorted(servers)), encoding="utf-8")
+
+    def of_dead_runs(self, servers: Collection[str]) -> list[Path]:
+        """What dead runs left beside this directory and no other than `servers` can have loaded."""
+        beside = [lock.parent for lock in self.path.parent.glob(f"*/{LOCK}")]
+        return [each for each in beside if _servers_of(each) <= set(servers) and is_dead(each / SERVERS)]
 
     def close(self) -> None:
         """Delete the directory and everything in it; safe to call twice."""
@@ -58,6 +68,14 @@ def is_dead(export: Path) -> bool:
     except (OSError, ValueError):
         return False
     return True
+
+
+def _servers_of(directory: Path) -> set[str]:
+    """Who may have loaded what is in `directory`; a server without a name where that is not known."""
+    try:
+        return set(json.loads((directory / SERVERS).read_text(encoding="utf-8"))) or {""}
+    except (OSError, ValueError, TypeError):
+        return {""}
 
 
 @dataclass(frozen=True)
