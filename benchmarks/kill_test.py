@@ -1,11 +1,12 @@
 """Kill a run again and again, at random moments and in the midst of saves, and see that nothing is lost or doubled.
 
     python benchmarks/kill_test.py legacy 1 3 [--kills 20] [--steps 60] [--seed 0] [--uninterrupted 3] [--work DIR]
-                                   [key=value ...]
+                                   [--with nothing|boxes|pages|adapters] [key=value ...]
 
 Each side (legacy, or a phase of AReaL) trains one run; whatever is killed is started again by the same command. In the
-end it has every row once, no process, page, adapter or temporary file is left, and its final success lies within what
-uninterrupted runs of other seeds reach. Prints a table, writes `kill_test.json`, and exits with 1 when something fails.
+end it has every row once, no more checkpoints than one run keeps, and its final success lies within what uninterrupted
+runs of other seeds reach; no process, box, page, adapter or temporary file is left. Prints a line of JSON for each
+side, writes it to `kill_test_<side>.json` in DIR, and exits with 1 when something fails.
 """
 
 from __future__ import annotations
@@ -26,8 +27,10 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from kill_surroundings import SURROUNDINGS, Surroundings
+
 from trainers.run.files import read_rows
-from trainers.run.lineage import evaluation_rows, lineage_of, training_rows
+from trainers.run.lineage import Lineage, evaluation_rows, lineage_of, training_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 MARK = "KILL_TEST"
@@ -35,8 +38,10 @@ MARK = "KILL_TEST"
 QUICK = [
     *("rollout.groups_per_step=2", "rollout.group_size=2", "rollout.max_refills=0", "rollout.max_turns=4"),
     *("rollout.max_new_tokens=32", "eval.episodes=16", "eval.every_steps=0", "eval.baseline=false"),
-    *("checkpoint.every_steps=2", "threads=1", "logging.tensorboard=false"),
+    *("checkpoint.every_steps=2", "checkpoint.keep=2", "threads=1", "logging.tensorboard=false"),
 ]
+CHECKPOINTS_KEPT = {"step_*": 2, "best": 1, "last": 1}
+"""How many there may be of each kind, in all directories of the run together."""
 STEPS_BEFORE_A_KILL = 5
 LONGEST_START_S = 600.0
 STUDENT_T = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571}
@@ -72,14 +77,16 @@ class Outcome:
 class Runs:
     """The directories and processes of one run that is started again and again."""
 
-    def __init__(self, command: list[str], parent: Path) -> None:
-        self.command = command
+    def __init__(self, command: list[str], parent: Path, surroundings: Surroundings) -> None:
+        self.command = [*command, *surroundings.keys]
         self.parent = parent
+        self.surroundings = surroundings
 
     def start(self) -> subprocess.Popen[bytes]:
         """The same command, once more."""
         self.parent.mkdir(parents=True, exist_ok=True)
-        environment = {**os.environ, MARK: str(self.parent), "TMPDIR": str(self.temporary)}
+        own = {MARK: str(self.parent), "TMPDIR": str(self.temporary)}
+        environment = {**os.environ, **self.surroundings.variables, **own}
         self.temporary.mkdir(exist_ok=True)
         with (self.parent / "log.txt").open("ab") as log:
             return subprocess.Popen(self.command, cwd=ROOT, env=environment, stdout=log, stderr=log)
@@ -178,11 +185,21 @@ def examine(runs: Runs, steps: int, outcome: Outcome) -> None:
         outcome.problems.append(f"rows of the steps {found}")
     if len(lineage.parts) != len(runs.directories()):
         outcome.problems.append(f"{len(lineage.parts)} of {len(runs.directories())} directories are in the lineage")
-    outcome.success = [row["success_rate"] for row in evaluation_rows(lineage) if row["split"] == "seeds"][-1]
+    outcome.success = final_success(lineage)
+    for kind, most in CHECKPOINTS_KEPT.items():
+        kept = list((runs.parent / "outputs").glob(f"*/checkpoints/{kind}"))
+        outcome.problems += [f"{len(kept)} checkpoints {kind} are kept"] if len(kept) > most else []
     patterns = ("checkpoints/.*", ".trial-*", "*.part", "trajectories/.*", "spool/*")
     left = [path for pattern in patterns for path in (runs.parent / "outputs").glob(f"*/{pattern}")]
     left += [path for path in runs.temporary.iterdir() if not path.name.startswith("torchinductor")]  # a cache
     outcome.problems += [f"{path.relative_to(runs.parent)} was left" for path in left]
+    outcome.problems += [f"{what} was left" for what in runs.surroundings.left()]
+
+
+def final_success(lineage: Lineage) -> float:
+    """Of the last evaluation on held-out seeds; NaN where there was none."""
+    found = [row["success_rate"] for row in evaluation_rows(lineage) if row["split"] == "seeds"]
+    return found[-1] if found else math.nan
 
 
 def command(side: str, parent: Path, steps: int, seed: int, keys: list[str]) -> list[str]:
@@ -195,13 +212,16 @@ def command(side: str, parent: Path, steps: int, seed: int, keys: list[str]) -> 
 def test_side(side: str, work: Path, options: argparse.Namespace) -> Outcome:
     """One run with kills, and uninterrupted ones of other seeds."""
     outcome, chance = Outcome(side), random.Random(f"{options.seed}/{side}")
-    for seed in range(1, options.uninterrupted + 1):
-        runs = Runs(command(side, work / f"{side}-{seed}", options.steps, seed, options.keys), work / f"{side}-{seed}")
-        runs.start().wait()
-        evaluations = evaluation_rows(lineage_of(runs.directories()[-1]))
-        outcome.uninterrupted += [row["success_rate"] for row in evaluations if row["split"] == "seeds"][-1:]
-    runs = Runs(command(side, work / side, options.steps, 0, options.keys), work / side)
-    run_with_kills(runs, options.kills, options.steps, chance, outcome)
+
+    def runs_in(name: str, seed: int, surroundings: Surroundings) -> Runs:
+        return Runs(command(side, work / name, options.steps, seed, options.keys), work / name, surroundings)
+
+    with SURROUNDINGS[options.surroundings]() as surroundings:
+        for seed in range(1, options.uninterrupted + 1):
+            runs = runs_in(f"{side}-{seed}", seed, surroundings)
+            runs.start().wait()
+            outcome.uninterrupted.append(final_success(lineage_of(runs.directories()[-1])))
+        run_with_kills(runs_in(side, 0, surroundings), options.kills, options.steps, chance, outcome)
     if len(outcome.uninterrupted) > 1:
         low, high = outcome.interval()
         if not low <= outcome.success <= high:
@@ -216,6 +236,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--uninterrupted", type=int, default=3, choices=(0, *STUDENT_T))
+    parser.add_argument("--with", dest="surroundings", choices=list(SURROUNDINGS), default="nothing")
     parser.add_argument("--work", type=Path)
     options = parser.parse_args()
     options.keys = [each for each in options.sides if "=" in each]

@@ -2,7 +2,9 @@
 
 import asyncio
 import gc
+import tempfile
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,11 +12,13 @@ import pytest
 from cua_agent.envs.base import EnvironmentFailure, WorldUnavailable
 from cua_agent.envs.gbox.box_lifecycle import GBoxFactory
 from cua_agent.envs.gbox.environment import GBoxEnvironment
+from cua_agent.envs.gbox.service import new_client
+from cua_agent.envs.gbox.sessions import recorded
 from cua_agent.envs.local_gbox.faults import Fault, FaultKind, FaultPlan, Operation, ScriptedFaults
 from cua_agent.envs.local_gbox.options import LocalGBoxOptions
 from cua_agent.envs.local_gbox.server import LocalGBox, running
 from cua_agent.envs.pocket.latency import Latency
-from tests.gbox_rig import TASKS, WIFI_ON, factory_on, play_expert, pool_on
+from tests.gbox_rig import TASKS, WIFI_ON, factory_on, play_expert, pool_on, settings_for
 
 CREATE = (Operation.CREATE, 1)
 
@@ -61,6 +65,29 @@ def test_two_sessions_of_one_run_do_not_end_each_others_boxes() -> None:
         assert asyncio.run(main(server))
         assert running_on(server) == []
         assert len(boxes_of(server)) == 2
+
+
+def test_boxes_of_a_killed_process_are_ended_by_the_next_one_and_those_of_a_living_one_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    async def main(server: LocalGBox) -> bool:
+        settings = settings_for(server)
+        async with factory_on(server) as living, new_client(settings) as client:
+            box = await living()
+            killed = GBoxFactory(client, settings, "shuffled", 1)
+            with recorded(str(client.base_url), killed.session):  # the kernel unlocks it when a process is killed
+                await killed()
+            assert len(running_on(server)) == 2
+            async with factory_on(server):
+                assert running_on(server) == [box.box.id]
+            return await box.is_fit()
+
+    with server_with() as server:
+        assert asyncio.run(main(server))
+        assert running_on(server) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("error", [None, ZeroDivisionError, KeyboardInterrupt, asyncio.CancelledError])

@@ -16,6 +16,7 @@ from cua_agent.envs.gbox.box import Box, create_box
 from cua_agent.envs.gbox.calls import CallRefused, Patience, call, did_nothing
 from cua_agent.envs.gbox.environment import GBoxEnvironment
 from cua_agent.envs.gbox.service import end_boxes, list_boxes, new_client
+from cua_agent.envs.gbox.sessions import SessionRecord, dead_sessions, recorded
 from cua_agent.envs.gbox.settings import CREATION, MADE_BY, PURPOSE, RUN, SESSION, GBoxSettings, check_requirements
 from cua_agent.envs.pocket.state import Layout
 from cua_agent.envs.pool import PoolPolicy
@@ -34,6 +35,8 @@ class GBoxFactory:
 
     A creation that is given up on (cancelled, timed out, broken off) may still produce a box: such a box is looked for
     by the label of its creation and ended. `close` ends whatever carries the session's label.
+
+    Sessions of this machine whose processes were killed have their boxes ended, too.
     """
 
     bounds_starts = True
@@ -45,9 +48,9 @@ class GBoxFactory:
         self._patience = Patience(settings.call_timeout_s, settings.attempts)
         self._layout = layout
         self._pixel_scale = pixel_scale
-        session = secrets.token_hex(6)
-        self.run = settings.run or f"session-{session}"
-        self.labels = {**MADE_BY, RUN: self.run, PURPOSE: settings.purpose, SESSION: session}
+        self.session = secrets.token_hex(6)
+        self.run = settings.run or f"session-{self.session}"
+        self.labels = {**MADE_BY, RUN: self.run, PURPOSE: settings.purpose, SESSION: self.session}
         self._loose_ends: set[asyncio.Task[Any]] = set()
 
     @property
@@ -111,8 +114,21 @@ class GBoxFactory:
         self._loose_ends.add(task)
         task.add_done_callback(self._loose_ends.discard)
 
-    async def close(self) -> None:
-        """End every box of this session. Never raises: what could not be ended is said in the log."""
+    async def end_dead(self) -> list[SessionRecord]:
+        """End what killed processes left. Never raises; returns the sessions of which nothing is left, unless a
+        creation of theirs is still under way."""
+        clear = []
+        for record in dead_sessions(str(self._client.base_url)):
+            with suppress(EnvironmentFailure, WorldUnavailable):
+                found, problem = await self._end_all({**MADE_BY, SESSION: record.session})
+                if found:
+                    logger.warning("%d boxes of a killed process were ended %s", found, problem and f"({problem})")
+                clear += [] if problem else [record]
+        return clear
+
+    async def close(self) -> bool:
+        """End every box of this session; whether none is left. Never raises: what could not be ended is said in the
+        log."""
         await asyncio.gather(*self._loose_ends, return_exceptions=True)
         problem = ""
         for _ in range(_SWEEPS):
@@ -122,9 +138,10 @@ class GBoxFactory:
                 problem = str(error)
             else:
                 if left == 0:
-                    return
+                    return True
         why = problem or "the service still lists them"
         logger.error("boxes may be left (%s): python -m cua_agent.envs.gbox reap --run %s", why, self.run)
+        return False
 
 
 async def _tried(work: Coroutine[Any, Any, None]) -> None:
@@ -140,7 +157,12 @@ async def open_gbox(settings: GBoxSettings, layout: Layout, pixel_scale: int) ->
     async with new_client(settings) as client:
         factory = GBoxFactory(client, settings, layout, pixel_scale)
         await factory.check()
-        try:
-            yield factory
-        finally:
-            await factory.close()
+        with recorded(str(client.base_url), factory.session) as record:
+            await factory.end_dead()
+            try:
+                yield factory
+            finally:
+                if await factory.close():
+                    record.delete()
+                for dead in await factory.end_dead():
+                    dead.delete()
