@@ -238,7 +238,7 @@ def main() -> int:
     parser.add_argument("--uninterrupted", type=int, default=3, choices=(0, *STUDENT_T))
     parser.add_argument("--with", dest="surroundings", choices=list(SURROUNDINGS), default="nothing")
     parser.add_argument("--work", type=Path)
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     options.keys = [each for each in options.sides if "=" in each]
     work = options.work or Path(tempfile.mkdtemp(prefix="kill-test-"))
     outcomes = []
