@@ -1,18 +1,35 @@
 """A run that is killed again and again ends as if nothing had happened: the benchmark, in short."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from cua_agent.envs.miniwob.browser import DEFAULT_BROWSER
+
 ROOT = Path(__file__).parents[1]
+no_browser = pytest.mark.skipif(shutil.which(DEFAULT_BROWSER) is None, reason=f"no {DEFAULT_BROWSER}: `make browser`")
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_three_times_has_every_row_once_and_leaves_nothing(tmp_path: Path) -> None:
-    quick = ["legacy", "eval.episodes=2", "--kills", "3", "--steps", "8", "--uninterrupted", "0"]
-    command = [sys.executable, str(ROOT / "benchmarks" / "kill_test.py"), *quick, "--work", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=1200)
+@pytest.mark.parametrize(
+    ("surroundings", "kills", "steps"),
+    [
+        pytest.param("nothing", 3, 8),
+        pytest.param("boxes", 2, 4),
+        pytest.param("pages", 2, 4, marks=no_browser),
+        pytest.param("adapters", 2, 4),
+    ],
+)
+def test_a_run_that_is_killed_again_and_again_has_every_row_once_and_leaves_nothing(
+    tmp_path: Path, surroundings: str, kills: int, steps: int
+) -> None:
+    quick = ["--kills", str(kills), "--steps", str(steps), "--uninterrupted", "0", "--with", surroundings]
+    command = [sys.executable, str(ROOT / "benchmarks" / "kill_test.py"), "legacy", "eval.episodes=2", *quick]
+    done = subprocess.run(
+        [*command, "--work", str(tmp_path)], capture_output=True, text=True, cwd=ROOT, timeout=1200, check=False
+    )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    assert '"steps": 8' in done.stdout
+    assert f'"steps": {steps}' in done.stdout

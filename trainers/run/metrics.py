@@ -181,6 +181,8 @@ class MetricsWriter:
     def _append(self, name: str, row: Mapping[str, Any]) -> None:
         with (self._directory / name).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+            file.flush()
+            os.fsync(file.fileno())  # before a checkpoint that comes after it
 
     def _track(self, values: Mapping[str, float | int | None], step: int) -> None:
         numbers = {key: float(value) for key, value in values.items() if value is not None}
