@@ -142,7 +142,7 @@ def test_a_batch_that_cannot_be_recorded_leaves_nothing_behind(disk: Path) -> No
 @pytest.mark.parametrize("backend", ["legacy", "areal"])
 def test_checkpoints_that_do_not_fit_are_told_and_the_run_ends_in_one_line(backend: str, disk: Path) -> None:
     small = ["max_steps=3", "rollout.groups_per_step=1", "rollout.group_size=2", "rollout.max_refills=0"]
-    often = ["eval.baseline=false", "eval.every_steps=0", "checkpoint.every_steps=1", "run_name=run"]
+    often = ["eval.baseline=false", "eval.every_steps=0", "eval.episodes=2", "checkpoint.every_steps=1", "run_name=run"]
     done = subprocess.run(
         [*TRAIN, f"backend={backend}", *small, *often, f"output_dir={disk}"],
         capture_output=True,

@@ -11,11 +11,14 @@ from cua_agent.scratch import held
 from tests.legacy_rig import CONFIG, TASKS, MakeRig
 from tests.toy_world import trajectory
 from trainers.config import EvalConfig, TrainConfig
+from trainers.config.compose import load_config
 from trainers.config.run import CheckpointConfig
-from trainers.protocol import EpisodeSpec, Group, GroupSpec
+from trainers.protocol import EpisodeSpec, Group, GroupSpec, TrainerState
 from trainers.rollouts.group_spool import SPOOL, GroupSpool, TakenUp
 from trainers.rollouts.task_sampler import TaskSampler
-from trainers.run.directory import create_run_directory
+from trainers.run.directory import create_run_directory, named_after
+from trainers.run.resuming import begun_again
+from trainers.run.taking_up import spool_of, take_up
 
 
 def spec(index: int) -> GroupSpec:
@@ -149,6 +152,22 @@ def test_a_run_that_goes_on_plays_what_was_not_finished(make_rig: MakeRig, keep:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("override", "taken"), [("env.args.prewarm=3", True), ("env.args.scale=0.5", False)])
+def test_groups_of_boxes_with_another_label_are_taken_up(tmp_path: Path, override: str, taken: bool) -> None:
+    typed = ["backend=legacy", "env=gbox_local", "run_name=r", f"output_dir={tmp_path}"]
+    config = load_config(typed)
+    former = create_run_directory(config)
+    GroupSpool(former / SPOOL, keep=4).put(group(0))
+    with held(former):
+        pass
+    later = load_config([*typed, override])
+    directory = create_run_directory(later, resumed=begun_again(former))
+    later = named_after(later, directory)
+    take_up(later, directory, spool_of(later, directory), TrainerState())
+    assert names(GroupSpool(directory / SPOOL, keep=4)) == (["g000000"] if taken else [])
+    assert bool(names(GroupSpool(former / SPOOL, keep=4))) != taken
+
+
 def test_groups_of_the_spool_are_ready_at_once_and_the_rest_is_played(tmp_path: Path) -> None:
     pytest.importorskip("areal")
     from tests.stream_rig import Fate, configuration, number, opened

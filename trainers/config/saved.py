@@ -64,6 +64,11 @@ def settings_of(config: TrainConfig) -> dict[str, Any]:
     return by_key(mask_secrets(asdict(config), os.environ))
 
 
+def practical_keys(config: TrainConfig) -> set[str]:
+    """The options of the world that change nothing of what is played in it."""
+    return {f"{ARGS}{name}" for name in getattr(config.env.world, "PRACTICAL", ())}
+
+
 @cache
 def default_settings() -> Mapping[str, Any]:
     """Every key of a configuration with its default, but for the options of worlds, which are the world's own."""

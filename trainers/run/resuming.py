@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from trainers.config import ConfigError, TrainConfig
 from trainers.config.overrides import key_of, typed_text
-from trainers.config.saved import ABOUT, CONFIG, read_about, read_saved, run_directory_of, settings_of
+from trainers.config.saved import ABOUT, CONFIG, practical_keys, read_about, read_saved, run_directory_of, settings_of
 from trainers.config.validation import AUTO
 from trainers.protocol import TrainerState
 from trainers.run.checkpoint_files import (
@@ -198,7 +198,7 @@ def measures_changed(config: TrainConfig, start: StartingPoint) -> list[str]:
     except ConfigError:
         return []
     present = settings_of(config)
-    practical = {_SAME_WEIGHTS, *(f"env.args.{name}" for name in getattr(config.env.world, "PRACTICAL", ()))}
+    practical = practical_keys(config) | {_SAME_WEIGHTS}
     measured = [key for key in present if key.startswith(_MEASURED) and key not in practical]
     return [key for key in measured if key in saved and saved[key] != present[key]]
 

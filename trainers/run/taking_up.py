@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cua_agent.scratch import is_abandoned
 from trainers.config import ConfigError, TrainConfig
-from trainers.config.saved import read_saved, settings_of
+from trainers.config.saved import practical_keys, read_saved, settings_of
 from trainers.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from trainers.protocol import TrainerState
 from trainers.rollouts.group_spool import SPOOL, GroupSpool
@@ -40,5 +40,7 @@ def _played_alike(config: TrainConfig, former: Path) -> bool:
     except ConfigError:
         return False
     present = settings_of(config)
+    practical = practical_keys(config)  # the label `run` of boxes, for one, which differs in every part of a lineage
     keys = [key for key in present if key.startswith(_PLAYED) and not key.startswith(_NOT_PLAYED)]
+    keys = [key for key in keys if key not in practical]
     return all(saved.get(key) == present[key] for key in keys)
