@@ -99,10 +99,10 @@ def load_policy(
         torch.backends.cuda.enable_cudnn_sdp(False)  # it plans 0.1 s for every new length, and lengths rarely repeat
     if device.startswith("cuda:"):
         torch.cuda.set_device(device)  # for kernels and libraries that take the present one
-    if device == "cuda":
-        device = f"cuda:{torch.cuda.current_device()}"  # threads that load weights have another present one
     source = find_model(path)
     reader = _reader(path, source, thinking)
+    if device == "cuda":
+        device = f"cuda:{torch.cuda.current_device()}"  # threads that load weights have another present one
     manner = _Manner(
         dtype,
         device,
