@@ -239,6 +239,7 @@ def reseal(path, **changes):
     [
         ({"step": "x"}, "step=x: "),
         ({"staleness_max": 0.5}, "staleness_max=0.5: "),
+        ({"data_position": -1}, "data_position=-1: it must be at least 0"),
         ({"colour": 1}, "unknown keys: colour"),
     ],
 )

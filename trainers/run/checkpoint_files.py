@@ -57,11 +57,15 @@ def read_state(path: Path) -> TrainerState:
     if unknown := set(values) - {field.name for field in fields(TrainerState)}:
         raise CheckpointError(f"checkpoint {path}: {STATE} has unknown keys: {', '.join(sorted(unknown))}")
     try:
-        return _STATE.validate_json(json.dumps(values), strict=True)
+        state = _STATE.validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key, value = first["loc"][0], str(first["input"])[:40]
         raise CheckpointError(f"checkpoint {path}: {STATE}: {key}={value}: {first['msg']}") from None
+    for key, value in values.items():  # counts, seconds and shares
+        if value is not None and value < 0:
+            raise CheckpointError(f"checkpoint {path}: {STATE}: {key}={value}: it must be at least 0")
+    return state
 
 
 def verify_checkpoint(path: Path) -> None:
