@@ -1,10 +1,12 @@
 """Phones over adb, against a server that speaks the protocol of the real one and has simulated phones."""
 
 import asyncio
+import json
 import re
 import shlex
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -37,6 +39,17 @@ TASKS = {task.id: task for task in AndroidPhones().training_tasks()}
 WIFI_ON = TASKS["toggle/wi-fi-on/w0"]
 SEED = seed_for("train", 3)
 SIZE = (1080, 2400)
+QUICK = [
+    "run_name=r",
+    "max_steps=1",
+    "threads=1",
+    "rollout.group_size=4",
+    "rollout.groups_per_step=1",
+    "rollout.concurrency=3",
+    "eval.baseline=false",
+    "eval.episodes=1",
+    "logging.tensorboard=false",
+]
 
 
 @pytest.fixture
@@ -424,3 +437,18 @@ def test_the_tasks_are_those_that_gbox_trains_on_real_phones() -> None:
     gbox, android = load_config(["env=gbox"]).env, load_config(["env=android"]).env
     assert android.tasks == gbox.tasks
     assert android.world.training_tasks() == gbox.world.training_tasks()
+
+
+@pytest.mark.slow
+def test_training_uses_all_phones_and_says_when_they_are_gone(tmp_path: Path) -> None:
+    script = [sys.executable, str(Path(__file__).parents[1] / "train.py"), "env=android", "experiment=quick"]
+    keys = [*QUICK, "env.args.screenshot_delay_s=0", f"output_dir={tmp_path}"]
+    with fake_adb(tmp_path / "adb", FakePhone("a"), FakePhone("b")) as server:
+        keys.append(f"env.args.port={server.port}")
+        trained = subprocess.run([*script, *keys], capture_output=True, text=True, timeout=500, check=False)
+        assert trained.returncode == 0, trained.stderr
+        assert json.loads((tmp_path / "r" / "summary.json").read_text())["steps"] == 1
+        assert all(phone.shell_lines for phone in server.phones.values())
+    refused = subprocess.run([*script, *keys], capture_output=True, text=True, timeout=500, check=False)
+    assert refused.returncode == 2
+    assert re.fullmatch(r"error: env=android: no adb server answers at .*; adb start-server\n", refused.stderr)
