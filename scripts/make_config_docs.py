@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from trainers.config.compose import CONF, GROUPS, choices
+from pathlib import Path
+
+from trainers.config.compose import GROUPS, choices
 from trainers.config.reference import markdown
 
-TARGET = CONF.parent / "docs" / "configuration.md"
+TARGET = Path(__file__).resolve().parents[1] / "docs" / "configuration.md"
 INTRODUCTION = """\
 # Configuration
 

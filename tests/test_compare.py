@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-import compare as command
 from tests.compare_rig import evaluation, learning_run, row, settings, write_run
+from trainers.command import compare as command
 from trainers.compare.charts import draw_sections
 from trainers.compare.comparison import Comparison, compare
 from trainers.compare.launch import BarDisplay, PlainDisplay, open_display, run

@@ -22,8 +22,8 @@ from cua_agent.secrets import masked_output
 from trainers.config import ConfigError, TrainConfig
 from trainers.config.compose import load_config
 from trainers.config.validation import AUTO
+from trainers.run.commands import TRAIN
 from trainers.run.resuming import saved_step, settle_auto
-from trainers.run.train_script import TRAIN
 
 FAILURES = 5
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

@@ -11,7 +11,7 @@ from cua_agent.exit_status import DONE, FAILED, INTERRUPTED
 from trainers.config import ConfigError, TrainConfig
 from trainers.config.compose import compose_run
 from trainers.config.sweeps import runs_of
-from trainers.run.train_script import TRAIN
+from trainers.run.commands import TRAIN
 
 
 def sweep(overrides: Sequence[str]) -> int:

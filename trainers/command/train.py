@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import sys
 import traceback
@@ -32,8 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if {"--help", "-h"} & set(arguments):
         from trainers.config.reference import help_text
+        from trainers.run.commands import typed
 
-        print(help_text())
+        print(help_text(shlex.join(typed("train"))))
         return DONE
     try:
         arguments = joined_options(arguments)
@@ -93,7 +95,7 @@ def _run(composition: Composition, begins: Start, overrides: Sequence[str], proc
 
 def _keep(config: TrainConfig, directory: Path, overrides: Sequence[str], process_group: ProcessGroup) -> int:
     """Train, and say how it ended and how to go on."""
-    from trainers.run.directory import resume_command
+    from trainers.run.commands import resume_command
 
     try:
         result = _train(config, directory, process_group)

@@ -77,15 +77,15 @@ def read_arguments(arguments: Sequence[str]) -> tuple[CompareConfig, list[str]]:
     return config, [*(f"{OPTION}={directory}" for directory in directories), *for_training]
 
 
-def help_text() -> str:
-    """What `--help` prints."""
+def help_text(command: str) -> str:
+    """What `--help` prints; `command` is what the comparison is called with."""
     infos = CompareConfig.__pydantic_fields__  # type: ignore[attr-defined]
     lines = [
         "Compare runs side by side: a page, a picture, a text and tables.",
         "",
-        "  python compare.py runs=[outputs/A,outputs/B]                  runs that are there",
-        "  python compare.py backends=[legacy,areal] seeds=[0,1,2]       train what is missing first",
-        "  python compare.py backends=[legacy,areal] phase=[1,2,3] seeds=[0,1,2] experiment=pocket",
+        f"  {command} runs=[outputs/A,outputs/B]                  runs that are there",
+        f"  {command} backends=[legacy,areal] seeds=[0,1,2]       train what is missing first",
+        f"  {command} backends=[legacy,areal] phase=[1,2,3] seeds=[0,1,2] experiment=pocket",
         "",
         "Keys (default in brackets):",
         *(f"  {name:<10} {info.description} [{value_text(info.default)}]" for name, info in infos.items()),

@@ -31,7 +31,8 @@ from trainers.config.world_options import is_option, put_back, references, with_
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
+CONF = Path(__file__).resolve().parents[1] / "conf"
+"""Our presets; in a checkout a link to `conf/` at its top, so that they travel with the package."""
 
 _TEXTS = {key: shape for key, shape in text_keys(TrainConfig).items() if key not in GROUPS}
 _FOREIGN = "world_"

@@ -122,17 +122,17 @@ def _sections(kind: type, name: str, defaults: Mapping[str, str]) -> Iterator[Se
             yield from _sections(info.annotation, prefix + field, defaults)
 
 
-def help_text() -> str:
-    """What `--help` prints."""
+def help_text(command: str) -> str:
+    """What `--help` prints; `command` is what training is called with."""
     keys = {key.name: key for section in (*world_sections(), *sections()) for key in section.keys}
     lines = [
         "Train a computer-use agent with multi-turn GRPO.",
         "",
-        "  python train.py [key=value ...]",
-        "  python train.py experiment=quick              a look in a minute or two",
-        "  python train.py experiment=pocket seed=1      the simulated phone",
-        "  python train.py env=miniwob max_steps=20      real web pages in Chromium",
-        "  python train.py resume=outputs/<run>          go on where a run stopped",
+        f"  {command} [key=value ...]",
+        f"  {command} experiment=quick              a look in a minute or two",
+        f"  {command} experiment=pocket seed=1      the simulated phone",
+        f"  {command} env=miniwob max_steps=20      real web pages in Chromium",
+        f"  {command} resume=outputs/<run>          go on where a run stopped",
         "",
         "Presets:",
         *map(_preset_line, GROUPS),

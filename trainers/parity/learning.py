@@ -14,7 +14,7 @@ from trainers.compare.words import points
 from trainers.config import ConfigError
 from trainers.parity.errors import FAR
 from trainers.parity.rungs import LEARNING, Measurement
-from trainers.run.train_script import TRAIN
+from trainers.run.commands import TRAIN
 
 PHASES = (1, 2, 3)
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import os
 import platform
-import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from datetime import datetime
 from importlib import metadata
@@ -18,7 +17,6 @@ from typing import Any
 
 from trainers.config import ConfigError, TrainConfig
 from trainers.config.masking import mask_secrets
-from trainers.config.overrides import typed_text
 from trainers.config.validation import AUTO
 
 _PACKAGES = ("torch", "transformers", "peft", "hydra-core", "numpy", "pillow", "playwright", "areal")
@@ -76,20 +74,6 @@ def to_yaml(tree: Mapping[str, Any]) -> str:
     from omegaconf import OmegaConf
 
     return OmegaConf.to_yaml(OmegaConf.create(dict(tree)))
-
-
-def resume_command(overrides: Sequence[str], directory: Path, **changes: object) -> str:
-    """The command that goes on with the run in `directory` with `changes`. Of the `overrides` that the run was started
-    with it repeats the references to secrets, because everything else is in the directory."""
-    secrets = [override for override in overrides if "${" in override and _is_secret(override.partition("=")[0])]
-    changed = [f"{key}={value}" for key, value in changes.items()]
-    processes = os.environ.get("WORLD_SIZE", "1")
-    start = ["python"] if processes == "1" else ["torchrun", f"--nproc_per_node={os.environ['LOCAL_WORLD_SIZE']}"]
-    return shlex.join([*start, "train.py", typed_text("resume", path_to_type(directory)), *changed, *secrets])
-
-
-def _is_secret(key: str) -> bool:
-    return bool(mask_secrets({key.rpartition(".")[2]: "text"}, {}) != {key.rpartition(".")[2]: "text"})
 
 
 def path_to_type(path: Path) -> str:

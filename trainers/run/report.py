@@ -12,8 +12,9 @@ from cua_agent.options import ConfigError, leaves
 from trainers.config import TrainConfig
 from trainers.protocol import TrainResult
 from trainers.rollouts.task_sampler import training_tasks
+from trainers.run.commands import resume_command, typed
 from trainers.run.curves import CURVE, draw, read_curve
-from trainers.run.directory import path_to_type, resume_command
+from trainers.run.directory import path_to_type
 
 
 def closing_words(result: TrainResult, directory: Path, config: TrainConfig, overrides: Sequence[str]) -> str:
@@ -35,8 +36,8 @@ def closing_words(result: TrainResult, directory: Path, config: TrainConfig, ove
         "Watch an episode, go on training, draw the curves, look at what was played:",
         f"  {_episode_command(directory, config)}",
         f"  {resume_command(overrides, directory, max_steps=2 * config.max_steps)}",
-        f"  {shlex.join(['python', '-m', 'trainers.curves', path_to_type(directory)])}",
-        f"  {shlex.join(['python', '-m', 'trainers.watch', path_to_type(directory)])}",
+        f"  {shlex.join([*typed('trainers.curves'), path_to_type(directory)])}",
+        f"  {shlex.join([*typed('trainers.watch'), path_to_type(directory)])}",
     ]
     if config.logging.tensorboard:
         logs = path_to_type(directory / "tensorboard")
@@ -77,7 +78,7 @@ def _episode_command(directory: Path, config: TrainConfig) -> str:
             keys[key] = value if isinstance(value, str) else json.dumps(value)
     if config.loader.device != "cpu":
         keys |= {"device": config.loader.device, "dtype": model.dtype}
-    return shlex.join(["python", "-m", "cua_agent", *(f"{key}={value}" for key, value in keys.items())])
+    return shlex.join([*typed("cua_agent"), *(f"{key}={value}" for key, value in keys.items())])
 
 
 def _percent(value: float | None) -> str:
