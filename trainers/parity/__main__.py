@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,12 +53,14 @@ def record(given: argparse.Namespace) -> int:
     """Record batches, by playing them or from a run."""
     from trainers.config.compose import load_config
     from trainers.parity.recording import UPDATES, record_played, record_run
+    from trainers.run.requirements import check_access
 
     out = Path(given.out)
     if given.run is not None:
         recording = record_run(Path(given.run), out)
     else:
         config = load_config(["backend=legacy", *SHORT, *given.overrides])
+        check_access(config)
         recording = record_played(config, out, lambda done: print(f"batch {done} of {UPDATES} recorded", flush=True))
     print(f"recorded {len(recording.steps)} batches in {out}")
     return DONE
@@ -67,13 +70,27 @@ def replay(given: argparse.Namespace) -> int:
     """Replay a recording on every side."""
     from trainers.parity.recording import load_recording
 
-    recording = load_recording(Path(given.recording))
+    recording = _in_world(load_recording(Path(given.recording)), given.world)
     plan = _plan(recording, Path(given.out), given.dtype)
     at_once = given.at_once or ((os.cpu_count() or 1) if recording.config.loader.device == "cpu" else 1)
     with ThreadPoolExecutor(min(len(plan.sides), at_once)) as together:
         for finished in [together.submit(_replay_on, side, plan) for side in plan.sides]:
             finished.result()
     return DONE
+
+
+def _in_world(recording: Recording, overrides: Sequence[str]) -> Recording:
+    """The recording, with the world that `overrides` (env=..., env.args.<option>=...) name for its live runs."""
+    from trainers.config.compose import load_config
+    from trainers.config.overrides import key_of
+    from trainers.run.requirements import check_access
+
+    if wrong := [each for each in overrides if key_of(each).partition(".")[0] != "env"]:
+        raise ConfigError(f"{wrong[0]}: the recording decides it; allowed: env=... and keys of env")
+    if overrides:
+        recording = replace(recording, config=replace(recording.config, env=load_config(overrides).env))
+    check_access(recording.config)
+    return recording
 
 
 def ladder(given: argparse.Namespace) -> int:
@@ -197,12 +214,14 @@ def parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("replay", help="feed a recording to legacy and phases 1, 2, 3")
     command.add_argument("--recording", required=True, help="recording or run directory")
+    _add_world(command)
     command.add_argument("--out", required=True, help="directory of what each side came to")
     _add_how(command)
     command.set_defaults(command=replay)
 
     command = commands.add_parser("ladder", help="rungs 0 to 4: replay and compare; exit status 1 when one fails")
     command.add_argument("--recording", help="recording or run directory; without it what was replayed is compared")
+    _add_world(command)
     command.add_argument("--out", required=True, help="directory of the result: ladder.md, ladder.json")
     _add_how(command)
     command.set_defaults(command=ladder)
@@ -219,6 +238,13 @@ def parser() -> argparse.ArgumentParser:
     )
     command.set_defaults(command=gate)
     return whole
+
+
+def _add_world(command: argparse.ArgumentParser) -> None:
+    """The world of the live runs."""
+    command.add_argument(
+        "world", nargs="*", metavar="env=WORLD", help="what the live runs play, with its keys (the recorded world)"
+    )
 
 
 def _add_how(command: argparse.ArgumentParser) -> None:

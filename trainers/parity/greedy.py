@@ -18,7 +18,7 @@ from cua_agent.envs.base import Environment
 from cua_agent.inference.base import InferenceEngine
 from cua_agent.trajectory import Outcome, Trajectory
 from trainers.components import Components, build_components
-from trainers.config import EnvConfig, EvalConfig, TrainConfig
+from trainers.config import EvalConfig, TrainConfig
 from trainers.parity.cases import Weights, replayable, with_keys
 from trainers.parity.evidence import Episodes, Rows
 from trainers.parity.replay import PartsFor, Silent, opened
@@ -54,7 +54,6 @@ class LiveCase:
             config,
             max_steps=STEPS,
             max_minutes=None,
-            env=EnvConfig(args={key: value for key, value in recorded.env.args.items() if key == "layout"}),
             rollout=replace(
                 config.rollout,
                 greedy=True,
