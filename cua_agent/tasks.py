@@ -10,6 +10,9 @@ Probe = Callable[[str], Awaitable[str]]
 """Runs one command in the environment and returns its output: an Android shell command on phones (real or
 simulated), a JavaScript expression in web pages."""
 
+IN_WORLD = "::"
+"""Between the name of a world and the rest, in ids and categories of tasks of several worlds that one run plays."""
+
 Difficulty = Literal["easy", "medium", "hard"]
 EvalSplit = Literal["seeds", "templates"]
 SeedUse = Literal["clone", "train", "eval"]
@@ -35,7 +38,8 @@ class CUATask:
     """One task. `category` is its family; `description` is the goal as the user states it.
 
     `max_steps` bounds the turns of an episode, the final report included. `secrets` are texts that no record of an
-    episode shows: a password that the goal asks to type, say. Raises `ValueError` when the validator is missing or a
+    episode shows: a password that the goal asks to type, say. `share` is that of its world, where a run plays several:
+    how often their tasks are drawn, relative to each other. Raises `ValueError` when the validator is missing or a
     field is empty, because such a task could only ever score 0.
     """
 
@@ -47,6 +51,7 @@ class CUATask:
     max_steps: int
     validation: Validator
     secrets: tuple[str, ...] = ()
+    share: float = 1.0
 
     def __post_init__(self) -> None:
         if not all(callable(getattr(self.validation, method, None)) for method in ("snapshot", "score")):
@@ -55,6 +60,12 @@ class CUATask:
             raise ValueError(f"task {self.id!r}: id, name, description and category must not be empty")
         if self.max_steps < 1:
             raise ValueError(f"task {self.id!r}: max_steps={self.max_steps} must be at least 1")
+
+
+def world_of(name: str) -> str:
+    """The world that the id or category `name` belongs to, where a run plays several; "" where it plays one."""
+    world, mark, _ = name.partition(IN_WORLD)
+    return world if mark else ""
 
 
 def seed_for(use: SeedUse, index: int) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from cua_agent.envs.base import Environment
-from cua_agent.tasks import CUATask
+from cua_agent.tasks import CUATask, world_of
 from cua_agent.trajectory import Trajectory
 
 if TYPE_CHECKING:
@@ -58,6 +58,16 @@ class EvalRecord:
     by_category: Mapping[str, tuple[int, int]]
     infra_errors: int = 0
     score_mean: float = float("nan")
+
+    @property
+    def by_world(self) -> dict[str, tuple[int, int]]:
+        """As `by_category`, where there are several worlds."""
+        totals: dict[str, tuple[int, int]] = {}
+        for category, (successes, episodes) in self.by_category.items():
+            if world := world_of(category):
+                before = totals.get(world, (0, 0))
+                totals[world] = (before[0] + successes, before[1] + episodes)
+        return totals
 
 
 @dataclass(frozen=True)

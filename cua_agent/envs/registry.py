@@ -25,7 +25,7 @@ from cua_agent.envs.mobilegym.world import MobileGymWorld
 from cua_agent.envs.openenv.world import OpenEnvWorld
 from cua_agent.envs.pocket.world import PocketWorld
 from cua_agent.envs.pool import EnvironmentFactory
-from cua_agent.envs.world import World
+from cua_agent.envs.world import Mixture, World
 from cua_agent.options import STRICT, ConfigError, build, shown
 from cua_agent.tasks import register_tasks
 
@@ -44,31 +44,38 @@ BUILT_IN: Mapping[str, Callable[..., World]] = {
     "browsergym": BrowserGymWorld,
 }
 
+MIX = "mix"
+_MIX_FACTORY = "cua_agent.envs.mix:MixWorld"  # a world made of others stands above this door
+
 for _name, _world in BUILT_IN.items():
     register_tasks(_name, _world())
 
 
 def world_names() -> list[str]:
     """The worlds that have a name of their own."""
-    return sorted({*BUILT_IN, *_installed()})
+    return sorted({*BUILT_IN, MIX, *_installed()})
 
 
 def names_a_world(text: str) -> bool:
     """Whether `text` is the name of a world, or reads like `package.module:factory`."""
-    return text in BUILT_IN or REFERENCE.fullmatch(text) is not None or text in _installed()
+    return text in (*BUILT_IN, MIX) or REFERENCE.fullmatch(text) is not None or text in _installed()
 
 
-def make_world(name: str, args: Mapping[str, Any]) -> World:
+def make_world(name: str, args: Mapping[str, Any], section: str = OPTIONS) -> World:
     """The world `name` with the options `args` (plain data); those that are absent have their defaults.
 
-    Raises `ConfigError`, one line that names `env.name` or the option.
+    Raises `ConfigError`, one line that names `env.name` or the option, which a user finds in `section`.
     """
-    return _make(name, args)[0]
+    return _make(name, args, section)[0]
 
 
 @asynccontextmanager
 async def open_world(world: World, timeout_s: float) -> AsyncIterator[EnvironmentFactory]:
     """What starts the environments of `world`, each guarded by `timeout_s`. Raises `WorldUnavailable`."""
+    if isinstance(world, Mixture):
+        async with world.open_within(timeout_s) as factory:
+            yield factory
+        return
     async with world.open() as factory:
         own_limits = getattr(factory, "bounds_starts", False)
         yield GuardedFactory(factory, timeout_s, None if own_limits else timeout_s)
@@ -79,17 +86,17 @@ def options_of(name: str) -> type:
     return _find(name)[1]
 
 
-def all_options(name: str, args: Mapping[str, Any]) -> dict[str, Any]:
+def all_options(name: str, args: Mapping[str, Any], section: str = OPTIONS) -> dict[str, Any]:
     """`args` checked, with the defaults of those that are absent; plain data. Raises `ConfigError`."""
-    options = _make(name, args)[1]
+    options = _make(name, args, section)[1]
     plain: dict[str, Any] = TypeAdapter(type(options)).dump_python(options, mode="json")
     return plain
 
 
-def _make(name: str, args: Mapping[str, Any]) -> tuple[World, Any]:
+def _make(name: str, args: Mapping[str, Any], section: str) -> tuple[World, Any]:
     """The world, and its options as an instance of their dataclass."""
     factory, options = _find(name)
-    made: Any = build(options, args, OPTIONS)
+    made: Any = build(options, args, section)
     world = made if isinstance(made, World) else factory(**_fields(made))
     if not isinstance(world, World):
         raise ConfigError(f"env.name={shown(name, 80)}: makes no world but {type(world).__name__}")
@@ -100,6 +107,8 @@ def _find(name: str) -> tuple[Callable[..., Any], type]:
     """What makes the world, and the dataclass of its options."""
     if name in BUILT_IN:
         factory: Any = BUILT_IN[name]
+    elif name == MIX:
+        factory = load(_MIX_FACTORY, "env.name")
     elif ":" in name:
         factory = load(name, "env.name")
     elif name in _installed():

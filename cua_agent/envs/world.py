@@ -6,6 +6,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Protocol, runtime_checkable
 
 from cua_agent.envs.guard import AnyFactory
+from cua_agent.envs.pool import EnvironmentFactory
 from cua_agent.tasks import CUATask, EvalSplit
 
 
@@ -38,4 +39,13 @@ class World(Protocol):
     def eval_tasks(self, split: EvalSplit) -> list[CUATask]:
         """Held-out tasks: for `seeds` the goals of training, played on unseen seeds; for `templates` wordings and goals
         that training never shows (an empty list: those of `seeds` stand for them)."""
+        ...
+
+
+@runtime_checkable
+class Mixture(Protocol):
+    """A world that is made of others, whose calls are bounded one by one."""
+
+    def open_within(self, timeout_s: float) -> AbstractAsyncContextManager[EnvironmentFactory]:
+        """As `World.open`; no call of an environment takes longer than `timeout_s`."""
         ...

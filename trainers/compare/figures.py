@@ -84,7 +84,7 @@ def figures(target: float) -> list[Figure]:
 
 
 def category_figures(runs: Sequence[Run]) -> list[Figure]:
-    """Final success on each category of tasks, where there are several."""
+    """Final success on each category of tasks, and on each world, where there are several."""
     names = sorted({name for run in runs for evaluation in run.evaluated("seeds") for name in evaluation.by_category})
     found = [Figure(f"success_{name}", f"success on {name}, end", "%", partial(_on_category, name)) for name in names]
     return found if len(found) > 1 else []

@@ -34,7 +34,7 @@ _NAN = float("nan")
 @dataclass(frozen=True)
 class Evaluation:
     """Held-out success after `step` training steps; `reward` is NaN where it was not written,
-    `by_category` holds (successes, episodes)."""
+    `by_category` holds (successes, episodes), those of whole worlds included."""
 
     split: str
     step: int
@@ -204,13 +204,15 @@ def _evaluations(directory: Path) -> list[Evaluation]:
         if math.isfinite(success) and episodes > 0:
             key = (row["split"], row["step"])
             reward = number(row, "reward_mean")
-            found[key] = Evaluation(*key, int(episodes), success, reward, _by_category(row))
+            found[key] = Evaluation(
+                *key, int(episodes), success, reward, {**_counts(row, "by_category"), **_counts(row, "by_world")}
+            )
     return sorted(found.values(), key=lambda evaluation: evaluation.step)
 
 
-def _by_category(row: Row) -> dict[str, tuple[int, int]]:
-    """(successes, episodes) of each category; none where the row does not say it in that form."""
-    said = row.get("by_category")
+def _counts(row: Row, key: str) -> dict[str, tuple[int, int]]:
+    """(successes, episodes) by name; none where the row does not say it in that form."""
+    said = row.get(key)
     counts = said.items() if isinstance(said, dict) else ()
     return {
         str(name): (pair[0], pair[1])

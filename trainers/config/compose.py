@@ -11,6 +11,7 @@ from cua_agent.envs.registry import names_a_world, world_names
 from cua_agent.error_text import first_line
 from trainers.config import ConfigError, TrainConfig, from_mapping
 from trainers.config.former_keys import renamed
+from trainers.config.mixtures import is_mixture, mixture
 from trainers.config.overrides import key_of, parse
 from trainers.config.presets import GROUPS, Presets, presets_in, split_options
 from trainers.config.saved import (
@@ -226,15 +227,19 @@ def _expand_model(override: str, presets: Presets) -> str:
 
 
 def _expand_world(override: str, presets: Presets) -> str:
-    """`env=<a world that has no preset>` as a preset that is made for it; anything else as it is."""
+    """`env=<a world that has no preset>`, or `env.mix=`, as a preset that is made for it; anything else as it is."""
     from hydra.core.config_store import ConfigStore
 
     key, _, value = override.partition("=")
     world = value.strip("'\"")
-    if key != "env" or world in presets.choices("env") or not names_a_world(world):
+    if is_mixture(override):
+        section = mixture(override, presets)
+    elif key == "env" and world not in presets.choices("env") and names_a_world(world):
+        section = {"name": world, "tasks": [], "args": {}}
+    else:
         return override
-    preset = _FOREIGN + world.encode().hex()
-    ConfigStore.instance().store(preset, {"name": world, "tasks": [], "args": {}}, group="env")
+    preset = _FOREIGN + (value if is_mixture(override) else world).encode().hex()
+    ConfigStore.instance().store(preset, section, group="env")
     return f"env={preset}"
 
 

@@ -9,7 +9,7 @@ from pydantic.dataclasses import dataclass
 from pydantic_core.core_schema import ValidationInfo
 
 from cua_agent.envs.guard import TIMEOUT_S
-from cua_agent.envs.registry import all_options, make_world
+from cua_agent.envs.registry import MIX, all_options, make_world
 from cua_agent.envs.world import World
 from cua_agent.options import STRICT
 
@@ -20,8 +20,9 @@ class EnvConfig:
 
     name: str = Field(
         default="pocket",
-        description="pocket (simulated phone), miniwob (MiniWoB++ in Chromium), gbox (GBox boxes), gymnasium, the name "
-        "of a world that a package brings, or package.module:factory",
+        description="pocket (simulated phone), miniwob (MiniWoB++ in Chromium), gbox (GBox boxes), gymnasium, mix (several "
+        "of them: env.mix={pocket:0.5,miniwob:0.5}), the name of a world that a package brings, or "
+        "package.module:factory",
     )
     tasks: tuple[str, ...] = Field(default=(), description="task categories; empty: all")
     args: dict[str, Any] = Field(
@@ -37,6 +38,12 @@ class EnvConfig:
     def _complete(cls, args: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
         """Checked by the world, which also fills in its defaults."""
         return all_options(info.data["name"], args) if "name" in info.data else args
+
+    @property
+    def names(self) -> set[str]:
+        """The worlds by name: this one, or those of a mixture."""
+        parts = self.args["worlds"].items() if self.name == MIX else ()
+        return {part["world"] or name for name, part in parts} or {self.name}
 
     @property
     def world(self) -> World:

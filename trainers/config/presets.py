@@ -8,6 +8,7 @@ from functools import cache
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from trainers.config.validation import ConfigError, shown
 
@@ -27,6 +28,16 @@ class Presets:
     def choices(self, group: str) -> list[str]:
         """The presets of a config group."""
         return sorted({file.stem for folder in self.folders for file in (folder / group).glob("*.yaml")})
+
+    def read(self, group: str, name: str) -> dict[str, Any] | None:
+        """What a preset says, references to other keys as they stand; None when there is none of that name."""
+        from omegaconf import OmegaConf
+
+        for folder in self.folders:
+            if (file := folder / group / f"{name}.yaml").is_file():
+                content: Any = OmegaConf.to_container(OmegaConf.load(file))
+                return dict(content)
+        return None
 
     @property
     def search_path(self) -> list[str]:

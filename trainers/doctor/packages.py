@@ -37,12 +37,7 @@ def extras_for(context: Context) -> set[str]:
         "areal": config.backend == "areal",
         "unsloth": config.loader.name == "unsloth",
         "smollm2": config.model.path == "smollm2",
-        "miniwob": config.env.name == "miniwob",
-        "gbox": config.env.name == "gbox",
-        "gymnasium": config.env.name == "gymnasium",
-        "openenv": config.env.name == "openenv",
-        "android": config.env.name == "android",
-        "browsergym": config.env.name == "browsergym",
+        **{world: world in config.env.names for world in ("miniwob", "gbox", "gymnasium", "openenv", "android", "browsergym")},
     }
     return {extra for extra, is_needed in needed.items() if is_needed}
 

@@ -43,6 +43,7 @@ class StepMetrics:
     environments existed, which a provider bills (`box_minutes`). Loss figures are NaN (null in the file) in a step that
     trained on nothing; `updates_skipped` counts updates whose loss or gradient was not finite. `truncated` is the share
     of the turns that `rollout.max_new_tokens` cut off. `groups_dropped` came too late for the staleness bound.
+    `worlds` has, where there are several, the figures of each one's episodes.
     """
 
     step: int
@@ -87,11 +88,14 @@ class StepMetrics:
     gpu_wait_s: float = NAN
     gpu_peak_gib: float = NAN
     outcomes: Mapping[str, int] = field(default_factory=dict)
+    worlds: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def row(self) -> dict[str, float | int | None]:
-        """Flat and JSON-safe: `outcomes` becomes `outcome/<kind>`, a number that is not finite becomes None."""
-        flat = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "outcomes"}
+        """Flat and JSON-safe: `outcomes` becomes `outcome/<kind>`, `worlds` `<figure>/<world>`, and a number that is
+        not finite None."""
+        flat = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("outcomes", "worlds")}
         flat |= {f"outcome/{kind}": count for kind, count in self.outcomes.items()}
+        flat |= {f"{figure}/{world}": value for world, of in self.worlds.items() for figure, value in of.items()}
         return {key: json_safe(value) for key, value in flat.items()}
 
 
@@ -156,12 +160,14 @@ class MetricsWriter:
 
     def evaluation(self, record: EvalRecord, split: str) -> None:
         row: dict[str, Any] = {key: json_safe(value) for key, value in asdict(record).items()}
+        if worlds := record.by_world:
+            row["by_world"] = worlds
         self._append("eval.jsonl", {"split": split, **row})
         values = {
             f"eval_{split}/{key}": row[key] for key in ("success_rate", "reward_mean", "score_mean", "turns_mean")
         }
-        for category, (successes, episodes) in record.by_category.items():
-            values[f"eval_{split}/{category}"] = successes / max(episodes, 1)
+        for name, (successes, episodes) in {**record.by_category, **record.by_world}.items():
+            values[f"eval_{split}/{name}"] = successes / max(episodes, 1)
         self._track(values, record.step)
 
     def summary(self, result: TrainResult, **identity: Any) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from cua_agent.tasks import world_of
 from cua_agent.trajectory import Trajectory
 from trainers.protocol import Batch, Collected, Episode, StepRecord, TrainerState, Usage
 from trainers.rollouts.evaluation import turn_count
@@ -135,4 +136,22 @@ def _episode_figures(episodes: Sequence[Episode]) -> dict[str, Any]:
         "turns_mean": statistics.fmean(turn_count(episode) for episode in episodes),
         "truncated": truncated / turns if turns else NAN,
         "outcomes": dict(Counter(episode[0].outcome.value for episode in episodes)),
+        "worlds": _world_figures(episodes),
+    }
+
+
+def _world_figures(episodes: Sequence[Episode]) -> dict[str, dict[str, float]]:
+    """Of each world by name; nothing where there is one."""
+    played: dict[str, list[Trajectory]] = {}
+    for episode in episodes:
+        played.setdefault(world_of(episode[0].task_id), []).append(episode[0])
+    return {
+        world: {
+            "episodes": len(rows),
+            "success_rate": statistics.fmean(float(row.success) for row in rows),
+            "score_mean": statistics.fmean(row.score for row in rows),
+            "reward_mean": statistics.fmean(row.reward for row in rows),
+        }
+        for world, rows in sorted(played.items())
+        if world
     }
