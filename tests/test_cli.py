@@ -275,9 +275,7 @@ SMALL = ["max_steps=2", "rollout.groups_per_step=2", "rollout.group_size=2", "ev
 
 
 def pasted(line: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """A command that was printed, run by a shell; `python` is this one, and the repository is at hand."""
-    if not (cwd / "train.py").exists():
-        (cwd / "train.py").symlink_to(ROOT / "train.py")
+    """A command that was printed, run by a shell; `python` is this one, as in an activated environment."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
     return subprocess.run(line, shell=True, capture_output=True, text=True, cwd=cwd, env=environment, timeout=600)

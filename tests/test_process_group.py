@@ -140,7 +140,7 @@ def test_ctrl_c_stops_both_processes_and_keeps_what_there_is(tmp_path: Path) -> 
         time.sleep(0.5)
     process.send_signal(signal.SIGINT)
     text, _ = process.communicate(timeout=300)
-    assert "go on with: torchrun --nproc_per_node=2 train.py" in text, text
+    assert f"go on with: torchrun --nproc_per_node=2 {ROOT / 'train.py'} resume=" in text, text
     state = json.loads((tmp_path / "run" / "checkpoints" / "last" / "trainer_state.json").read_text())
     assert 1 <= state["step"] == len(rows(tmp_path / "run", "metrics.jsonl"))
 

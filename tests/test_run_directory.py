@@ -13,8 +13,10 @@ from omegaconf import OmegaConf
 from trainers.config import ConfigError, LoggingConfig, TrainConfig, from_mapping
 from trainers.config.compose import load_config
 from trainers.config.masking import MASK, mask_secrets
-from trainers.run.directory import create_run_directory, resume_command
+from trainers.run.commands import resume_command
+from trainers.run.directory import create_run_directory
 
+ROOT = Path(__file__).parents[1]
 NOW = datetime(2026, 1, 2, 3, 4, 5)
 
 
@@ -108,8 +110,10 @@ def test_the_command_to_go_on_needs_nothing_that_the_directory_holds(tmp_path: P
     secret = "env.args.api_key=${oc.env:BOX_TOKEN}"
     started = ["experiment=pocket_lora", "env.tasks=[a,b]", "resume=old", "run_name=mine", secret]
     assert resume_command(started, tmp_path / "outputs" / "mine", max_steps=10) == (
-        "python train.py resume=outputs/mine max_steps=10 'env.args.api_key=${oc.env:BOX_TOKEN}'"
+        f"python {ROOT}/train.py resume=outputs/mine max_steps=10 'env.args.api_key=${{oc.env:BOX_TOKEN}}'"
     )
+    monkeypatch.chdir(ROOT)
+    assert resume_command([], Path("outputs/mine")) == "python train.py resume=outputs/mine"
 
 
 ANY_NAME = st.text(

@@ -5,6 +5,7 @@ A task of the world `pocket` is called `pocket::<its id>` in a mixture, and its 
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -166,6 +167,7 @@ class _Shelf:
         self._factories = factories
         self._idle: dict[str, list[_Kept]] = {name: [] for name in factories}
         self._alive = 0
+        self._choosing = asyncio.Lock()
         self.users = 0
 
     async def new_environment(self) -> MixedEnvironment:
@@ -175,14 +177,15 @@ class _Shelf:
 
     async def take(self, world: str) -> _Kept:
         """A fit environment of `world`. Raises `EnvironmentFailure`."""
-        while self._idle[world]:
-            kept = self._idle[world].pop()
-            if await kept.is_fit():
-                return kept
-            await self.end(kept)
-        if self._alive >= self.users and (others := [idle for idle in self._idle.values() if idle]):
-            await self.end(max(others, key=len).pop(0))
-        self._alive += 1
+        async with self._choosing:
+            while self._idle[world]:
+                kept = self._idle[world].pop()
+                if await kept.is_fit():
+                    return kept
+                await self._end_quietly(kept)
+            if self._alive >= self.users and (others := [idle for idle in self._idle.values() if idle]):
+                await self._end_quietly(max(others, key=len).pop(0))
+            self._alive += 1
         factory = self._factories[world]
         try:
             environment = await factory()
@@ -197,15 +200,20 @@ class _Shelf:
 
     async def end(self, kept: _Kept) -> None:
         """Close it."""
-        self._alive -= 1
-        await kept.environment.close()
+        try:
+            await kept.environment.close()
+        finally:
+            self._alive -= 1
 
     async def close(self) -> None:
         """Close all that are here."""
         for idle in self._idle.values():
             while idle:
-                with suppress(Exception):  # one that fails to close does not keep the others open
-                    await self.end(idle.pop())
+                await self._end_quietly(idle.pop())
+
+    async def _end_quietly(self, kept: _Kept) -> None:
+        with suppress(Exception):  # a broken world may well fail to close; it is being thrown away
+            await self.end(kept)
 
 
 class MixedEnvironment:
@@ -248,8 +256,11 @@ class MixedEnvironment:
         return await environment.side_effects() if isinstance(environment, TellsSideEffects) else 0
 
     async def close(self) -> None:
-        kept, self._kept = self._kept, None
-        self._shelf.users -= not self._closed
-        self._closed = True
-        if kept is not None:
-            await self._shelf.end(kept)
+        if self._closed:
+            return
+        self._closed, kept, self._kept = True, self._kept, None
+        try:
+            if kept is not None:
+                await self._shelf.end(kept)
+        finally:
+            self._shelf.users -= 1

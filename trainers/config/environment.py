@@ -20,8 +20,8 @@ class EnvConfig:
 
     name: str = Field(
         default="pocket",
-        description="pocket (simulated phone), miniwob (MiniWoB++ in Chromium), gbox (GBox boxes), gymnasium, mix (several "
-        "of them: env.mix={pocket:0.5,miniwob:0.5}), the name of a world that a package brings, or "
+        description="pocket (simulated phone), miniwob (MiniWoB++ in Chromium), gbox (GBox boxes), gymnasium, mix "
+        "(several of them: env.mix={pocket:0.5,miniwob:0.5}), the name of a world that a package brings, or "
         "package.module:factory",
     )
     tasks: tuple[str, ...] = Field(default=(), description="task categories; empty: all")

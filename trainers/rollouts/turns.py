@@ -6,10 +6,13 @@ from collections.abc import Sequence
 
 from cua_agent.tasks import CUATask, world_of
 
+_ROUNDING = 1e-9
+
 
 class WorldTurns:
-    """Whose turn it is at each position of an endless sequence. Each world gets its share in any window, to within one
-    turn: the next is always the one that is furthest behind. With one world it is always its turn."""
+    """Whose turn it is at each position of an endless sequence. After any number of turns each world has had its share
+    of them to within one turn (Tijdeman, The chairman assignment problem, 1980). With one world it is always its turn.
+    """
 
     def __init__(self, tasks: Sequence[CUATask]) -> None:
         shares = {world_of(task.id): task.share for task in tasks}
@@ -23,11 +26,17 @@ class WorldTurns:
         if len(self._shares) == 1:
             return next(iter(self._shares)), index
         while len(self._drawn) <= index:
-            due = len(self._drawn) + 1
-            world = max(self._shares, key=lambda world: self._shares[world] * due - self._counts[world])
+            world = self._next()
             self._drawn.append((world, self._counts[world]))
             self._counts[world] += 1
         return self._drawn[index]
+
+    def _next(self) -> str:
+        """Of the worlds that are behind far enough, the one that would soonest be a whole turn behind."""
+        due, least = len(self._drawn) + 1, 1 / (2 * len(self._shares) - 2)
+        behind = {world: share * due - self._counts[world] for world, share in self._shares.items()}
+        waiting = [world for world in behind if behind[world] >= least - _ROUNDING]
+        return min(waiting, key=lambda world: (1 - least - behind[world]) / self._shares[world])
 
 
 def by_category(tasks: Sequence[CUATask]) -> dict[str, dict[str, list[CUATask]]]:
