@@ -37,7 +37,10 @@ def extras_for(context: Context) -> set[str]:
         "areal": config.backend == "areal",
         "unsloth": config.loader.name == "unsloth",
         "smollm2": config.model.path == "smollm2",
-        **{world: world in config.env.names for world in ("miniwob", "gbox", "gymnasium", "openenv", "android", "browsergym")},
+        **{
+            world: world in config.env.names
+            for world in ("miniwob", "gbox", "gymnasium", "openenv", "android", "browsergym")
+        },
     }
     return {extra for extra, is_needed in needed.items() if is_needed}
 
