@@ -237,5 +237,5 @@ def test_the_reference_shows_the_defaults_that_a_run_uses() -> None:
 
 
 def test_the_reference_document_is_up_to_date() -> None:
-    script = runpy.run_path(str(CONF.parent / "scripts" / "make_config_docs.py"))
+    script = runpy.run_path(str(CONF.resolve().parent / "scripts" / "make_config_docs.py"))
     assert script["TARGET"].read_text(encoding="utf-8") == script["render"](), "run: make docs"
