@@ -48,7 +48,11 @@ NEVER = (
     "eval",
     "exec",
 )
-OWN = {"trainers/distributed/torch_process_group.py"}  # what it has just dumped itself, to see whether it can be
+OWN = {
+    "trainers/distributed/torch_process_group.py",  # what it has just dumped itself, to see whether it can be
+    "cua_agent/envs/browsergym/environment.py",  # pipes between a process and the one that it has started
+    "cua_agent/envs/browsergym/worker.py",
+}
 
 
 def unsafe_loads(source: str) -> Iterator[str]:

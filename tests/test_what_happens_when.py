@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 TESTS = {
     "the process is killed, the machine loses power": (
         "test_cli.py::test_after_a_kill_the_same_command_goes_on_with_what_there_is",
-        "test_kill.py::test_a_run_that_is_killed_three_times_has_every_row_once_and_leaves_nothing",
+        "test_kill.py::test_a_run_that_is_killed_again_and_again_has_every_row_once_and_leaves_nothing",
     ),
     "it is killed in the midst of a save": (
         "test_lineage.py::test_leftovers_of_interrupted_writes_are_swept_unless_somebody_is_writing",
