@@ -28,7 +28,13 @@ def another_value(key: str, kind: Any, default: Any) -> Any:
         "lora.target_modules": ".*q_proj",
         "loader.device": "cuda:1",
         "lora.dropout": 0.25,
+        "loss.kind": "ppo_clip",  # what dual_clip goes with
         "loss.clip_epsilon": 0.3,
+        "loss.clip_epsilon_high": 0.4,
+        "loss.dual_clip": 3.0,
+        "loss.sapo_temperatures": (0.5, 2.0),
+        "loss.behaviour_metric": "ratio",  # what behaviour_action=clamp goes with
+        "loss.behaviour_weight_floor": 0.5,
         "eval.target_success": 0.9,
         "optim.betas": (0.5, 0.75),
         "env.tasks": ("settings", "clock"),
