@@ -148,10 +148,6 @@ def test_a_run_that_goes_on_plays_what_was_not_finished(make_rig: MakeRig, keep:
     assert not (second.directory / SPOOL).exists() and not (first.directory / SPOOL).exists()
 
 
-# An asynchronous one.
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize(("override", "taken"), [("env.args.prewarm=3", True), ("env.args.scale=0.5", False)])
 def test_groups_of_boxes_with_another_label_are_taken_up(tmp_path: Path, override: str, taken: bool) -> None:
     typed = ["backend=legacy", "env=gbox_local", "run_name=r", f"output_dir={tmp_path}"]
@@ -168,6 +164,10 @@ def test_groups_of_boxes_with_another_label_are_taken_up(tmp_path: Path, overrid
     assert bool(names(GroupSpool(former / SPOOL, keep=4))) != taken
 
 
+# An asynchronous one.
+
+
+@pytest.mark.slow
 def test_groups_of_the_spool_are_ready_at_once_and_the_rest_is_played(tmp_path: Path) -> None:
     pytest.importorskip("areal")
     from tests.stream_rig import Fate, configuration, number, opened
