@@ -185,7 +185,7 @@ def test_the_settings_of_a_configuration() -> None:
     config = TrainConfig(backend="areal", phase=3, lora=LoraConfig(enabled=True, r=8))
     settings = training_settings(config, cards=2)
     assert settings == TrainingSettings(
-        tokens=2048,
+        tokens=4096,
         cards=2,
         sharded=True,
         dtype="float32",

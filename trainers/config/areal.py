@@ -17,7 +17,7 @@ class ArealConfig:
         default="grpo", description="phase 3: AReaL's grpo_loss_fn, or module:function with its arguments"
     )
     packed_tokens: int = Field(
-        default=1024,
+        default=4096,
         ge=64,
         description="phases 2 and 3: token budget of one packed forward pass; a longer row goes alone",
     )
