@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+import yaml
 from rich.console import Console
 from rich.table import Table
 
@@ -45,7 +46,7 @@ def serve(side: Side, directory: Path, keys: Sequence[str], parent: Connection) 
     from trainers.parity.replay import nowhere, on_side, opened
 
     recording = load_recording(directory)
-    overrides = dict(key.split("=", 1) for key in keys)
+    overrides = {name: yaml.safe_load(value) for name, value in (key.split("=", 1) for key in keys)}
     config = on_side(with_keys(replayable(recording.config, "full"), overrides), side)
     batches = recording.batches()
     with opened(config, replace(build_components(config), environments=nowhere)) as opened_side:
