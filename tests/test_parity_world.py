@@ -17,8 +17,9 @@ from trainers.parity.starts import make_start
 
 PIECE = "lora/greedy"
 WORLD = """
-from dataclasses import dataclass
 from pathlib import Path
+
+from pydantic.dataclasses import dataclass
 
 from cua_agent.envs.pocket.world import PocketWorld
 
