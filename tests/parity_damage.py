@@ -221,8 +221,8 @@ def masked_for_clamped(original: Wrap, *args: Any, **kwargs: Any) -> Any:
     return replace(original(*args, **kwargs), action="mask")
 
 
-def summed_for_averaged(original: Wrap, values: Any, rows: Any) -> Any:
-    return original(values, rows) * torch.bincount(rows)[rows]
+def summed_for_averaged(original: Wrap, values: Any, rows: Any, counted: Any = None) -> Any:
+    return original(values, rows, counted) * torch.bincount(rows)[rows]
 
 
 def one_row(original: Wrap, *args: Any) -> Any:

@@ -36,7 +36,7 @@ def losses(draw):
     )
 
 
-@settings(max_examples=200)
+@settings(max_examples=300)
 @given(rows=ROWS, advantages=st.lists(st.sampled_from([-1.0, 0.5, 2.0]), min_size=4, max_size=4), config=losses())
 def test_areals_loss_and_gradient_are_ours(rows, advantages, config):
     tokens = torch.tensor([token for row in rows for token in row], dtype=torch.float32)

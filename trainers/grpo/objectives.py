@@ -31,24 +31,24 @@ def token_losses(
     The ratio is that of `logprobs` (with gradient) to `behaviour`, the policy that sampled. Decoupled, it is that to
     `proximal`, the policy that the update starts from (without gradient), and each loss is weighted by proximal /
     behaviour within bounds: Hilton et al., "Batch size-invariance for policy optimization" (arXiv 2110.00641), section
-    3, as AReaL uses it (arXiv 2505.24298, section 5.2). See `behaviour_correction`.
+    3, as AReaL uses it (arXiv 2505.24298, section 5.2). See `behaviour_correction`. Tokens that it leaves out are not
+    part of the ratio of their row either.
 
     Raises `ValueError` when the decoupled loss gets no `proximal`.
     """
     if config.decoupled and proximal is None:
         raise ValueError("loss.decoupled=true needs proximal log-probs, and there are none")
     start = proximal if config.decoupled and proximal is not None else behaviour
+    correction = behaviour_correction(start, behaviour, rows, config) if config.decoupled else None
+    counted = None if correction is None else correction.weights != 0
     ratio = log_ratio(logprobs, start)
     if config.ratio_level == "sequence":
-        ratio = row_means(ratio, rows)
+        ratio = row_means(ratio, rows, counted)
     losses, low, high = _objective(logprobs, ratio.exp(), advantages, config)
-    if not config.decoupled:
+    if correction is None or counted is None:
         return TokenLosses(losses, low, high)
-    correction = behaviour_correction(start, behaviour, rows, config)
-    weights = correction.weights
-    left_out = weights == 0
-    weighted = torch.where(left_out, 0.0, losses * weights)
-    return TokenLosses(weighted, low & ~left_out, high & ~left_out, correction)
+    weighted = torch.where(counted, losses * correction.weights, 0.0)
+    return TokenLosses(weighted, low & counted, high & counted, correction)
 
 
 def _objective(

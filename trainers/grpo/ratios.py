@@ -19,7 +19,9 @@ def row_sums(values: Tensor, rows: Tensor) -> Tensor:
     return sums.index_add(0, rows, values)[rows]
 
 
-def row_means(values: Tensor, rows: Tensor) -> Tensor:
-    """[N]: on every token the mean of `values` [N] over the tokens of its row. Of log ratios: the log of the geometric
-    mean of the row's ratios, the sequence-level ratio of GSPO (arXiv 2507.18071, equation 7)."""
-    return row_sums(values, rows) / row_sums(torch.ones_like(values), rows)
+def row_means(values: Tensor, rows: Tensor, counted: Tensor | None = None) -> Tensor:
+    """[N]: on every token the mean of `values` [N] over the tokens of its row, of those that are `counted` (bool [N];
+    None: all), 0 where none is. Of log ratios: the log of the geometric mean of the row's ratios, the sequence-level
+    ratio of GSPO (arXiv 2507.18071, equation 7)."""
+    counted = torch.ones_like(rows, dtype=torch.bool) if counted is None else counted
+    return row_sums(torch.where(counted, values, 0), rows) / row_sums(counted.to(values.dtype), rows).clamp(min=1)
