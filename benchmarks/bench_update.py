@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="updates of every side")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES), help="the first is the measure")
     parser.add_argument("overrides", nargs="*", help="further keys, key=value")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     report(measure(options.recording, options.sides, options.rounds, options.overrides))
 
 
