@@ -65,6 +65,7 @@ def measure(directory: Path, sides: Sequence[Side], rounds: int, keys: Sequence[
     for side in sides:
         ends[side], child = context.Pipe()
         context.Process(target=serve, args=(side, directory, keys, child), daemon=True).start()
+        child.close()  # a process that breaks off ends the wait for it
         ends[side].recv()
     costs: dict[Side, list[Cost]] = {side: [] for side in sides}
     for number in range(WARM_UP + rounds):
