@@ -121,5 +121,5 @@ def test_the_command_prints_yaml_only_and_refuses_what_areal_does_not_compute(we
     refused = command("loss.kind=policy_gradient")
     assert refused.returncode == 2
     assert refused.stderr.splitlines() == [
-        "error: loss.kind=policy_gradient: allowed with backend=areal phase=3: ppo_clip (phases 1 and 2 take it)"
+        "error: loss.kind=policy_gradient: allowed with backend=areal phase=3: ppo_clip, sapo (phases 1 and 2 take it)"
     ]
