@@ -292,8 +292,8 @@ def test_a_small_run_leaves_everything_it_promises_and_its_commands_work_when_pa
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 2
     expected = {"config.yaml", "run.json", "eval.jsonl", "checkpoints", "tensorboard", "learning_curve.png"}
     assert expected <= {file.name for file in run.iterdir()}
-    episode, resume, curves, _ = (line.strip() for line in done.stdout.splitlines()[-4:])
-    for line in (episode, curves):
+    episode, resume, curves, watch, _ = (line.strip() for line in done.stdout.splitlines()[-5:])
+    for line in (episode, curves, f"{watch} --export pages"):
         assert pasted(line, tmp_path).returncode == 0, line
     on = pasted(resume.replace("max_steps=4", "max_steps=3"), tmp_path)
     assert on.returncode == 0, on.stderr

@@ -1,5 +1,6 @@
 """The fast vision tower computes what the stock tower computes, for images of any sizes, forward and backward."""
 
+import copy
 from pathlib import Path
 from tempfile import mkdtemp
 
@@ -129,3 +130,15 @@ def test_the_tower_really_runs_packed(
         embed(towers[1], processor, [SMALL, SMALL, SMALL, TALL])
     depth = len(towers[1].blocks)
     assert [shape[0] for shape in batches] == [3, 1] * depth  # three images at once, then the odd one
+
+
+def test_a_copy_sees_with_weights_of_its_own(directory: str, processor: Qwen2VLImageProcessor) -> None:
+    model = Qwen3VLForConditionalGeneration.from_pretrained(directory)
+    use_fast_vision(model)
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        before = embed(twin.model.visual, processor, [SMALL, SMALL])[0]
+        for parameter in model.model.visual.parameters():
+            parameter.add_(0.1)
+        assert torch.equal(embed(twin.model.visual, processor, [SMALL, SMALL])[0], before)
+        assert not torch.equal(embed(model.model.visual, processor, [SMALL, SMALL])[0], before)

@@ -115,7 +115,7 @@ def test_half_a_surrogate_pair_can_be_written(tmp_path: Path, caplog: pytest.Log
         (["seed"], ["'seed'", "task"]),
         (["seed=abc"], ["seed=abc", "integer"]),
         (["seed=-1"], ["seed=-1", "greater than or equal to 0"]),
-        (["env=ios"], ["env.name=ios", "gbox, miniwob, pocket", "package.module:factory"]),
+        (["env=ios"], ["env.name=ios", "gbox,", "miniwob,", "pocket,", "package.module:factory"]),
         (["layout=2"], ["layout=2", "'fixed', 'themed' or 'shuffled'"]),
         (["temperature=0"], ["temperature=0", "greater than 0"]),
         (["temperature=nan"], ["temperature=nan", "finite"]),

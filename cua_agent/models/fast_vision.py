@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import groupby
+from types import MethodType
 from typing import Any
 
 import torch
@@ -22,28 +23,24 @@ PACKED_ATTENTION = "packed_sdpa_flash"  # transformers hands packed sequences to
 
 
 def use_fast_vision(model: Any) -> None:
-    """Speed up the vision tower of a Qwen3-VL model (`model.model.visual`) in place; again on a copy of the model."""
+    """Speed up the vision tower of a Qwen3-VL model (`model.model.visual`) in place, and in copies of it."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(PACKED_ATTENTION, packed_attention)
     tower = model.model.visual
     tower.config._attn_implementation = PACKED_ATTENTION
+    # Methods, because a deep copy binds those to itself.
     for name in ("fast_pos_embed_interpolate", "rot_pos_emb"):
-        stock = getattr(type(tower), name).__get__(tower)
-        setattr(tower, name, _once_per_size(stock))
-    tower.forward = _once_per_image(type(tower).forward.__get__(tower), tower.spatial_merge_size**2)
+        setattr(tower, name, MethodType(_once_per_size(name), tower))
+    tower.forward = MethodType(_look_once, tower)
 
 
-def has_fast_vision(model: Any) -> bool:
-    """Whether `use_fast_vision` was applied to `model`, or to what it is a copy of."""
-    tower = getattr(model.model, "visual", None)
-    return tower is not None and tower.config._attn_implementation == PACKED_ATTENTION
+def _once_per_size(name: str) -> Callable[[Any, Tensor], Tensor]:
+    """The tower's method `name`, which maps grids [n, 3] to rows for every patch, image after image; equal neighbours
+    share the computation."""
 
-
-def _once_per_size(embed: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """`embed` maps grids [n, 3] to rows for every patch, image after image; equal neighbours share the computation."""
-
-    def embed_runs(grid_thw: Tensor) -> Tensor:
+    def embed_runs(tower: Any, grid_thw: Tensor) -> Tensor:
+        embed = getattr(type(tower), name).__get__(tower)
         runs = [(grid, len(list(run))) for grid, run in groupby(grid_thw.tolist())]
         parts = [(embed(torch.tensor([grid], device=grid_thw.device)), count) for grid, count in runs]
         return torch.cat([part.repeat(count, *[1] * (part.dim() - 1)) for part, count in parts])
@@ -51,30 +48,28 @@ def _once_per_size(embed: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tens
     return embed_runs
 
 
-def _once_per_image(look: Callable[..., Any], merged: int) -> Callable[..., Any]:
-    """`look`, the tower's own forward pass over patches [P, features] of images with grids [n, 3], on different images
-    only; `merged` patches make a token. A GPU would have to be waited for to know which are alike."""
+def _look_once(tower: Any, hidden_states: Tensor, grid_thw: Tensor, **options: Any) -> Any:
+    """The tower's own forward pass over patches [P, features] of images with grids [n, 3], on different images only. A
+    GPU would have to be waited for to know which are alike."""
+    look = type(tower).forward.__get__(tower)
+    sizes = grid_thw.prod(-1).tolist()
+    if hidden_states.is_cuda or len(sizes) < 2:
+        return look(hidden_states, grid_thw, **options)
+    images = torch.split(hidden_states, sizes)
+    firsts, which = _alike(images, grid_thw.tolist())
+    if len(firsts) == len(images):
+        return look(hidden_states, grid_thw, **options)
+    seen = look(torch.cat([images[i] for i in firsts]), grid_thw[firsts], **options)
 
-    def look_once(hidden_states: Tensor, grid_thw: Tensor, **options: Any) -> Any:
-        sizes = grid_thw.prod(-1).tolist()
-        if hidden_states.is_cuda or len(sizes) < 2:
-            return look(hidden_states, grid_thw, **options)
-        images = torch.split(hidden_states, sizes)
-        firsts, which = _alike(images, grid_thw.tolist())
-        if len(firsts) == len(images):
-            return look(hidden_states, grid_thw, **options)
-        seen = look(torch.cat([images[i] for i in firsts]), grid_thw[firsts], **options)
+    def for_all(parts: Tensor, per_token: int) -> Tensor:
+        each = torch.split(parts, [sizes[i] // per_token for i in firsts])
+        return torch.cat([each[n] for n in which])
 
-        def for_all(parts: Tensor, per_token: int) -> Tensor:
-            each = torch.split(parts, [sizes[i] // per_token for i in firsts])
-            return torch.cat([each[n] for n in which])
-
-        seen.last_hidden_state = for_all(seen.last_hidden_state, 1)
-        seen.pooler_output = for_all(seen.pooler_output, merged)
-        seen.deepstack_features = [for_all(layer, merged) for layer in seen.deepstack_features]
-        return seen
-
-    return look_once
+    merged = tower.spatial_merge_size**2
+    seen.last_hidden_state = for_all(seen.last_hidden_state, 1)
+    seen.pooler_output = for_all(seen.pooler_output, merged)
+    seen.deepstack_features = [for_all(layer, merged) for layer in seen.deepstack_features]
+    return seen
 
 
 def _alike(images: Sequence[Tensor], grids: Sequence[list[int]]) -> tuple[list[int], list[int]]:

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from cua_agent.actions import Coordinates, Space
-from cua_agent.models.fast_vision import has_fast_vision, use_fast_vision
 from cua_agent.models.mrope import mrope_positions
 from cua_agent.models.pixels import coordinate_space, image_bytes, pixel_values, resized_shape
 from cua_agent.models.vision_features import Features, in_place_of_tower
@@ -214,10 +213,7 @@ class PolicyModel:
         ones are shared."""
         shared = {id(parameter): parameter for parameter in self.model.parameters() if not parameter.requires_grad}
         model = copy.deepcopy(self.model, dict[int, Any](shared)).eval().requires_grad_(False)
-        frozen = replace(self, model=model, reference_weights=None)
-        if has_fast_vision(frozen.base_model):
-            use_fast_vision(frozen.base_model)
-        return frozen
+        return replace(self, model=model, reference_weights=None)
 
     @torch.no_grad()
     def load_trained(self, weights: Mapping[str, Tensor]) -> None:

@@ -218,7 +218,7 @@ CASES = (
         moved=0.05,
         drifted=True,
         budget=2.0,
-        keys={"loss.ratio_level": "sequence", "loss.clip_epsilon": 0.02, "loss.clip_epsilon_high": 0.05},
+        keys={"loss.ratio_level": "sequence", "loss.clip_epsilon": 0.002, "loss.clip_epsilon_high": 0.004},
         weights="full",
     ),
     Case(
