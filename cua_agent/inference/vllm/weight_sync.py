@@ -117,9 +117,11 @@ class Replica:
             del self._unneeded[0]
 
     def close(self) -> None:
-        """Let go of full weights that are ours, so that another run may load its own, and of the connection; safe to
-        call twice."""
+        """Unload what is left, let go of full weights that are ours, so that another run may load its own, and of the
+        connection; safe to call twice."""
         with self._lock:
+            self._unload()  # a server that was left out may listen by now
+            self._unneeded.clear()
             own, self._own_tag = self._own_tag, ""
             try:
                 if own and read_holdings(self._client).tag == own:
