@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,8 +18,13 @@ if TYPE_CHECKING:
 # A shell starts background jobs with SIGINT ignored, and the tests of interrupts are about SIGINT.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# How long an example takes is a matter of the machine's load.
-hypothesis.settings.register_profile("unhurried", deadline=None)
+# How long an example takes is a matter of the machine's load, and what CI tries must not be a matter of luck.
+hypothesis.settings.register_profile(
+    "unhurried",
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    derandomize="CI" in os.environ,
+)
 hypothesis.settings.load_profile("unhurried")
 
 _LOGGERS = logging.Logger.manager
