@@ -63,6 +63,11 @@ class Direction(StrEnum):
     LEFT = "left"
     RIGHT = "right"
 
+    @property
+    def unit(self) -> tuple[int, int]:
+        """One step this way on the screen, across and down."""
+        return {"up": (0, -1), "down": (0, 1), "left": (-1, 0), "right": (1, 0)}[self]
+
 
 class Button(StrEnum):
     """Hardware and navigation buttons of a phone."""

@@ -94,12 +94,7 @@ def _tap(at: Location, size: tuple[int, int]) -> str:
 
 def _scroll(direction: Direction, at: Location, size: tuple[int, int]) -> str:
     """A finger that moves half a screen against the view, kept within the screen."""
-    across, along = {
-        Direction.UP: (0, 1),
-        Direction.DOWN: (0, -1),
-        Direction.LEFT: (1, 0),
-        Direction.RIGHT: (-1, 0),
-    }[direction]
+    across, along = (-step for step in direction.unit)
     x, y = _pixel(at, size)
     ends = [
         f"{_within(x + sign * across * size[0] // 4, size[0])} {_within(y + sign * along * size[1] // 4, size[1])}"

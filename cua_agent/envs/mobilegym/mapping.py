@@ -59,12 +59,7 @@ def _xy(at: Location) -> list[int]:
 
 def _scroll(direction: Direction, at: Location) -> dict[str, Any]:
     """A finger that moves half a screen against the view, kept within the screen."""
-    across, along = {
-        Direction.UP: (0, 1),
-        Direction.DOWN: (0, -1),
-        Direction.LEFT: (1, 0),
-        Direction.RIGHT: (-1, 0),
-    }[direction]
+    across, along = (-step for step in direction.unit)
     x, y = _xy(at)
     ends = [[_within(x + sign * across * _QUARTER), _within(y + sign * along * _QUARTER)] for sign in (-1, 1)]
     return {"point1": ends[0], "point2": ends[1]}

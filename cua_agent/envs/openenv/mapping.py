@@ -107,12 +107,7 @@ def _xy(at: Location, size: tuple[int, int], prefix: str = "") -> dict[str, Any]
 
 def _half_a_screen(direction: Direction, size: tuple[int, int]) -> dict[str, Any]:
     """Positive amounts reveal what is further down and further right, as `Direction` does."""
-    across, along = {
-        Direction.UP: (0, -1),
-        Direction.DOWN: (0, 1),
-        Direction.LEFT: (-1, 0),
-        Direction.RIGHT: (1, 0),
-    }[direction]
+    across, along = direction.unit
     return {"direction": str(direction), "dx": across * size[0] // 2, "dy": along * size[1] // 2}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cua_agent import actions
-from cua_agent.actions import Action, Direction, Location, Point
+from cua_agent.actions import Action, Location, Point
 from cua_agent.keys import UnknownKey, keys_of, named
 from cua_agent.typed_text import untypeable
 
@@ -15,7 +15,6 @@ MAX_WAIT_S = 3.0
 _MAX_KEYSTROKES = 200  # longer texts are inserted at once: a keystroke costs a round trip to the browser
 _SHOWN = 60  # characters of a field's content that an error repeats
 _DRAG_STEPS = 5
-_WHEEL = {Direction.UP: (0, -1), Direction.DOWN: (0, 1), Direction.LEFT: (-1, 0), Direction.RIGHT: (1, 0)}
 _KEYS = named(
     (
         *("Enter", "Tab", "Escape", "Backspace", "Delete", "Insert", "Home", "End", "PageUp", "PageDown", "Space"),
@@ -48,7 +47,7 @@ async def perform(page: Any, action: Action, size: tuple[int, int]) -> None:
             (x, y), (to_x, to_y) = _pixel(start, size), _pixel(end, size)
             await _wheel(page, (x, y), (x - to_x, y - to_y))  # the content follows the finger
         case actions.Scroll(direction, at):
-            (across, down), (width, height) = _WHEEL[direction], size
+            (across, down), (width, height) = direction.unit, size
             position = (width // 2, height // 2) if at is None else _pixel(at, size)
             await _wheel(page, position, (across * width // 2, down * height // 2))
         case actions.Drag(start, end):
