@@ -1,6 +1,9 @@
 """A run goes on across backends and phases: new settings act, moments and counters are kept, its lineage is whole."""
 
 import json
+import os
+import signal
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +18,7 @@ from tests.tiny_random import build
 from trainers.components import Components
 from trainers.config import CheckpointConfig, EvalConfig, ModelConfig, TrainConfig
 from trainers.legacy.trainer import CUAGRPOTrainer
+from trainers.protocol import EpisodeSpec
 from trainers.run.checkpoint_files import read_state
 from trainers.run.directory import create_run_directory
 from trainers.run.lineage import evaluation_rows, lineage_of, training_rows
@@ -29,8 +33,10 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(tmp_path_factory.mktemp("tiny") / "model")
 
 
-def train(weights: Path, config: TrainConfig) -> tuple[Path, list[str]]:
-    """The directory of a run, as the command makes it, and what was said."""
+def train(
+    weights: Path, config: TrainConfig, hook: Callable[[EpisodeSpec], None] = lambda _: None
+) -> tuple[Path, list[str]]:
+    """The directory of a run, as the command makes it, and what was said. `hook` may raise before an episode."""
     from trainers.areal.trainer import AReaLGRPOTrainer
 
     config = replace(config, model=ModelConfig(path=str(weights), freeze_vision=False))
@@ -38,7 +44,7 @@ def train(weights: Path, config: TrainConfig) -> tuple[Path, list[str]]:
     directory = create_run_directory(config, resumed=described(start) if start else None)
     policy, watcher = load_policy(str(weights)), Watcher()
     held_out: Any = {"seeds": TASKS, "templates": TASKS[:1]}
-    components = Components(policy, squares, lambda engine: OneTokenRunner(policy, engine), TASKS, held_out)
+    components = Components(policy, squares, lambda engine: OneTokenRunner(policy, engine, hook=hook), TASKS, held_out)
     trainer = CUAGRPOTrainer if config.backend == "legacy" else AReaLGRPOTrainer
     with closing(trainer(config, directory, watcher, components)) as running:
         running.train()
@@ -121,3 +127,23 @@ def test_a_resumed_run_evaluates_at_the_same_steps_and_its_checkpoints_know_it(
     state = read_state(directory / "checkpoints" / "step_000002")
     assert state.best_success == max(success[2], read_state(former / "checkpoints" / "last").best_success or 0.0)
     assert not list((directory / "areal").rglob("*.safetensors"))  # AReaL exports nothing besides
+
+
+@pytest.mark.parametrize(("backend", "phase"), [("legacy", 3), ("areal", 1), ("areal", 3)])
+def test_an_evaluation_that_was_broken_off_is_made_when_the_run_goes_on(
+    weights: Path, tmp_path: Path, backend: str, phase: int
+) -> None:
+    held_out = EvalConfig(every_steps=1, episodes=4, baseline=False)
+    config = replace(CONFIG, backend=backend, phase=phase, max_steps=2, eval=held_out, output_dir=str(tmp_path))
+
+    def hook(spec: EpisodeSpec) -> None:
+        if spec.group_id.startswith("eval"):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(weights, config, hook)
+    (former,) = tmp_path.iterdir()
+    assert not (former / "eval.jsonl").exists()
+    directory, _ = train(weights, replace(config, resume=str(former)))
+    evaluations = [json.loads(line) for line in (directory / "eval.jsonl").read_text().splitlines()]
+    assert [e["step"] for e in evaluations if e["split"] == "seeds"] == [1, 2]

@@ -93,7 +93,8 @@ class TrainResult:
 class TrainerState:
     """Progress of a run: everything a trainer needs to go on, besides weights, optimiser and generators.
 
-    `data_position` counts the training groups drawn so far; `staleness_*` are over trained episodes, `turns*` over
+    `data_position` counts the training groups drawn so far; `evaluated_step` is that of the newest evaluation on
+    held-out seeds; `staleness_*` are over trained episodes, `turns*` over
     all played ones; the `_s` fields are seconds already spent.
     """
 
@@ -104,6 +105,7 @@ class TrainerState:
     best_success: float | None = None
     best_step: int | None = None
     evaluations_without_best: int = 0
+    evaluated_step: int = 0
     staleness_sum: int = 0
     staleness_count: int = 0
     staleness_max: int = 0

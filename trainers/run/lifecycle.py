@@ -113,5 +113,7 @@ class RunLifecycle:
         if recorder.baseline_due:
             latest, reason = self.evaluate_split("seeds")
             self.evaluate_split("templates")
+        elif recorder.evaluation_missed:
+            latest, reason = self.evaluate_split("seeds")
         reason = reason or recorder.out_of_budget()
         return training() if reason is None else (reason, latest)

@@ -184,6 +184,11 @@ class RunRecorder:
         return bool(every) and self._state.step % every == 0
 
     @property
+    def evaluation_missed(self) -> bool:
+        """Whether the run that goes on was broken off before or in the evaluation of the present step."""
+        return self.evaluation_due and self._state.evaluated_step < self._state.step
+
+    @property
     def baseline_due(self) -> bool:
         """Whether held-out tasks are to be played before the first step."""
         return self._config.eval.baseline and self._state.eval_success_start is None

@@ -20,7 +20,7 @@ class Stopped(Exception):  # noqa: N818 (the run is over, nothing is wrong)
 def observe(state: TrainerState, success_rate: float) -> TrainerState:
     """`state` after an evaluation on held-out seeds; `best_step` equals `step` when it is a new best."""
     start = success_rate if state.eval_success_start is None else state.eval_success_start
-    state = replace(state, eval_success_start=start)
+    state = replace(state, eval_success_start=start, evaluated_step=state.step)
     if state.best_success is None or success_rate > state.best_success:
         return replace(state, best_success=success_rate, best_step=state.step, evaluations_without_best=0)
     return replace(state, evaluations_without_best=state.evaluations_without_best + 1)
