@@ -21,7 +21,7 @@ from cua_agent.parsing import describe
 from cua_agent.prompts import Grounding, PromptStyle, system_prompt
 from cua_agent.rewards import RewardValues, SuccessOnly, checked_score, outcome_of, reward_of
 from cua_agent.tasks import CUATask
-from cua_agent.trajectory import Outcome, Trajectory, Turn
+from cua_agent.trajectory import Outcome, Trajectory, Turn, state_of
 from cua_agent.verdict import Verdict, heard
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,8 @@ class AgentConfig:
 
     `max_turns` bounds every task's own `max_steps`; `max_length` bounds a token row: the episode is out of turns when
     its next turn might not fit. `timeout_s` bounds the whole episode, so that a hanging world cannot stall a run.
-    `observation=text` needs an environment that describes its screens.
+    `observation=text` needs an environment that describes its screens. `keep_states`: turns tell the state of the world
+    that they acted in.
     """
 
     observation: Seen = "screenshot"
@@ -59,6 +60,7 @@ class AgentConfig:
     greedy: bool = False
     max_length: int = 2048
     keep_screenshots: bool = False
+    keep_states: bool = False
     timeout_s: float = 600.0
 
 
@@ -248,6 +250,7 @@ class StandaloneGBoxCUAAgent:
                 env_s=time.monotonic() - generated,
                 point=_point_of(effect.executed),
                 truncated=truncated,
+                state=state_seen(seen) if self._config.keep_states else None,
                 screenshot=self._kept(seen),
             )
         )
@@ -283,6 +286,11 @@ async def side_effects_of(environment: Environment, values: RewardValues) -> int
     """What the episode changed besides its goal; asked only where that costs something."""
     asked = values.side_effect_cost > 0 and isinstance(environment, TellsSideEffects)
     return await environment.side_effects() if asked else 0  # type: ignore[attr-defined]
+
+
+def state_seen(observation: Observation) -> str:
+    """The name of the world's state: as the environment tells it, else that of the pixels."""
+    return observation.state or state_of(np.asarray(observation.screenshot.convert("RGB")))
 
 
 def screen_of(observation: Observation, seen: Seen) -> Screen:

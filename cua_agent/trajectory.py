@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -29,7 +30,8 @@ class Turn:
 
     `action` is the parsed action as text (None when the call was malformed), `result` the observation's text,
     `screenshot` what the model looked at when it acted (None once dropped to save memory), `point` the normalised
-    position acted on (None when the action has none). `truncated`: the token limit cut the turn off.
+    position acted on (None when the action has none). `truncated`: the token limit cut the turn off. `state` names the
+    state of the world that the model acted in, see `state_of` (None when it was not kept).
     """
 
     text: str
@@ -39,7 +41,14 @@ class Turn:
     env_s: float
     point: tuple[int, int] | None = None
     truncated: bool = False
+    state: str | None = None
     screenshot: Image.Image | None = field(default=None, repr=False, compare=False)
+
+
+def state_of(screenshot: npt.NDArray[np.uint8]) -> str:
+    """The name of the state that shows itself as `screenshot` [H, W, 3], where nothing tells more: its pixels."""
+    pixels = np.ascontiguousarray(screenshot)
+    return hashlib.blake2b(repr(pixels.shape).encode() + pixels.tobytes(), digest_size=16).hexdigest()
 
 
 @dataclass

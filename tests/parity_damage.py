@@ -48,6 +48,24 @@ def first_row_flipped(original: Wrap, self: Any, batch: Any) -> Any:
     return tensors
 
 
+def steps_shifted(original: Wrap, *args: Any) -> Any:
+    """Where their tokens are, not where these are predicted."""
+    tensors = original(*args)
+    return {**tensors, "step_advantages": tensors["step_advantages"].roll(1, dims=-1)}
+
+
+def steps_reversed(original: Wrap, row: Any, steps: Any) -> Any:
+    return original(row, steps[::-1])
+
+
+def undiscounted(original: Wrap, rewards: Any, discount: float) -> Any:
+    return original(rewards, 1.0)
+
+
+def without_steps(original: Wrap, tensors: Any, rows: Any, config: Any) -> Any:
+    return tensors
+
+
 def attention_leaks(original: Wrap, cu_seqlens: torch.Tensor) -> Any:
     """One long sequence, as far as the model can tell."""
     return (sum(original(cu_seqlens)),)

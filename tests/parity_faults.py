@@ -83,6 +83,11 @@ REPLAYED = {
     "sample_deviation": Fault(0, "full/plain", ("phase1", "phase2"), "statistics:pstdev", do.sample_deviation),
     "group_flipped": Fault(0, "full/ragged", ("phase3",), f"{ACTOR}:RaggedNorm.__call__", do.first_group_flipped),
     "row_flipped": Fault(0, "full/plain", ("phase2",), f"{LEARNER}:Phase2Learner.tensors", do.first_row_flipped),
+    "steps_shifted": Fault(0, "full/credit", ("phase3",), f"{FULL}:with_steps", do.steps_shifted),
+    "steps_of_others": Fault(0, "full/credit", ("phase2",), "trainers.grpo.batching:token_steps", do.steps_reversed),
+    "no_discount": Fault(
+        0, "full/credit", ("phase1", "phase2", "phase3"), "trainers.grpo.credit:returns_to_go", do.undiscounted
+    ),
     "attention_leaks": Fault(1, "full/packed", AREAL, f"{ENGINE}:sequence_lengths", do.attention_leaks),
     "temperature": Fault(1, "full/plain", AREAL, CONFIGURED, do.other_temperature),
     "temperature_ignored": Fault(1, "full/knobs", AREAL, CONFIGURED, do.temperature_ignored),
@@ -145,6 +150,7 @@ LIVE = {
     "stale_adapter": Fault(4, "lora/greedy", ASYNCHRONOUS, SERVED, do.stale_weights),
     "stale_weights": Fault(4, "full/live", ("phase3",), SERVED, do.stale_weights),
     "no_reference": Fault(4, "full/live", ("phase3",), f"{FULL}:Phase3Trainer._own_tensors", do.without_reference),
+    "no_steps": Fault(4, "full/live", ("phase3",), f"{FULL}:with_steps", do.without_steps),
     "sample_filter": Fault(
         4, "full/live", ASYNCHRONOUS, "trainers.areal.rollout.group_stream:carries_signal", do.filtered_by_sample
     ),

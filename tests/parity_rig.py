@@ -11,7 +11,7 @@ import numpy as np
 from cua_agent.envs.base import Environment
 from cua_agent.inference.base import GenerateRequest, InferenceEngine
 from cua_agent.models.policy import PolicyModel
-from cua_agent.trajectory import Outcome, Trajectory
+from cua_agent.trajectory import Outcome, Trajectory, Turn
 from tests.legacy_rig import TASKS, squares
 from tests.policy_rows import row
 from tests.tiny_random import build
@@ -95,5 +95,6 @@ class Speaker:
                 group_id=spec.group_id,
                 episode_id=spec.episode_id,
                 seed=spec.seed,
+                turns=(Turn("", None, "", 0.0, 0.0),),
             )
         ]

@@ -28,6 +28,7 @@ def another_value(key: str, kind: Any, default: Any) -> Any:
         "lora.target_modules": ".*q_proj",
         "loader.device": "cuda:1",
         "lora.dropout": 0.25,
+        "advantage.discount": 0.5,
         "loss.kind": "ppo_clip",  # what dual_clip goes with
         "loss.clip_epsilon": 0.3,
         "loss.clip_epsilon_high": 0.4,

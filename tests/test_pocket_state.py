@@ -110,3 +110,20 @@ def test_no_sequence_of_gestures_breaks_the_phone(seed: int, gestures: list[Acti
         assert all(len(text) <= 200 for text in state.draft.values())
     assert state.actions == len(gestures)
     assert draw(state).size == (128, 224)
+
+
+def test_states_have_the_same_name_when_nothing_tells_them_apart() -> None:
+    state = make_state(next(s for s in SEEDS if not make_state(s, "fixed").pending_dialog), "fixed")
+    start = state.identity()
+    state.advance()
+    state.draft["Search"], state.first_row["Settings"] = "", 0
+    assert state.identity() == start
+    state.toggles["Wi-Fi"] = not state.toggles["Wi-Fi"]
+    assert state.identity() != start
+    state.toggles["Wi-Fi"] = not state.toggles["Wi-Fi"]
+    assert state.identity() == start
+    state.pending_dialog = (state.actions + 2, "New tips")
+    waiting = state.identity()
+    state.advance()
+    assert len({start, waiting, state.identity()}) == 3
+    assert len({make_state(seed, "shuffled").identity() for seed in SEEDS}) == len(SEEDS)

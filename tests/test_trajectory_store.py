@@ -66,11 +66,12 @@ def assert_same(a, b):
 @settings(deadline=None)
 @given(st.lists(st.tuples(trajectories(), number), max_size=4))
 def test_what_is_written_is_read(rows):
-    batch = Batch([t for t, _ in rows], [a for _, a in rows])
+    batch = Batch([t for t, _ in rows], [a for _, a in rows], [[a] * i for i, (_, a) in enumerate(rows)])
     with TemporaryDirectory() as directory:
         save_batch(Path(directory) / "batch.safetensors", batch)
         again = load_batch(Path(directory) / "batch.safetensors")
     assert list(again.advantages) == list(batch.advantages)
+    assert list(again.step_advantages) == list(batch.step_advantages)
     assert len(again.trajectories) == len(rows)
     for a, b in zip(batch.trajectories, again.trajectories, strict=True):
         assert_same(a, b)

@@ -173,6 +173,7 @@ def agent_config(config: TrainConfig) -> AgentConfig:
         temperature=config.rollout.temperature,
         greedy=config.rollout.greedy,
         max_length=config.model.max_length,
+        keep_states=config.advantage.credit == "gigpo",
         timeout_s=config.rollout.episode_timeout_s,
     )
 

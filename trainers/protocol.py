@@ -17,14 +17,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Batch:
-    """Trajectories with one advantage each (`advantages[i]` belongs to `trajectories[i]`): a replayable update."""
+    """Trajectories with one advantage each (`advantages[i]` belongs to `trajectories[i]`): a replayable update.
+
+    `step_advantages[i]` is what each turn that `trajectories[i]` trains adds to it, in order; empty: nothing anywhere.
+    """
 
     trajectories: Sequence[Trajectory]
     advantages: Sequence[float]
+    step_advantages: Sequence[Sequence[float]] = ()
 
     def __post_init__(self) -> None:
         if len(self.trajectories) != len(self.advantages):
             raise ValueError(f"{len(self.trajectories)} trajectories but {len(self.advantages)} advantages")
+        if len(self.step_advantages) not in (0, len(self.trajectories)):
+            raise ValueError(f"{len(self.trajectories)} trajectories but steps of {len(self.step_advantages)}")
+
+    @property
+    def steps(self) -> Sequence[Sequence[float]]:
+        """`step_advantages` of every trajectory."""
+        return self.step_advantages or [()] * len(self.trajectories)
 
 
 @dataclass(frozen=True)

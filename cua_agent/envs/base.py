@@ -27,13 +27,15 @@ class Observation:
     """What the agent sees after an action: an RGB screenshot and a short text (empty when all is well).
 
     `description` is the screen in words, for models without eyes; None where an environment cannot tell it. A
-    `private` screen shows what no record of the episode may show.
+    `private` screen shows what no record of the episode may show. `state` is the same text whenever the world is in the
+    same state, and another whenever it is not; None where an environment cannot tell.
     """
 
     screenshot: Image.Image
     text: str = ""
     description: str | None = None
     private: bool = False
+    state: str | None = None
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from torch.nn.utils.rnn import pad_sequence
 from cua_agent.models.policy import PolicyModel
 from cua_agent.trajectory import NO_VERSION, Trajectory
 from trainers.config import AdvantageConfig
-from trainers.grpo.advantages import MIN_GROUP_EPISODES
+from trainers.grpo.credit import step_advantages, token_steps
+from trainers.grpo.relative import MIN_COMPARED
 
 TensorDict = dict[str, Any]
 
@@ -29,14 +30,14 @@ def rows_to_tensors(policy: PolicyModel, rows: Sequence[Trajectory], *, pixels: 
     (int64: numbered in the order of their first row) and `weight` (float32, 1 / rows of the episode).
     """
     ids = [torch.from_numpy(np.ascontiguousarray(row.input_ids)) for row in rows]
-    input_ids = _padded(ids, policy.special.pad_id)
+    input_ids = padded(ids, policy.special.pad_id)
     tensors: TensorDict = {
         "input_ids": input_ids,
-        "attention_mask": _padded([torch.ones(len(row), dtype=torch.bool) for row in rows], 0),
-        "loss_mask": _padded([torch.from_numpy(row.loss_mask) for row in rows], 0),
-        "predicts": _padded([torch.from_numpy(np.roll(row.loss_mask, -1)) for row in rows], 0),
-        "logprobs": _padded([torch.from_numpy(np.where(row.loss_mask, row.logprobs, 0)) for row in rows], 0.0),
-        "versions": _padded([torch.from_numpy(row.versions) for row in rows], NO_VERSION),
+        "attention_mask": padded([torch.ones(len(row), dtype=torch.bool) for row in rows], 0),
+        "loss_mask": padded([torch.from_numpy(row.loss_mask) for row in rows], 0),
+        "predicts": padded([torch.from_numpy(np.roll(row.loss_mask, -1)) for row in rows], 0),
+        "logprobs": padded([torch.from_numpy(np.where(row.loss_mask, row.logprobs, 0)) for row in rows], 0.0),
+        "versions": padded([torch.from_numpy(row.versions) for row in rows], NO_VERSION),
         "rewards": torch.tensor([row.reward for row in rows], dtype=torch.float32),
         "mm_token_type_ids": (input_ids == policy.special.image_token_id).long(),
         "group": _numbered([row.group_id for row in rows]),
@@ -46,6 +47,15 @@ def rows_to_tensors(policy: PolicyModel, rows: Sequence[Trajectory], *, pixels: 
     if pixels and any(row.images for row in rows):
         tensors["multi_modal_input"] = [_images(policy, row) if row.images else {} for row in rows]
     return tensors
+
+
+def with_steps(tensors: TensorDict, rows: Sequence[Trajectory], config: AdvantageConfig) -> TensorDict:
+    """The tensors of a group, made of `rows`, and in `step_advantages`, float32 [B, L], what each turn adds to the
+    advantage of its tokens, where these are predicted; nothing more with `credit=episode`."""
+    if config.credit == "episode":
+        return tensors
+    steps = [token_steps(*each) for each in zip(rows, step_advantages(rows, config), strict=True)]
+    return {**tensors, "step_advantages": padded([torch.from_numpy(each) for each in steps], 0.0).roll(-1, dims=-1)}
 
 
 def packed_row_numbers(data: Mapping[str, Any]) -> Tensor:
@@ -65,7 +75,7 @@ def carries_signal(group: Mapping[str, Any], config: AdvantageConfig) -> bool:
     rewards = group["rewards"][first].double()
     if not rewards.isfinite().all():
         return True
-    std = float(rewards.std(correction=0)) if len(rewards) >= MIN_GROUP_EPISODES else 0.0
+    std = float(rewards.std(correction=0)) if len(rewards) >= MIN_COMPARED else 0.0
     return std > 0 and std >= config.min_group_std
 
 
@@ -77,9 +87,10 @@ def first_rows(numbers: Tensor) -> Tensor:
     return torch.tensor(list(seen.values()), dtype=torch.int64, device=numbers.device)
 
 
-def _padded(tensors: list[Tensor], fill: float) -> Tensor:
-    padded: Tensor = pad_sequence(tensors, batch_first=True, padding_value=fill)
-    return padded
+def padded(tensors: list[Tensor], fill: float) -> Tensor:
+    """[B, L]: B tensors of at most L entries, padded on the right with `fill`."""
+    stacked: Tensor = pad_sequence(tensors, batch_first=True, padding_value=fill)
+    return stacked
 
 
 def _numbered(names: Sequence[str]) -> Tensor:

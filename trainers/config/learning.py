@@ -104,6 +104,13 @@ class AdvantageConfig:
     )
     normalise_by_std: bool = Field(default=True, description="divide by the group's standard deviation")
     min_group_std: float = Field(default=1e-4, ge=0, description="groups below have no signal and are filtered")
+    credit: Literal["episode", "gigpo", "turn"] = Field(
+        default="episode",
+        description="what a turn is judged by besides its episode: nothing, what siblings came to from the same state "
+        "(GiGPO), or from their turn of the same number",
+    )
+    step_weight: float = Field(default=1.0, ge=0, description="gigpo, turn: weight of that judgement")
+    discount: float = Field(default=0.95, gt=0, le=1, description="gigpo, turn: what a reward is worth a turn earlier")
 
     @model_validator(mode="after")
     def _without_deviation(self) -> AdvantageConfig:

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 
 from cua_agent.trajectory import Outcome, Trajectory
 from trainers.config import AdvantageConfig
+from trainers.grpo.credit import step_advantages
+from trainers.grpo.relative import relative
 from trainers.protocol import Batch
-
-MIN_GROUP_EPISODES = 2
-"""An episode alone has nothing to be compared with."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +39,11 @@ def group_advantages(trajectories: Sequence[Trajectory], config: AdvantageConfig
     (arXiv 2503.20783); with `baseline=leave_one_out` the mean is that of the other episodes, RLOO (Ahmadian et al.,
     arXiv 2402.14740, section 3.2). Needs no epsilon: groups whose deviation is below `min_group_std` carry no signal
     and are filtered, as are groups of fewer than two valid episodes. An `infra_error` episode is neither trained on nor
-    part of the baseline. Kept trajectories stay in their order.
+    part of the baseline. Kept trajectories stay in their order. With `credit` gigpo or turn, their turns get what
+    `step_advantages` gives.
 
-    Raises `ValueError` when an episode's rows disagree about its reward, group or outcome, or a reward is not finite.
+    Raises `ValueError` when an episode's rows disagree about its reward, group or outcome, or a reward is not finite;
+    and as `step_advantages`.
     """
     episodes = _episodes(trajectories)
     valid = {key: row for key, row in episodes.items() if row.outcome is not Outcome.INFRA_ERROR}
@@ -53,14 +54,18 @@ def group_advantages(trajectories: Sequence[Trajectory], config: AdvantageConfig
     advantages: dict[str, float] = {}
     kept = 0
     for rewards in groups.values():
-        group = _advantages_of_group(rewards, config)
+        group = relative(rewards, config)
         kept += bool(group)
         advantages |= group
 
     rows = [row for row in trajectories if row.episode_id in advantages]
     all_rewards = [row.reward for row in valid.values()]
     return GroupAdvantages(
-        batch=Batch(rows, [advantages[row.episode_id] for row in rows]),
+        batch=Batch(
+            rows,
+            [advantages[row.episode_id] for row in rows],
+            [] if config.credit == "episode" else step_advantages(rows, config),
+        ),
         groups_kept=kept,
         groups_filtered=len(groups) - kept,
         episodes=len(valid),
@@ -78,19 +83,6 @@ def batch_of(trajectories: Sequence[Trajectory], config: AdvantageConfig) -> Bat
 def has_signal(group: Sequence[Trajectory], config: AdvantageConfig) -> bool:
     """Whether the rows of one group teach anything: their episodes' rewards differ."""
     return group_advantages(group, config).groups_kept == 1
-
-
-def _advantages_of_group(rewards: dict[str, float], config: AdvantageConfig) -> dict[str, float]:
-    """Advantages by episode id; empty when the group carries no signal."""
-    if len(rewards) < MIN_GROUP_EPISODES:
-        return {}
-    mean, std = statistics.fmean(rewards.values()), statistics.pstdev(rewards.values())
-    if std == 0 or std < config.min_group_std:
-        return {}
-    scale = std if config.normalise_by_std else 1.0
-    if config.baseline == "leave_one_out":
-        scale *= 1 - 1 / len(rewards)  # r - (n mean - r) / (n - 1) = (r - mean) n / (n - 1)
-    return {episode_id: (reward - mean) / scale for episode_id, reward in rewards.items()}
 
 
 def _episodes(trajectories: Sequence[Trajectory]) -> dict[str, Trajectory]:

@@ -18,6 +18,7 @@ from cua_agent.models.policy import PolicyModel
 from cua_agent.trajectory import Trajectory
 from trainers.config import LossConfig
 from trainers.grpo.checks import check_row
+from trainers.grpo.credit import token_steps
 from trainers.grpo.loss import token_coefficients
 from trainers.protocol import Batch
 
@@ -26,11 +27,18 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Row:
-    """One trajectory, its advantage, and the loss coefficient of each of its trained tokens."""
+    """One trajectory, its advantage, the loss coefficient of each of its trained tokens, and what each of its trained
+    turns adds to the advantage (empty: nothing)."""
 
     trajectory: Trajectory
     advantage: float
     coefficient: float
+    steps: Sequence[float] = ()
+
+    @property
+    def token_advantages(self) -> npt.NDArray[np.float32]:
+        """float32 [L]: the advantage of every token."""
+        return np.float32(self.advantage) + token_steps(self.trajectory, self.steps)
 
 
 @dataclass(frozen=True)
@@ -39,8 +47,8 @@ class MicroBatch:
 
     `input_ids`, `attention_mask` int64 [B, L]; `position_ids` int64 [3, B, L] (M-RoPE: time, height, width);
     `loss_mask` bool [B, L], True on trained tokens; `old_logprobs` float32 [B, L], of the sampling policy;
-    `advantages` float32 [B]; `coefficients` float64 [B]; `image_bytes`, `image_grid_thw` as `PolicyModel.image_bytes`
-    gives them, the images of all rows in order (None without images).
+    `advantages` float32 [B, L], of tokens; `coefficients` float64 [B]; `image_bytes`, `image_grid_thw` as
+    `PolicyModel.image_bytes` gives them, the images of all rows in order (None without images).
     """
 
     input_ids: Tensor
@@ -64,7 +72,7 @@ def weigh_rows(batch: Batch, config: LossConfig) -> list[Row]:
     trajectories = batch.trajectories
     counts = [int(row.loss_mask.sum()) for row in trajectories]
     coefficients = token_coefficients(counts, [row.weight for row in trajectories], config)
-    return [Row(*row) for row in zip(trajectories, batch.advantages, coefficients, strict=True)]
+    return [Row(*row) for row in zip(trajectories, batch.advantages, coefficients, batch.steps, strict=True)]
 
 
 def split_rows(policy: PolicyModel, lengths: Sequence[int], budget: int) -> list[list[int]]:
@@ -144,7 +152,7 @@ def collate(policy: PolicyModel, rows: Sequence[Row]) -> MicroBatch:
         position_ids=torch.stack([padded([p[axis] for p in positions], 0, torch.int64) for axis in range(3)]),
         loss_mask=padded([t.loss_mask for t in trajectories], 0, torch.bool),
         old_logprobs=padded([t.logprobs for t in trajectories], 0, torch.float32),
-        advantages=torch.tensor([row.advantage for row in rows], dtype=torch.float32),
+        advantages=padded([row.token_advantages for row in rows], 0, torch.float32),
         coefficients=torch.tensor([row.coefficient for row in rows], dtype=torch.float64),
         image_bytes=image_bytes,
         image_grid_thw=image_grid_thw,

@@ -40,12 +40,13 @@ def not_finite(batch: Batch) -> str | None:
 
     Such a batch is no error, but nothing to learn from: one number of it would spoil every weight.
     """
-    for row, advantage in zip(batch.trajectories, batch.advantages, strict=True):
+    for row, advantage, steps in zip(batch.trajectories, batch.advantages, batch.steps, strict=True):
         name = f"of episode {row.episode_id!r} is"
         bad = np.flatnonzero(~np.isfinite(row.logprobs) & row.loss_mask.astype(bool))
         if bad.size:
             return f"the log-prob of token {bad[0]} {name} {row.logprobs[bad[0]]:g}"
-        for what, value in (("advantage", advantage), ("reward", row.reward)):
+        turns = [("advantage of a turn", advantage + step) for step in steps]
+        for what, value in [("advantage", advantage), *turns, ("reward", row.reward)]:
             if not abs(value) <= _LARGEST:
                 return f"the {what} {name} {value:g}"
     return None

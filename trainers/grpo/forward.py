@@ -101,7 +101,7 @@ def loss_inputs(micro: MicroBatch, scores: TokenScores, reference: Tensor | None
     return LossInputs(
         logprobs=scores.logprobs,
         old_logprobs=micro.old_logprobs[micro.loss_mask],
-        advantages=micro.advantages.repeat_interleave(counts),
+        advantages=micro.advantages[micro.loss_mask],
         coefficients=micro.coefficients.repeat_interleave(counts),
         entropy=scores.entropy,
         rows=micro.loss_mask.nonzero()[:, 0],

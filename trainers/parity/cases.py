@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from cua_agent.trajectory import Outcome, Trajectory
+from cua_agent.trajectory import Outcome, Trajectory, Turn
 from trainers.config import CheckpointConfig, LoggingConfig, TrainConfig
+from trainers.grpo.credit import trained_turns
 
 Weights = Literal["full", "lora"]
 WEIGHTS: tuple[Weights, ...] = ("full", "lora")
@@ -111,6 +112,12 @@ def with_losses(rows: Sequence[Trajectory], image_token_id: int) -> list[Traject
         elif row.group_id not in missing:
             out.append(replace(row, outcome=Outcome.INFRA_ERROR))
     return out
+
+
+def meeting(rows: Sequence[Trajectory], image_token_id: int) -> list[Trajectory]:
+    """As `with_losses`, and the turns of all episodes begin in two states by turns."""
+    out = with_losses(rows, image_token_id)
+    return [replace(row, turns=tuple(_turn_in(f"{i % 2}") for i in range(trained_turns(row)))) for row in out]
 
 
 DRIFTS = (0.0, 0.1, -0.1, 0.7, -0.7, 1.5, -1.5)
@@ -250,6 +257,17 @@ CASES = (
         weights="full",
     ),
     Case(
+        "credit",
+        "advantages of turns by the states that siblings met in (GiGPO), groups with failed episodes, several rows an "
+        "episode",
+        moved=0.05,
+        drifted=True,
+        budget=2.0,
+        reshape=meeting,
+        keys={"advantage.credit": "gigpo", "advantage.step_weight": 0.5, "advantage.discount": 0.8},
+        weights="full",
+    ),
+    Case(
         "sapo",
         "soft gates in place of the clip range",
         moved=0.05,
@@ -283,6 +301,10 @@ CASES = (
         broken_after=2,
     ),
 )
+
+
+def _turn_in(state: str) -> Turn:
+    return Turn("", None, "", 0.0, 0.0, state=state)
 
 
 def _without_images(row: Trajectory, image_token_id: int) -> Trajectory:

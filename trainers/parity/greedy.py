@@ -82,6 +82,7 @@ LIVE_CASES = (
             "loss.decoupled": True,
             "rollout.temperature": 0.8,  # greedy log-probs are at 1: training is off-policy
             "advantage.min_group_std": 0.3,
+            "advantage.credit": "turn",
             "optim.warmup_steps": 2,
         },
         broken_after=2,

@@ -32,7 +32,7 @@ def our_rows(policy: PolicyModel, batch: Batch, config: TrainConfig) -> Arrays:
             trained = micro.loss_mask[row, :length]
             of_tokens = {
                 "old_logprobs": micro.old_logprobs[row, :length][trained],
-                "advantages": micro.advantages[row].expand(int(trained.sum())),
+                "advantages": micro.advantages[row, :length][trained],
                 "versions": torch.from_numpy(batch.trajectories[index].versions).to(trained.device)[trained],
             }
             out |= _row(index, micro.input_ids[row, :length], trained, of_tokens, own_images)
@@ -62,7 +62,7 @@ def loss_scale(batch: Batch, config: TrainConfig) -> float:
     """Sum over all trained tokens of coefficient * |advantage|: the size of the loss's terms. The loss itself is no
     measure of its own error, because the advantages of a group cancel."""
     rows = weigh_rows(batch, config.loss)
-    return sum(row.coefficient * int(row.trajectory.loss_mask.sum()) * abs(row.advantage) for row in rows)
+    return sum(row.coefficient * float(abs(row.token_advantages[row.trajectory.loss_mask == 1]).sum()) for row in rows)
 
 
 def _grouped(batch: Batch) -> Iterator[int]:

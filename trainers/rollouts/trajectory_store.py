@@ -30,7 +30,7 @@ from trainers.protocol import Batch
 FORMAT = "cua-grpo-batch-1"
 ARRAYS = {"input_ids": np.int64, "loss_mask": np.int32, "logprobs": np.float32, "versions": np.int32}
 SCALARS = ("reward", "task_id", "group_id", "episode_id", "seed", "weight")
-TURN_FIELDS = ("text", "action", "result", "generate_s", "env_s", "point", "truncated")
+TURN_FIELDS = ("text", "action", "result", "generate_s", "env_s", "point", "truncated", "state")
 
 Arrays = dict[str, npt.NDArray[Any]]
 _MALFORMED = (
@@ -100,7 +100,11 @@ def encode_batch(batch: Batch) -> bytes:
         for name, dtype in ARRAYS.items():
             arrays[f"{index}/{name}"] = np.ascontiguousarray(getattr(trajectory, name), dtype=dtype)
         rows.append(_describe(trajectory, [_store_image(arrays, image) for image in trajectory.images]))
-    content = {"advantages": list(batch.advantages), "trajectories": rows}
+    content = {
+        "advantages": list(batch.advantages),
+        "step_advantages": [list(steps) for steps in batch.step_advantages],
+        "trajectories": rows,
+    }
     data: bytes = save(arrays, metadata={"format": FORMAT, "batch": json.dumps(content, default=float)})
     return data
 
@@ -153,7 +157,7 @@ def _content(header: Mapping[str, str]) -> dict[str, Any]:
 def _batch(content: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> Batch:
     images = {name: _decode(array) for name, array in arrays.items() if name.startswith("image/")}
     rows = [_restore(row, i, arrays, images) for i, row in enumerate(content["trajectories"])]
-    return Batch(rows, content["advantages"])
+    return Batch(rows, content["advantages"], content.get("step_advantages", ()))
 
 
 def _store_image(arrays: Arrays, image: npt.NDArray[np.uint8]) -> str:

@@ -75,7 +75,8 @@ class PocketEnvironment:
         self._state = self._task = None
 
     def _observe(self, text: str = "") -> Observation:
-        return Observation(draw(self.state, self.scale), text, describe_screen(self.state))
+        state = self.state
+        return Observation(draw(state, self.scale), text, describe_screen(state), state=state.identity())
 
     async def _delay(self) -> None:
         seconds = self.latency.sample()

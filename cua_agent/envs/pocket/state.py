@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 Layout = Literal["fixed", "themed", "shuffled"]
@@ -79,6 +81,14 @@ class PhoneState:
         """Contacts that match the search field."""
         prefix = self.draft.get("Search", "").lower()
         return tuple(name for name in self.contacts if name.lower().startswith(prefix))
+
+    def identity(self) -> str:
+        """The same text for states that nothing tells apart: an empty field is as good as none, a list that was
+        scrolled back as one that never was, and how many actions there were counts only while a dialog waits for it."""
+        said = asdict(self)
+        said["draft"], said["first_row"] = ({k: v for k, v in said[n].items() if v} for n in ("draft", "first_row"))
+        said["actions"] = self.actions if self.pending_dialog else 0
+        return hashlib.blake2b(json.dumps(said, sort_keys=True).encode(), digest_size=16).hexdigest()
 
     def advance(self) -> None:
         """Count an action; a pending dialog pops up when its moment has come."""

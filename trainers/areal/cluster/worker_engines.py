@@ -25,7 +25,7 @@ from trainers.areal.rollout.group_results import GroupResults
 from trainers.areal.rollout.group_workflow import GroupWorkflow
 from trainers.areal.rollout.loop_environments import LoopEnvironments
 from trainers.areal.rollout.rollout_engine import PolicyRolloutEngine
-from trainers.areal.tensors import TensorDict, carries_signal
+from trainers.areal.tensors import TensorDict, carries_signal, with_steps
 from trainers.areal.train.phase2_learner import optimisation_of
 from trainers.areal.train.ppo_actor import PPOPolicyActor
 from trainers.areal.train.reference_model import ReferenceModel
@@ -161,7 +161,7 @@ class WorkerEngine(PolicyRolloutEngine):
         if self._reference is not None:
             logprobs = await asyncio.to_thread(self._reference.logprobs, finished.group.rows)
             tensors["ref_logp"] = logprobs.roll(-1, dims=-1)
-        return {**tensors, **report}
+        return {**with_steps(tensors, finished.group.rows, self._run.advantage), **report}
 
     def play_share(self, specs: str) -> str:
         """Of packed `EpisodeSpec`s, play every `workers`-th; packed `Played`, in order."""

@@ -62,7 +62,8 @@ def deal(lengths: Sequence[int], hands: int) -> list[list[int]]:
 def filler(rows: Sequence[Trajectory]) -> Trajectory:
     """The shortest of `rows`, with nothing to train on."""
     row = min(rows, key=len)
-    return replace(row, loss_mask=np.zeros_like(row.loss_mask), logprobs=np.zeros_like(row.logprobs), reward=0.0)
+    nothing = np.zeros_like(row.loss_mask)
+    return replace(row, loss_mask=nothing, logprobs=np.zeros_like(row.logprobs), reward=0.0, turns=())
 
 
 def check_images(rows: Sequence[Trajectory]) -> None:

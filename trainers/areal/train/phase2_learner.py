@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cua_agent.models.policy import PolicyModel
 from trainers.areal.config.translation import actor_config
-from trainers.areal.tensors import TensorDict, packed_row_numbers, rows_to_tensors, shifted
+from trainers.areal.tensors import TensorDict, packed_row_numbers, padded, rows_to_tensors, shifted
 from trainers.areal.train.data_parallel import rows_of_rank, summed
 from trainers.areal.train.fsdp_actor import FSDPPolicyActor
 from trainers.config import TrainConfig
@@ -74,9 +74,9 @@ class Phase2Learner:
         rows = rows_of_rank(weigh_rows(batch, self._config.loss), self._process_group)
         trajectories = [row.trajectory for row in rows]
         tensors = rows_to_tensors(self._policy, trajectories)
-        per_row = {"advantages": [row.advantage for row in rows], "coefficients": [row.coefficient for row in rows]}
-        for name, values in per_row.items():
-            tensors[name] = torch.tensor(values, dtype=torch.float64)[:, None] * tensors["attention_mask"]
+        tensors["advantages"] = padded([torch.from_numpy(row.token_advantages) for row in rows], 0.0)
+        coefficients = torch.tensor([row.coefficient for row in rows], dtype=torch.float64)
+        tensors["coefficients"] = coefficients[:, None] * tensors["attention_mask"]
         tensors = shifted(tensors)
         if self._config.loss.kl_coefficient:
             [tensors["ref_logp"]] = self._actor.reference_logprobs([tensors])
@@ -119,7 +119,7 @@ class BatchLoss:
         inputs = LossInputs(
             logprobs=logprobs.reshape(-1)[trained],
             old_logprobs=entry["logprobs"],
-            advantages=entry["advantages"].float(),
+            advantages=entry["advantages"],
             coefficients=entry["coefficients"],
             entropy=entropy.reshape(-1)[trained],
             rows=packed_row_numbers(data)[trained],

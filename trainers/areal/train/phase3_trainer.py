@@ -13,7 +13,7 @@ from trainers.areal.config.translation import trainer_config
 from trainers.areal.rollout.distributed_rollouts import collect_on_all, position_of_rank
 from trainers.areal.rollout.group_window import ReadyGroup
 from trainers.areal.rollout.rollout_worker import RolloutWorker, serving_policy
-from trainers.areal.tensors import TensorDict, carries_signal, rows_to_tensors
+from trainers.areal.tensors import TensorDict, carries_signal, rows_to_tensors, with_steps
 from trainers.areal.train.data_parallel import groups_of_rank
 from trainers.areal.train.hooked_ppo_trainer import Engines, Hooks, PolicyPPOTrainer
 from trainers.areal.train.phase2_learner import gradients_of, optimisation_of, start_actor
@@ -183,12 +183,14 @@ class Phase3Trainer:
     def _own_tensors(self, groups: Sequence[Group], own: Sequence[ReadyGroup]) -> list[TensorDict]:
         """This process's share of `groups`; a process on its own has their tensors already, in `own`."""
         if self._process_group.size == 1:
-            return self._with_reference([ready.tensors for ready in own])
+            config = self._config.advantage
+            return self._with_reference([with_steps(ready.tensors, ready.group.rows, config) for ready in own])
         return self._tensors_of_rank([group.rows for group in groups])
 
     def _tensors_of_rank(self, groups: Sequence[Sequence[Trajectory]]) -> list[TensorDict]:
         shares = groups_of_rank(groups, self._process_group)
-        return self._with_reference([rows_to_tensors(self._policy, rows) for rows in shares])
+        config = self._config.advantage
+        return self._with_reference([with_steps(rows_to_tensors(self._policy, rows), rows, config) for rows in shares])
 
     def _with_reference(self, groups: list[TensorDict]) -> list[TensorDict]:
         if not groups or not self._config.loss.kl_coefficient:

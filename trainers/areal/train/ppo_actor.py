@@ -58,7 +58,8 @@ class PPOPolicyActor(FSDPPolicyActor):
         return logprobs
 
     def compute_advantages(self, data: list[TensorDict]) -> list[TensorDict]:
-        """AReaL's advantages; every entry of `data` is one group, of any number of episodes and rows."""
+        """AReaL's advantages, and what turns add to them; every entry of `data` is one group, of any number of episodes
+        and rows."""
         if not data:
             return []
         images = [group.pop("multi_modal_input", None) for group in data]  # AReaL would copy them all to every group
@@ -69,6 +70,8 @@ class PPOPolicyActor(FSDPPolicyActor):
         for group, own in zip(groups, images, strict=True):
             if own is not None:
                 group["multi_modal_input"] = own
+            if "step_advantages" in group:
+                group["advantages"] = group["advantages"] + group.pop("step_advantages")
         return groups
 
     def ppo_update(self, data: list[TensorDict]) -> None:
