@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from types import TracebackType
 from typing import Any, TextIO
@@ -85,12 +85,22 @@ def is_secret_name(name: str) -> bool:
 def mask_text(text: str, environment: Mapping[str, str] | None = None) -> str:
     """`text` with `***` for everything that is or looks like a secret: values of environment variables with such a
     name, users and passwords in addresses, tokens of known shapes, and values beside a word such as `api_key=`."""
-    for secret in _known_secrets(os.environ if environment is None else environment):
-        text = text.replace(secret, MASK)
-    text = _USER_INFO.sub(MASK, text)
-    for pattern in (_IN_HEADER, _NAMED):
-        text = pattern.sub(rf"\1{MASK}", text)
-    return _SECRET_VALUE.sub(MASK, text)
+    return masker(environment)(text)
+
+
+def masker(environment: Mapping[str, str] | None = None) -> Callable[[str], str]:
+    """`mask_text` for many texts: the environment is looked through once, when it is called."""
+    secrets = _known_secrets(os.environ if environment is None else environment)
+
+    def masked(text: str) -> str:
+        for secret in secrets:
+            text = text.replace(secret, MASK)
+        text = _USER_INFO.sub(MASK, text)
+        for pattern in (_IN_HEADER, _NAMED):
+            text = pattern.sub(rf"\1{MASK}", text)
+        return _SECRET_VALUE.sub(MASK, text)
+
+    return masked
 
 
 def _known_secrets(environment: Mapping[str, str]) -> list[str]:

@@ -152,6 +152,23 @@ def test_screens_stay_within_their_budget_and_the_oldest_go_first(tmp_path: Path
     assert not kept[0] and kept[-1] and kept == sorted(kept)
 
 
+def test_two_processes_of_200_steps_stay_within_the_budget(tmp_path: Path) -> None:
+    budget, number, best = 3e6, 0, 0
+    stores = [ScreenStore(tmp_path, str(process), budget) for process in range(2)]
+    for step in range(200):
+        evaluation = step % 5 == 0
+        for store in stores:
+            for _ in range(10 if evaluation else 4):
+                store.put(picture(number := number + 1), step, evaluation=evaluation)
+        if step % 20 == 0:  # the newest evaluation is the best so far
+            best = step
+            (tmp_path / "best.json").write_text(json.dumps({"version": best}))
+        if step % 10 == 9:
+            assert used(tmp_path) <= budget
+    kept = list((tmp_path / "screens").glob(f"evaluation{best:06d}-*/*.webp"))
+    assert number * 12_288 > 5 * budget and len(kept) == 20
+
+
 def test_the_best_evaluations_screens_are_never_deleted(tmp_path: Path) -> None:
     store = ScreenStore(tmp_path, "0", budget=2e6)
     best = [store.put(picture(number), 5, evaluation=True) for number in range(20)]

@@ -59,7 +59,7 @@ def write(log: EpisodeLog, group: str, name: str, reward: float | None, version:
         verdict=Verdict(f"Always({goal})", {"wifi": "0"}, [("get wifi", "1"), (goal, goal)]),
     )  # fmt: skip
     spec = EpisodeSpec(task, 5, group, name)
-    log._guarded(lambda: log._write(Ended(spec, episode, version, 1.0, [shade, shade], SuccessOnly(), str)))
+    log._writing(lambda: log._write(Ended(spec, episode, version, 1.0, [shade, shade], SuccessOnly(), str)))
 
 
 def group_of(name: str, *rewards: float) -> Group:

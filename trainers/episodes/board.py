@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 from cua_agent.agent import Progress, StandaloneGBoxCUAAgent
-from trainers.episodes.record import is_evaluation, masked_texts
+from trainers.episodes.record import Mask, is_evaluation, masked_texts
 from trainers.protocol import EpisodeSpec
 
 _LOST = 20
@@ -33,6 +33,7 @@ class _Seat:
     version: int = 0
     began: float = 0.0
     image: Image.Image | None = None
+    at: tuple[str, int, str, float] | None = None
     told: dict[str, Any] = field(default_factory=dict)
 
 
@@ -46,9 +47,11 @@ class _Group:
 
 
 class Board:
-    """Running episodes, written down by the event loop and read by another thread: an episode pays for it once."""
+    """Running episodes, written down by the event loop and read by another thread: an episode pays for it once. Texts
+    that are told go through `mask`."""
 
-    def __init__(self) -> None:
+    def __init__(self, mask: Mask) -> None:
+        self._mask = mask
         self._lock = threading.Lock()
         self._seats: list[_Seat] = []
         self._groups: dict[str, _Group] = {}
@@ -93,7 +96,9 @@ class Board:
         for number, (seat, spec, agent) in enumerate(seats):
             progress = agent.progress if agent is not None else None
             if spec is not None and progress is not None:
-                seat.told = self._device(seat, spec, progress, keep)
+                at = spec.episode_id, len(progress.turns), progress.waits_for, progress.since
+                if at != seat.at:  # else nothing happened since the last look
+                    seat.told, seat.at = self._device(seat, spec, progress, keep), at
             idle = {"waits_for": "idle"} if agent is None and seat.told else {}
             devices.append({"device": number, **seat.told, **idle})
         return {"devices": devices, "groups": groups, "lost": lost}
@@ -114,7 +119,8 @@ class Board:
             screen = keep(seen.screenshot, seat.version, is_evaluation(spec))
             seat.image = seen.screenshot
         last = turns[-1] if turns else None
-        goal, said = masked_texts([progress.goal, (last.action or last.text) if last else ""], spec.task.secrets)
+        texts = [progress.goal, (last.action or last.text) if last else ""]
+        goal, said = masked_texts(texts, spec.task.secrets, self._mask)
         return {
             "id": spec.episode_id,
             "group": spec.group_id,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -16,14 +15,14 @@ from PIL import Image
 
 from cua_agent.agent import Episode, StandaloneGBoxCUAAgent
 from cua_agent.rewards import RewardValues
+from cua_agent.secrets import masker
 from trainers.config import LoggingConfig
+from trainers.episodes.best_effort import BestEffort
 from trainers.episodes.board import Board
 from trainers.episodes.files import EPISODES, LIVE, SYSTEM, append_rows, replace_json
 from trainers.episodes.record import Ended, is_evaluation, record_of
 from trainers.episodes.screens import ScreenStore
 from trainers.protocol import EpisodeSpec
-
-logger = logging.getLogger(__name__)
 
 _LOOK_S = 0.5
 """How often the live state is written while it changes."""
@@ -45,10 +44,13 @@ class EpisodeLog:
 
     def __init__(self, directory: Path, process: str, config: LoggingConfig, reward: RewardValues) -> None:
         self._directory = directory / EPISODES
+        self._writing = BestEffort(self._directory, "episodes")
         self._process = process
         self._config = config
         self._reward = reward
-        self._board = Board()
+        self._mask = masker()
+        self._board = Board(self._mask)
+        self._texts: dict[int, str] = {}
         self._screens = ScreenStore(self._directory, process, config.screenshots_mb * _MEGABYTE)
         self._queue: Queue[Ended | None] = Queue(_WAITING)
         self._pixels = 0
@@ -56,7 +58,6 @@ class EpisodeLog:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._system = ""
-        self._broken = False
 
     def wants(self, spec: EpisodeSpec) -> bool:
         """Whether the episode is to be recorded: all of a group are, or none."""
@@ -77,7 +78,7 @@ class EpisodeLog:
         """An episode ended, lost ones included."""
         if episode.failure is not None:
             self._board.lost(spec, str(episode.failure))
-        if not self.wants(spec) or self._broken:
+        if not self.wants(spec) or self._writing.broken:
             return
         screens = [*(turn.screenshot for turn in episode.turns), episode.final_screenshot]
         size = _size(screens)
@@ -87,7 +88,8 @@ class EpisodeLog:
             self._dropped += 0 if fits else 1
         kept = screens if fits else [None] * len(screens)
         try:
-            self._queue.put_nowait(Ended(spec, episode, version, time.time(), kept, self._reward, decode))
+            text_of = partial(self._text, decode)
+            self._queue.put_nowait(Ended(spec, episode, version, time.time(), kept, self._reward, text_of))
         except Full:
             with self._lock:
                 self._pixels -= size if fits else 0
@@ -112,7 +114,7 @@ class EpisodeLog:
             else:
                 going = ended is not None
                 if ended is not None:
-                    self._guarded(partial(self._write, ended))
+                    self._writing(partial(self._write, ended))
             now = time.monotonic()
             if now - looked < _LOOK_S and going:
                 continue
@@ -121,17 +123,7 @@ class EpisodeLog:
             if told != before or now - written > _BEAT_S or not going:
                 written = now
                 state = {"time": time.time(), "open": going, "screens_dropped": self._dropped, **told}
-                self._guarded(partial(self._tell, state))
-
-    def _guarded(self, write: Callable[[], None]) -> None:
-        if self._broken:
-            return
-        try:
-            self._directory.mkdir(parents=True, exist_ok=True)
-            write()
-        except Exception as error:  # whatever it is, nobody trains worse for it
-            self._broken = True
-            logger.warning("episodes are not recorded any further: %s: %s", type(error).__name__, error)
+                self._writing(partial(self._tell, state))
 
     def _tell(self, state: dict[str, Any]) -> None:
         replace_json(self._directory / f"{LIVE}{self._process}.json", {"process": self._process, **state})
@@ -141,13 +133,20 @@ class EpisodeLog:
         try:
             evaluation = is_evaluation(ended.spec)
             names = [None if image is None else self._keep(image, ended.version, evaluation) for image in ended.screens]
-            append_rows(self._directory / f"{self._process}.jsonl", [record_of(ended, names)])
+            append_rows(self._directory / f"{self._process}.jsonl", [record_of(ended, names, self._mask)])
         finally:
             with self._lock:
                 self._pixels -= size
         system = self._directory / SYSTEM
         if not system.exists():
             system.write_text(self._system, encoding="utf-8")
+
+    def _text(self, decode: Callable[[Sequence[int]], str], token: int) -> str:
+        """The text of a token, which a tokenizer takes its time for."""
+        text = self._texts.get(token)
+        if text is None:
+            text = self._texts[token] = decode([token])
+        return text
 
     def _keep(self, image: Image.Image, version: int, evaluation: bool) -> str | None:
         try:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from cua_agent.agent import Episode
 from cua_agent.rewards import RewardValues, reward_parts
-from cua_agent.secrets import MASK, mask_text
+from cua_agent.secrets import MASK
 from cua_agent.trajectory import Trajectory
 from trainers.episodes.files import EVALUATION
 from trainers.protocol import EpisodeSpec
@@ -20,11 +20,14 @@ SHOWN = 2000
 """Most characters of an answer to a validator, or of a validator's description."""
 _BETWEEN = "\n\x1e\n"
 
+Mask = Callable[[str], str]
+"""Puts `***` for what is or looks like a key; `cua_agent.secrets.masker` makes one."""
+
 
 @dataclass(frozen=True)
 class Ended:
     """An episode that ended, begun under policy `version`, at `time` (of `time.time`). `screens` are what was seen
-    before each turn and at the end; None for those that are not kept. `decode` gives the text of token ids."""
+    before each turn and at the end; None for those that are not kept. `decode` gives the text of a token id."""
 
     spec: EpisodeSpec
     episode: Episode
@@ -32,7 +35,7 @@ class Ended:
     time: float
     screens: Sequence[Image.Image | None]
     reward: RewardValues
-    decode: Callable[[Sequence[int]], str]
+    decode: Callable[[int], str]
 
 
 def is_evaluation(spec: EpisodeSpec) -> bool:
@@ -40,8 +43,8 @@ def is_evaluation(spec: EpisodeSpec) -> bool:
     return spec.group_id.startswith(EVALUATION)
 
 
-def record_of(ended: Ended, screens: Sequence[str | None]) -> dict[str, Any]:
-    """The row, with the names of the screens' files; secrets read `***`."""
+def record_of(ended: Ended, screens: Sequence[str | None], mask: Mask) -> dict[str, Any]:
+    """The row, with the names of the screens' files; secrets of the task, and what `mask` finds, read `***`."""
     spec, episode = ended.spec, ended.episode
     parts = reward_parts(
         episode.outcome, episode.score, ended.reward, episode.turns, episode.side_effects, episode.reward
@@ -71,7 +74,7 @@ def record_of(ended: Ended, screens: Sequence[str | None]) -> dict[str, Any]:
         "turns": [_turn(turn, screen) for turn, screen in zip(episode.turns, screens, strict=False)],
         "final": screens[-1] if screens else None,
     }
-    masked: dict[str, Any] = _masked(row, spec.task.secrets)
+    masked: dict[str, Any] = _masked(row, spec.task.secrets, mask)
     for turn, (before, after) in enumerate(zip(row["turns"], masked["turns"], strict=True)):
         # Pieces of a secret are no less secret.
         after["tokens"] = tokens[turn] if turn < len(tokens) and before["text"] == after["text"] else []
@@ -91,29 +94,29 @@ def _turn(turn: Any, screen: str | None) -> dict[str, Any]:
     }
 
 
-def _sampled(row: Trajectory, decode: Callable[[Sequence[int]], str]) -> Iterator[list[tuple[str, float, int]]]:
+def _sampled(row: Trajectory, decode: Callable[[int], str]) -> Iterator[list[tuple[str, float, int]]]:
     """For each turn of a token row: text, log-probability and policy version of its sampled tokens."""
     edges = np.flatnonzero(np.diff(np.concatenate([[0], row.loss_mask, [0]])))
     for start, stop in zip(edges[::2], edges[1::2], strict=True):
         yield [
-            (decode([int(row.input_ids[i])]), round(float(row.logprobs[i]), 3), int(row.versions[i]))
+            (decode(int(row.input_ids[i])), round(float(row.logprobs[i]), 3), int(row.versions[i]))
             for i in range(start, stop)
         ]
 
 
-def masked_texts(texts: Sequence[str], secrets: Sequence[str]) -> list[str]:
-    """`texts` with `***` for the `secrets` of a task, and for what is or looks like a key."""
+def masked_texts(texts: Sequence[str], secrets: Sequence[str], mask: Mask) -> list[str]:
+    """`texts` with `***` for the `secrets` of a task, and for what `mask` finds."""
     joined = _BETWEEN.join(texts)
     for secret in sorted(filter(None, secrets), key=len, reverse=True):
         joined = joined.replace(secret, MASK)
-    found = mask_text(joined).split(_BETWEEN)
-    return found if len(found) == len(texts) else [mask_text(text) for text in texts]
+    found = mask(joined).split(_BETWEEN)
+    return found if len(found) == len(texts) else [mask(text) for text in texts]
 
 
-def _masked(row: Any, secrets: Sequence[str]) -> Any:
+def _masked(row: Any, secrets: Sequence[str], mask: Mask) -> Any:
     """`row` with all its texts masked at once; keys stay."""
     texts = list(_texts(row))
-    return _with_texts(row, iter(masked_texts(texts, secrets)))
+    return _with_texts(row, iter(masked_texts(texts, secrets, mask)))
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import xxhash
 from PIL import Image
 
 from trainers.episodes.files import BEST, SCREENS, read_json
@@ -49,7 +49,7 @@ class ScreenStore:
         if self.budget <= 0:
             return None
         part = self._part(version, evaluation)
-        digest = hashlib.blake2b(repr((image.size, image.mode)).encode() + image.tobytes(), digest_size=8).hexdigest()
+        digest = _digest(image)
         if digest in part.names:
             return part.names[digest]
         if self._full or self._unseen >= _LOOK * self.budget:
@@ -102,6 +102,12 @@ class ScreenStore:
         if self._sizes.get(part.name, (0.0, 0))[0] != changed:
             self._sizes[part.name] = changed, sum(_on_disk(file.stat().st_size) for file in part.glob("*"))
         return self._sizes[part.name]
+
+
+def _digest(image: Image.Image) -> str:
+    pixels = xxhash.xxh3_128(image.tobytes())  # a fiftieth of the time of hashlib's
+    pixels.update(repr((image.size, image.mode)).encode())
+    return pixels.hexdigest()
 
 
 def _prefix(version: int) -> str:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from trainers.episodes.best_effort import BestEffort
 from trainers.episodes.files import BEST, EPISODES, STEPS, append_rows, replace_json
 from trainers.protocol import Batch, Collected, Group
-
-logger = logging.getLogger(__name__)
 
 
 class StepLog:
@@ -18,7 +16,7 @@ class StepLog:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory / EPISODES
-        self._broken = False
+        self._writing = BestEffort(self._directory, "groups")
 
     def step(self, step: int, version: int, collected: Collected, batch: Batch) -> None:
         """Step `step` trained policy `version` on the `kept` groups of `collected`."""
@@ -30,20 +28,10 @@ class StepLog:
 
     def best(self, step: int, version: int) -> None:
         """That evaluation is the best so far."""
-        self._guarded(lambda: replace_json(self._directory / BEST, {"step": step, "version": version}))
+        self._writing(lambda: replace_json(self._directory / BEST, {"step": step, "version": version}))
 
     def _append(self, rows: Iterable[dict[str, Any]]) -> None:
-        self._guarded(lambda: append_rows(self._directory / STEPS, rows))
-
-    def _guarded(self, write: Callable[[], None]) -> None:
-        if self._broken:
-            return
-        try:
-            self._directory.mkdir(parents=True, exist_ok=True)
-            write()
-        except OSError as error:
-            self._broken = True
-            logger.warning("groups are not recorded any further: %s", error)
+        self._writing(lambda: append_rows(self._directory / STEPS, rows))
 
 
 def group_rows(step: int, version: int, collected: Collected, batch: Batch) -> Iterator[dict[str, Any]]:
