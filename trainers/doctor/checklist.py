@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cua_agent.installation import hint
 from trainers.config import TrainConfig
 from trainers.doctor.devices import training_processes
 from trainers.doctor.examination import Result
 from trainers.doctor.finding import Finding, error, not_checked, ok, warning, worst
+from trainers.run.commands import typed
 
 LADDER = Path("outputs/parity/ladder.json")
+_CLIMB = hint(
+    checkout="make parity",
+    installed=f"python -m trainers.parity record --out {LADDER.parent}/recording && python -m trainers.parity ladder "
+    f"--recording {LADDER.parent}/recording --out {LADDER.parent}",
+)
 _PHASES = {1: "AReaL collects, the loop and the loss are ours", 2: "and AReaL's engine trains, the loop is ours"}
 
 
@@ -52,13 +60,14 @@ def _distributed(config: TrainConfig) -> Finding:
 def _measured(_: TrainConfig) -> Finding:
     from trainers.parity.ladder import read_ladder
 
+    compare = shlex.join(typed("compare"))
     if not LADDER.is_file():
-        return not_checked("no result of the parity ladder here: make parity, then python compare.py")
+        return not_checked(f"no result of the parity ladder here: {_CLIMB}, then {compare}")
     climb = read_ladder(LADDER)
     failed = [row for row in climb.measurements if not row.passed]
     if failed:
         return error(f"{LADDER}: {len(failed)} of {len(climb.measurements)} measurements failed", "docs/parity.md")
-    return ok(f"{LADDER}: all {len(climb.measurements)} measurements passed; live runs: python compare.py")
+    return ok(f"{LADDER}: all {len(climb.measurements)} measurements passed; live runs: {compare}")
 
 
 def _documents(_: TrainConfig) -> Finding:

@@ -11,13 +11,13 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from cua_agent.installation import ROOT, hint
 from trainers.doctor.context import Context
 from trainers.doctor.finding import Finding, error, ok, warning, worst
 
 DISTRIBUTION = "cua-grpo"
-TESTED = Path(__file__).resolve().parents[2] / "requirements" / "cpu.txt"
+TESTED = ROOT / "requirements" / "cpu.txt"
 _SHOWN = ("torch", "transformers", "peft", "areal")
-_INSTALL = "make setup"
 
 
 def versions(context: Context) -> Finding:
@@ -76,7 +76,8 @@ def installed(name: str) -> str | None:
 
 def _compare(wish: Requirement, tested: dict[str, str]) -> Finding | None:
     found, pin = installed(wish.name), tested.get(_canonical(wish.name))
-    remedy = f"{_INSTALL}, or pip install '{wish.name}=={pin}'" if pin else f"pip install '{wish.name}{wish.specifier}'"
+    install = f"pip install '{wish.name}{f'=={pin}' if pin else wish.specifier}'"
+    remedy = hint(checkout=f"make setup, or {install}" if pin else install, installed=install)
     if found is None:
         return error(f"{wish.name} is not installed", remedy)
     if not wish.specifier.contains(found, prereleases=True):

@@ -10,14 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from cua_agent.installation import CHECKOUT, ROOT
 from trainers.config.masking import mask_secrets
 from trainers.config.overrides import typed_text
 from trainers.run.directory import path_to_type
 
-_ROOT = Path(__file__).resolve().parents[2]
-_CHECKOUT = all((_ROOT / name).is_file() for name in ("pyproject.toml", "train.py", "compare.py"))
-
-TRAIN = (sys.executable, "-u", *([str(_ROOT / "train.py")] if _CHECKOUT else ["-P", "-m", "trainers.command"]))
+TRAIN = (sys.executable, "-u", *([str(ROOT / "train.py")] if CHECKOUT else ["-P", "-m", "trainers.command"]))
 """The beginning of a command that trains; keys follow."""
 
 _INSTALLED = {"train": "cua-train", "compare": "cua-compare", "cua_agent": "cua-agent", "trainers.watch": "cua-watch"}
@@ -26,7 +24,7 @@ Command = Literal["train", "compare", "cua_agent", "trainers.curves", "trainers.
 
 def typed(command: Command) -> list[str]:
     """The words that a person in the present directory begins `command` with: a script or a module."""
-    if _CHECKOUT:
+    if CHECKOUT:
         return ["python", *_script_or_module(command)]
     environment = Path(sys.executable).parent
     if command not in _INSTALLED:
@@ -41,13 +39,13 @@ def resume_command(overrides: Sequence[str], directory: Path, **changes: object)
     changed = [f"{key}={value}" for key, value in changes.items()]
     start = typed("train")
     if os.environ.get("WORLD_SIZE", "1") != "1":
-        script = _script_or_module("train") if _CHECKOUT else ["-m", "trainers.command"]
+        script = _script_or_module("train") if CHECKOUT else ["-m", "trainers.command"]
         start = ["torchrun", f"--nproc_per_node={os.environ['LOCAL_WORLD_SIZE']}", *script]
     return shlex.join([*start, typed_text("resume", path_to_type(directory)), *changed, *secrets])
 
 
 def _script_or_module(command: Command) -> list[str]:
-    script = _ROOT / f"{command}.py"
+    script = ROOT / f"{command}.py"
     return [path_to_type(script)] if script.is_file() else ["-m", command]
 
 

@@ -16,12 +16,17 @@ from cua_agent.envs.browsergym.suites import ID
 from cua_agent.envs.guard import AnyFactory
 from cua_agent.envs.own_score import OwnScore
 from cua_agent.envs.web.browser import DEFAULT_BROWSER, find_browser
+from cua_agent.installation import hint
 from cua_agent.options import STRICT, PathText
 from cua_agent.tasks import CUATask, EvalSplit
 
 TaskId = Annotated[str, Field(pattern=ID)]
 Pixels = Annotated[int, Field(ge=16, le=4096)]
-_EXTRA = "pip install --no-deps browsergym-core browsergym-miniwob, and cua-grpo[gymnasium,miniwob]"
+_INSTALL = hint(
+    checkout="make setup",
+    installed="pip install 'cua-grpo[miniwob,gymnasium]' beautifulsoup4 'lxml<6', then pip install --no-deps "
+    "browsergym-core==0.14.3 browsergym-miniwob==0.14.3",
+)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -53,7 +58,7 @@ class BrowserGymWorld:
         """Raise `WorldUnavailable` when a package, the browser or a task is missing."""
         for module in ("browsergym", "gymnasium"):
             if importlib.util.find_spec(module) is None:
-                raise WorldUnavailable(f"env=browsergym needs the package {module}: make setup, or {_EXTRA}")
+                raise WorldUnavailable(f"env=browsergym needs the package {module}: {_INSTALL}")
         find_browser(self.browser_path)
         from cua_agent.envs.browsergym.suites import NoSuite, import_suite
 

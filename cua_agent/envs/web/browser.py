@@ -12,9 +12,14 @@ from typing import Any, Self
 from cua_agent.envs.base import EnvironmentFailure, WorldUnavailable
 from cua_agent.envs.web.page import CLOSE_TIMEOUT_S, ELEMENTS, WebPage
 from cua_agent.error_text import first_line
+from cua_agent.installation import hint
 from cua_agent.scratch import scratch_directory, temporary_files_in
 
 DEFAULT_BROWSER = "/usr/bin/chromium-headless-shell"
+INSTALL_BROWSER = hint(
+    checkout="run `make browser`",
+    installed="install a headless Chromium (Debian: apt-get install chromium-headless-shell)",
+)
 _FLAGS = (
     "--no-sandbox",
     "--disable-gpu",
@@ -71,7 +76,7 @@ class Chromium:
         except Exception as error:  # the file is no browser, or lacks a library
             await self.close()
             raise BrowserMissing(
-                f"env.args.browser_path={self._executable!r} does not start: run `make browser` ({first_line(error)})"
+                f"env.args.browser_path={self._executable!r} does not start: {INSTALL_BROWSER} ({first_line(error)})"
             ) from error
         return self
 
@@ -144,6 +149,6 @@ def find_browser(executable: str) -> str:
     found = shutil.which(executable)
     if found is None:
         raise BrowserMissing(
-            f"env.args.browser_path={executable!r} is not an executable: `make browser`, or give a Chromium"
+            f"env.args.browser_path={executable!r} is not an executable: {INSTALL_BROWSER}, or give the path of one"
         )
     return found

@@ -25,14 +25,15 @@ from cua_agent.inference.vllm.errors import ServerMismatch
 from cua_agent.inference.vllm.key_check import KEY_VARIABLE, MIDDLEWARE
 from cua_agent.inference.vllm.plan import TRANSFER_BACKEND, rank_limit, slots_for
 from cua_agent.inference.vllm.worker import EXTENSION
+from cua_agent.installation import ROOT, hint
 from cua_agent.proxies import is_loopback
 from cua_agent.secrets import BadKey, read_key
 
 SERVED_NAME = "policy"
 CPU_VENV = Path(".venv-vllm/bin/python")
-INSTALL_HINT = "make vllm (CPU), or pip install 'cua-grpo[vllm]' (GPU)"
-_ROOT = Path(__file__).resolve().parents[3]
-_TINY = _ROOT / "cua_agent" / "models" / "tiny_weights"
+_VLLM = "pip install 'cua-grpo[vllm]'"
+INSTALL_HINT = hint(checkout=f"make vllm (CPU), or {_VLLM} (GPU)", installed=_VLLM)
+_TINY = ROOT / "cua_agent" / "models" / "tiny_weights"
 _CPU_BATCH = 8192
 _GRACE_S = 30.0
 _SECRET_FLAGS = {"--api-key": KEY_VARIABLE, "--hf-token": "HF_TOKEN"}
@@ -224,7 +225,7 @@ def _environment(options: ServeOptions, device: str) -> dict[str, str]:
         settings["VLLM_CPU_KVCACHE_SPACE"] = str(options.cpu_cache_gb)
     if device == "cpu" or os.environ.get(KEY_VARIABLE):  # this library has to be found there, for what it adds
         former = os.environ.get("PYTHONPATH")
-        settings["PYTHONPATH"] = f"{_ROOT}{os.pathsep}{former}" if former else str(_ROOT)
+        settings["PYTHONPATH"] = f"{ROOT}{os.pathsep}{former}" if former else str(ROOT)
     if Path(base_model(options.model)).is_dir():
         settings["HF_HUB_OFFLINE"] = "1"
     return settings
@@ -234,7 +235,7 @@ def _python(options: ServeOptions) -> str:
     """An interpreter that has vLLM. Raises `ServeError`."""
     if options.python is not None:
         return options.python
-    for directory in (Path.cwd(), _ROOT):
+    for directory in (Path.cwd(), ROOT):
         if (directory / CPU_VENV).is_file():
             return str(directory / CPU_VENV)
     found = importlib.util.find_spec("vllm")
