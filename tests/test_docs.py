@@ -19,8 +19,10 @@ from trainers.compare.plan import plan
 from trainers.config import TrainConfig, compose
 from trainers.config.compose import choices, load_config
 from trainers.config.from_env import convert, render
+from trainers.config.own_keys import read_own
 from trainers.config.old_variables import VARIABLES
 from trainers.config.validation import fields_of
+from trainers.evaluate.options import EvaluateConfig
 from trainers.parity.__main__ import parser as parity_parser
 from trainers.rollouts.task_sampler import training_tasks
 from trainers.watch.__main__ import parser as watch_parser
@@ -148,6 +150,12 @@ def test_parity_commands_are_understood(arguments: list[str]) -> None:
 @pytest.mark.parametrize("arguments", commands_of("python", "-m", "trainers.watch"), ids=" ".join)
 def test_watching_commands_are_understood(arguments: list[str]) -> None:
     assert watch_parser().parse_args(arguments).runs
+
+
+@pytest.mark.parametrize("arguments", commands_of("python", "-m", "trainers.evaluate"), ids=" ".join)
+def test_evaluating_commands_are_understood(arguments: list[str]) -> None:
+    options, _, overrides = read_own(EvaluateConfig, arguments)
+    assert options.checkpoint and load_config(overrides)
 
 
 def test_training_and_episode_commands_were_found() -> None:

@@ -91,7 +91,9 @@ def test_our_own_checkout_is_out_of_reach(installed: Path, folder: Path) -> None
     assert where.count(str(installed)) == 2
 
 
-@pytest.mark.parametrize("command", ["cua-train", "cua-compare", "cua-agent", "cua-doctor", "cua-watch"])
+@pytest.mark.parametrize(
+    "command", ["cua-train", "cua-compare", "cua-agent", "cua-doctor", "cua-watch", "cua-evaluate"]
+)
 def test_every_command_says_how_it_is_used(command: str, installed: Path, folder: Path) -> None:
     words = done(f"{command} --help", installed, folder)
     assert "train.py [key" not in words and "python compare.py" not in words

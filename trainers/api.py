@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -75,8 +77,21 @@ def build_trainer(
     progress: ProgressReporter,
     process_group: ProcessGroup = SINGLE_PROCESS,
 ) -> Trainer:
-    """The backend's trainer for the run in `directory`; what the user got wrong about model, checkpoint, browser or
-    server becomes a `ConfigError`."""
+    """The backend's trainer for the run in `directory`. Raises `ConfigError` as `loading` does."""
+    with loading(config):
+        if config.backend == "areal":
+            from trainers.areal.trainer import AReaLGRPOTrainer
+
+            return AReaLGRPOTrainer(config, directory, progress, process_group=process_group)
+        from trainers.legacy.trainer import CUAGRPOTrainer
+
+        return CUAGRPOTrainer(config, directory, progress)
+
+
+@contextmanager
+def loading(config: TrainConfig) -> Iterator[None]:
+    """Inside, what `config` names is loaded: what the user got wrong about model, checkpoint, browser or server becomes
+    a `ConfigError`."""
     _rewrite_transformers(config)
     import torch
 
@@ -87,13 +102,7 @@ def build_trainer(
 
     torch.set_num_threads(config.threads)
     try:
-        if config.backend == "areal":
-            from trainers.areal.trainer import AReaLGRPOTrainer
-
-            return AReaLGRPOTrainer(config, directory, progress, process_group=process_group)
-        from trainers.legacy.trainer import CUAGRPOTrainer
-
-        return CUAGRPOTrainer(config, directory, progress)
+        yield
     except (CheckpointError, ModelError, ServerMismatch, WorldUnavailable) as error:
         raise ConfigError(str(error)) from error
 

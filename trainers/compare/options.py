@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from trainers.config import ConfigError
+from trainers.config.overrides import parse_override
+from trainers.config.own_keys import own_key_lines, read_own
 from trainers.config.presets import OPTION, split_options
-from trainers.config.reference import value_text
 from trainers.config.types import Name, PathText
-from trainers.config.validation import STRICT, build, shown
+from trainers.config.validation import STRICT, shown
 
 _SET_BY_US = {
     "backend": "use backends=[...]",
@@ -54,32 +55,20 @@ def read_arguments(arguments: Sequence[str]) -> tuple[CompareConfig, list[str]]:
 
     A single value stands for a list of one: `backends=legacy`.
     """
-    from trainers.config.overrides import parse_override
-
-    own: dict[str, Any] = {}
-    for_training = []
-    infos = CompareConfig.__pydantic_fields__  # type: ignore[attr-defined]
-    lists = {name for name, info in infos.items() if isinstance(info.default, tuple)}
-    directories, arguments = split_options(arguments)
-    for argument in arguments:
-        key, value = parse_override(argument, CompareConfig)
+    for argument in split_options(arguments)[1]:
+        key = parse_override(argument, CompareConfig)[0]
         if key in _SET_BY_US:
             raise ConfigError(f"{shown(argument)}: not a key of compare.py; {_SET_BY_US[key]}")
-        if key not in infos:
-            for_training.append(argument)
-        else:
-            own[key] = [value] if key in lists and not isinstance(value, list) else value
-    config = build(CompareConfig, own)
+    config, directories, for_training = read_own(CompareConfig, arguments)
     if config.runs and for_training:
         raise ConfigError(
             f"{shown(for_training[0])}: a key of train.py; allowed only with backends=[...], not with runs="
         )
-    return config, [*(f"{OPTION}={directory}" for directory in directories), *for_training]
+    return config, [*directories, *for_training]
 
 
 def help_text(command: str) -> str:
     """What `--help` prints; `command` is what the comparison is called with."""
-    infos = CompareConfig.__pydantic_fields__  # type: ignore[attr-defined]
     lines = [
         "Compare runs side by side: a page, a picture, a text and tables.",
         "",
@@ -88,7 +77,7 @@ def help_text(command: str) -> str:
         f"  {command} backends=[legacy,areal] phase=[1,2,3] seeds=[0,1,2] experiment=pocket",
         "",
         "Keys (default in brackets):",
-        *(f"  {name:<10} {info.description} [{value_text(info.default)}]" for name, info in infos.items()),
+        *own_key_lines(CompareConfig),
         "",
         "Any key of train.py goes on to the runs of backends=[...]: max_steps=10 eval.episodes=100 env=miniwob.",
         "Finished runs of the same configuration are found in output_dir and not run again; interrupted ones go on.",

@@ -21,7 +21,12 @@ def cell(figure: Figure, content: Cell) -> str:
     estimate = content.estimate
     if estimate is None:
         return f"{content.known} of {content.total} runs" if content.known else "–"
-    return value(estimate.mean, figure.unit) + _interval(estimate, lambda number: _plain(number, figure.unit))
+    return with_interval(estimate, figure.unit)
+
+
+def with_interval(estimate: Estimate, unit: Unit) -> str:
+    """A mean with its unit and its interval."""
+    return value(estimate.mean, unit) + _interval(estimate, lambda number: _plain(number, unit))
 
 
 def contrast(figure: Figure, estimate: Estimate | None) -> str:
@@ -30,10 +35,15 @@ def contrast(figure: Figure, estimate: Estimate | None) -> str:
         return "–"
     if figure.contrast == "ratio":
         return times(estimate.mean) + _interval(estimate, lambda ratio: f"{ratio:.2f}")
-    if figure.unit == "%":
+    return difference(estimate, figure.unit)
+
+
+def difference(estimate: Estimate, unit: Unit) -> str:
+    """A difference with its sign, its unit and its interval."""
+    if unit == "%":
         return f"{points(estimate.mean)} points{_interval(estimate, points)}"
-    digits = _DIGITS[figure.unit]
-    return f"{signed(estimate.mean, digits)}{_SUFFIX.get(figure.unit, '')}" + _interval(
+    digits = _DIGITS[unit]
+    return f"{signed(estimate.mean, digits)}{_SUFFIX.get(unit, '')}" + _interval(
         estimate, lambda number: signed(number, digits)
     )
 

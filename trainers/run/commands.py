@@ -18,8 +18,14 @@ from trainers.run.directory import path_to_type
 TRAIN = (sys.executable, "-u", *([str(ROOT / "train.py")] if CHECKOUT else ["-P", "-m", "trainers.command"]))
 """The beginning of a command that trains; keys follow."""
 
-_INSTALLED = {"train": "cua-train", "compare": "cua-compare", "cua_agent": "cua-agent", "trainers.watch": "cua-watch"}
-Command = Literal["train", "compare", "cua_agent", "trainers.curves", "trainers.watch"]
+_INSTALLED = {
+    "train": "cua-train",
+    "compare": "cua-compare",
+    "cua_agent": "cua-agent",
+    "trainers.watch": "cua-watch",
+    "trainers.evaluate": "cua-evaluate",
+}
+Command = Literal["train", "compare", "cua_agent", "trainers.curves", "trainers.watch", "trainers.evaluate"]
 
 
 def typed(command: Command) -> list[str]:
