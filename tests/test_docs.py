@@ -19,8 +19,8 @@ from trainers.compare.plan import plan
 from trainers.config import TrainConfig, compose
 from trainers.config.compose import choices, load_config
 from trainers.config.from_env import convert, render
-from trainers.config.own_keys import read_own
 from trainers.config.old_variables import VARIABLES
+from trainers.config.own_keys import read_own
 from trainers.config.validation import fields_of
 from trainers.evaluate.options import EvaluateConfig
 from trainers.parity.__main__ import parser as parity_parser
