@@ -97,14 +97,8 @@ def _movement(start: Location, end: Location, size: tuple[int, int], duration_ms
 
 def _half_a_screen(direction: Direction, size: tuple[int, int]) -> dict[str, int]:
     """Positive amounts reveal what is further down and further right, as `Direction` does."""
-    width, height = size[0] // 2, size[1] // 2
-    right, down = {
-        Direction.UP: (0, -height),
-        Direction.DOWN: (0, height),
-        Direction.LEFT: (-width, 0),
-        Direction.RIGHT: (width, 0),
-    }[direction]
-    return {"scroll_x": right, "scroll_y": down}
+    right, down = direction.unit
+    return {"scroll_x": right * (size[0] // 2), "scroll_y": down * (size[1] // 2)}
 
 
 def _key(key: str, box: BoxType) -> Gesture:
