@@ -5,6 +5,7 @@ import socket
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -12,7 +13,7 @@ from rich.console import Console
 from cua_agent.models.memory import GIB, ModelShape, TrainingMemory
 from trainers.config import TrainConfig
 from trainers.config.compose import choices, load_config
-from trainers.doctor import packages, ports, storage
+from trainers.doctor import packages, ports, storage, worlds
 from trainers.doctor.__main__ import main
 from trainers.doctor.checklist import POINTS, checked
 from trainers.doctor.checks import run_checks
@@ -236,3 +237,22 @@ def test_the_checklist_has_the_twelve_points_of_the_guide_and_a_result_for_each(
     assert dict(points)["Replace the training loop (GRPOTrainer)"].status is Status.OK
     legacy = replace(config, backend="legacy")
     assert dict(checked(legacy, results))["Replace rollout collection (asynchronous)"].status is Status.WARNING
+
+
+@pytest.mark.parametrize(
+    ("model", "remedy"), [("tiny", "model=tiny reads the screens of env=pocket"), ("/a/model", "model.prompt=full")]
+)
+def test_an_episode_without_one_readable_call_says_what_helps_this_model(
+    model: str, remedy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turn = SimpleNamespace(action=None, generate_s=1.0, env_s=0.0)
+    task = SimpleNamespace(id="t")
+    played = SimpleNamespace(failure=None, task=task, outcome="out_of_turns", reward=0.0, turns=[turn], trajectories=[])
+    monkeypatch.setattr("trainers.doctor.sampling.logprob_gap", lambda *_: 1.0)
+    context = SimpleNamespace(
+        config=SimpleNamespace(model=SimpleNamespace(path=model)), policy=None, wait_for=lambda play: play or played
+    )
+    monkeypatch.setattr(worlds, "_play", lambda _: None)
+    found = worlds.episode(context)  # type: ignore[arg-type]
+    assert found.status is Status.WARNING and "none of 1 turns was a call" in found.what
+    assert remedy in found.remedy

@@ -23,6 +23,8 @@ _SEED = seed_for("eval", 0)
 _TASK_S = 120.0
 _UNLIKELY_GAP = 1.05
 """Mean exp|difference of log-probabilities| of training and sampling above which the two are not the same policy."""
+_READABLE = "a model that knows the tool format, model.prompt=full, or more rollout.max_new_tokens"
+_FOR_TINY = "model=tiny reads the screens of env=pocket, env=miniwob and experiment=browsergym alone; take a larger one"
 
 
 def environments(context: Context) -> Finding:
@@ -112,7 +114,7 @@ def episode(context: Context) -> Finding:
         findings.append(
             warning(
                 f"none of {malformed} turns was a call that can be read",
-                "a model that knows the tool format, model.prompt=full, or more rollout.max_new_tokens",
+                _FOR_TINY if context.config.model.path == "tiny" else _READABLE,
             )
         )
     found = worst(findings)
