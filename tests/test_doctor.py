@@ -250,7 +250,7 @@ def test_an_episode_without_one_readable_call_says_what_helps_this_model(
     played = SimpleNamespace(failure=None, task=task, outcome="out_of_turns", reward=0.0, turns=[turn], trajectories=[])
     monkeypatch.setattr("trainers.doctor.sampling.logprob_gap", lambda *_: 1.0)
     context = SimpleNamespace(
-        config=SimpleNamespace(model=SimpleNamespace(path=model)), policy=None, wait_for=lambda play: play or played
+        config=SimpleNamespace(model=SimpleNamespace(path=model)), policy=None, wait_for=lambda _: played
     )
     monkeypatch.setattr(worlds, "_play", lambda _: None)
     found = worlds.episode(context)  # type: ignore[arg-type]
