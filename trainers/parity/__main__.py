@@ -1,4 +1,4 @@
-"""Prove that the backends agree: record, replay, ladder, learning, gate."""
+"""Prove that the backends agree: record, replay, ladder, learning, gate; and ask what other losses would do: whatif."""
 
 from __future__ import annotations
 
@@ -105,6 +105,28 @@ def ladder(given: argparse.Namespace) -> int:
     return _show(climb(plan, plan.source), out, "ladder")
 
 
+def whatif(given: argparse.Namespace) -> int:
+    """One recorded batch under several losses."""
+    from rich.console import Console
+
+    from trainers.parity.recording import load_recording
+    from trainers.parity.whatif import markdown, refusals, tables, to_json, what_if
+    from trainers.run.directory import display_path
+
+    recording = _in_world(load_recording(Path(given.recording)), ())
+    out, losses = Path(given.out), given.losses.split(",")
+    sides = [_side(phase) for phase in given.phases.split(",")] if given.phases else []
+    answers = what_if(recording, losses, sides, on_answer=lambda a: print(f"{a.side}: {a.loss}", flush=True))
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "whatif.json").write_text(to_json(answers), encoding="utf-8")
+    (out / "whatif.md").write_text(markdown(answers, str(display_path(recording.directory))), encoding="utf-8")
+    for table in tables(answers):
+        Console().print(table)
+    print(*refusals(answers), sep="\n", end="\n" * any(answer.refused for answer in answers))
+    print(f"{out}/whatif.md, {out}/whatif.json")
+    return DONE
+
+
 def learning(given: argparse.Namespace) -> int:
     """Train both backends over seeds and compare how they learn."""
     from trainers.parity.ladder import Climb
@@ -163,6 +185,12 @@ def _phase(text: str) -> int:
     if text not in allowed:
         raise ConfigError(f"{text}: not a gate; allowed: {', '.join(allowed)}")
     return allowed[text]
+
+
+def _side(phase: str) -> Side:
+    if phase not in ("1", "2", "3"):
+        raise ConfigError(f"phases={phase}: not a phase; allowed: 1, 2, 3")
+    return f"phase{phase}"  # type: ignore[return-value]
 
 
 def _plan(recording: Recording, out: Path, dtype: DType) -> Plan:
@@ -225,6 +253,15 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--out", required=True, help="directory of the result: ladder.md, ladder.json")
     _add_how(command)
     command.set_defaults(command=ladder)
+
+    command = commands.add_parser("whatif", help="one recorded batch under several losses: what each would do")
+    command.add_argument("--recording", required=True, help="recording or run directory")
+    command.add_argument(
+        "--losses", default="grpo,gspo,cispo", help="names with commas between, each with +key=value (%(default)s)"
+    )
+    command.add_argument("--phases", default="", help="phases that compute them, too: 1,2,3 (legacy alone)")
+    command.add_argument("--out", required=True, help="directory of the result: whatif.md, whatif.json")
+    command.set_defaults(command=whatif)
 
     command = commands.add_parser("learning", help="rung 5: live runs over seeds, trained where they are missing")
     command.add_argument("keys", nargs="*", metavar="key=value", help="keys of compare.py, and of train.py")

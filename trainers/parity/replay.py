@@ -101,7 +101,7 @@ def replay(
 
     with tempfile.TemporaryDirectory() as directory:
         saved = Path(directory)
-        with _nowhere(config, parts_for) as side:
+        with playing_nothing(config, parts_for) as side:
             side.trainer.load(start)
             side.trainer.save(saved / "before")
             before = saved_weights(saved / "before", side.components.policy)
@@ -110,7 +110,7 @@ def replay(
             reports = [side.trainer.update(batch) for batch in updates[: broken_after or None]]
             side.trainer.save(saved / "after")
         if broken_after:
-            with _nowhere(config, parts_for) as side:
+            with playing_nothing(config, parts_for) as side:
                 side.trainer.load(saved / "after")
                 reports += [side.trainer.update(batch) for batch in updates[broken_after:]]
                 side.trainer.save(saved / "after")
@@ -127,8 +127,8 @@ def replay(
         return Evidence(figures, rows, gradients, weights, moments(saved / "after"))
 
 
-def _nowhere(config: TrainConfig, parts_for: PartsFor) -> AbstractContextManager[Opened]:
-    """A fresh trainer that plays nothing."""
+def playing_nothing(config: TrainConfig, parts_for: PartsFor) -> AbstractContextManager[Opened]:
+    """A fresh trainer of `config` that plays nothing: batches are given to it."""
     return opened(config, replace(parts_for(config), environments=nowhere))
 
 
