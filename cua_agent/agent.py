@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import logging
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -19,7 +19,7 @@ from cua_agent.envs.base import Environment, EnvironmentFailure, Observation, Te
 from cua_agent.inference.base import GenerateRequest, GenerateResponse, InferenceEngine, InferenceFailure
 from cua_agent.parsing import describe
 from cua_agent.prompts import Grounding, PromptStyle, system_prompt
-from cua_agent.rewards import RewardValues, SuccessOnly, checked_score, outcome_of, reward_of
+from cua_agent.rewards import RewardValues, SuccessOnly, checked_score, outcome_of, reward_of, turn_rewards
 from cua_agent.tasks import CUATask
 from cua_agent.trajectory import Outcome, Trajectory, Turn, state_of
 from cua_agent.verdict import Verdict, heard
@@ -165,6 +165,8 @@ class StandaloneGBoxCUAAgent:
         finally:
             self._engine.release(_conversation_id(episode_id, progress.conversation.row))
         reward = reward_of(outcome, progress.score, self._reward, progress.turns, task, progress.side_effects)
+        own = turn_rewards(self._reward, progress.turns, progress.side_effects)
+        progress.turns = [replace(turn, reward=each) for turn, each in zip(progress.turns, own, strict=True)]
         info = EpisodeInfo(reward, outcome, task.id, group_id, episode_id, seed, progress.score)
         return Episode(
             task=task,

@@ -128,8 +128,17 @@ def reward_of(
         return 0.0
     if values.custom is not None:
         return _custom_reward(values.custom, outcome, score, turns, task)
-    limit = max(0.0, values.success - best_without_success(values)) / 2
-    return _worth(outcome, score, values) - min(_costs(values, turns, side_effects), limit)
+    return _worth(outcome, score, values) - min(_costs(values, turns, side_effects), _most_costs(values))
+
+
+def turn_rewards(values: RewardValues, turns: Sequence[Turn], side_effects: int = 0) -> list[float]:
+    """What each turn brought by itself: less its own costs, as far as `reward_of` subtracts them. What is left of the
+    episode's reward came with its last turn, and all of that of a `custom` one."""
+    if values.custom is not None:
+        return [0.0] * len(turns)
+    whole = _costs(values, turns, side_effects)
+    counted = min(whole, _most_costs(values)) / whole if whole else 0.0
+    return [-counted * _costs(values, [turn], 0) for turn in turns]
 
 
 def reward_parts(
@@ -163,6 +172,10 @@ def _worth(outcome: Outcome, score: float, values: RewardValues) -> float:
         Outcome.OUT_OF_TURNS: values.out_of_turns,
     }
     return without[outcome] + values.partial * score
+
+
+def _most_costs(values: RewardValues) -> float:
+    return max(0.0, values.success - best_without_success(values)) / 2
 
 
 def _costs(values: RewardValues, turns: Sequence[Turn], side_effects: int) -> float:

@@ -31,7 +31,8 @@ class Turn:
     `action` is the parsed action as text (None when the call was malformed), `result` the observation's text,
     `screenshot` what the model looked at when it acted (None once dropped to save memory), `point` the normalised
     position acted on (None when the action has none). `truncated`: the token limit cut the turn off. `state` names the
-    state of the world that the model acted in, see `state_of` (None when it was not kept).
+    state of the world that the model acted in, see `state_of` (None when it was not kept). `reward` is what the turn
+    brought by itself; what is left of the episode's came with its last turn.
     """
 
     text: str
@@ -42,6 +43,7 @@ class Turn:
     point: tuple[int, int] | None = None
     truncated: bool = False
     state: str | None = None
+    reward: float = 0.0
     screenshot: Image.Image | None = field(default=None, repr=False, compare=False)
 
 

@@ -42,6 +42,12 @@ def test_a_state_that_one_episode_comes_back_to_is_met_by_each_visit() -> None:
     assert step_advantages(rows, HALF) == [pytest.approx([1 / 4 - 5 / 12, 0, 1 - 5 / 12]), pytest.approx([-5 / 12])]
 
 
+def test_a_turns_own_reward_comes_with_it_and_the_rest_of_the_episodes_with_the_last() -> None:
+    # a: -1, 0 and what is left of 1, which is 2; b: 0, 0. Returns at 1/2: -1/2, 1, 2 and 0, 0.
+    costly = replace(SIBLINGS[0], turns=(replace(SIBLINGS[0].turns[0], reward=-1.0), *SIBLINGS[0].turns[1:]))
+    assert step_advantages([costly, SIBLINGS[1]], HALF) == [[-0.25, 0.5, 0.0], [0.25, -0.5]]
+
+
 def test_by_turn_the_siblings_of_the_same_number_are_compared() -> None:
     # Turn 1: 1/4, 0, 1/2. Turn 2: 1/2, 0, 1. Turn 3: a alone.
     assert step_advantages(SIBLINGS, replace(HALF, credit="turn")) == [[0, 0, 0], [-0.25, -0.5], [0.25, 0.5]]

@@ -8,7 +8,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cua_agent.rewards import RewardError, RewardValues, SuccessOnly, checked_score, outcome_of, reward_of
+from cua_agent.rewards import (
+    RewardError,
+    RewardValues,
+    SuccessOnly,
+    checked_score,
+    outcome_of,
+    reward_of,
+    turn_rewards,
+)
 from cua_agent.tasks import CUATask
 from cua_agent.trajectory import Outcome, Turn
 from tests.toy_world import toy_task, trajectory
@@ -115,6 +123,19 @@ def test_a_success_is_worth_more_than_anything_else_whatever_it_costs(
     success = worth(Outcome.SUCCESS, 1.0, values, *turns[0], side_effects=effects)
     for outcome in (Outcome.FAILURE, Outcome.FALSE_CLAIM, Outcome.OUT_OF_TURNS):
         assert success > worth(outcome, score, values, *turns[1])
+
+
+def test_each_turn_has_its_own_costs_as_far_as_they_count() -> None:
+    values = RewardConfig(turn_cost=0.1, malformed_cost=0.2, side_effect_cost=0.1, minute_cost=0.6)
+    turns = [turn(), turn(action=None), turn(generate_s=5.0, env_s=5.0)]
+    assert turn_rewards(values, turns) == pytest.approx(
+        [-0.5 / 6, -1.5 / 6, -1 / 6]
+    )  # 0.1, 0.3 and 0.2: 0.5 of 0.6 counts
+    assert sum(turn_rewards(values, turns)) == pytest.approx(worth(Outcome.SUCCESS, 1.0, values, *turns) - 1)
+    with_effects = turn_rewards(values, turns, side_effects=4)  # 1.0 in all: half of it counts
+    assert with_effects == pytest.approx([-0.05, -0.15, -0.1])
+    assert turn_rewards(SuccessOnly(), turns) == [0, 0, 0]
+    assert turn_rewards(RewardConfig(function=f"{__name__}:by_turns"), turns) == [0, 0, 0]
 
 
 # A reward of one's own.

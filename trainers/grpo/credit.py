@@ -23,8 +23,15 @@ class _Steps:
     """The turns of one episode, over all its rows: where each began, and what it was rewarded with."""
 
     group_id: str
+    reward: float = 0.0
     starts: list[str] = field(default_factory=list)
     rewards: list[float] = field(default_factory=list)
+
+    @property
+    def whole(self) -> list[float]:
+        """The rewards of its turns, which add up to its own: what they do not tell came with the last."""
+        before = self.rewards[:-1]
+        return [*before, self.reward - sum(before)] if self.rewards else []
 
 
 def step_advantages(rows: Sequence[Trajectory], config: AdvantageConfig) -> list[list[float]]:
@@ -40,14 +47,11 @@ def step_advantages(rows: Sequence[Trajectory], config: AdvantageConfig) -> list
         steps = episodes.setdefault(row.episode_id, _Steps(row.group_id))
         own = turn_starts(row)
         steps.starts += own if config.credit == "gigpo" else [str(len(steps.starts) + i) for i in range(len(own))]
-        steps.rewards += [0.0] * len(own)
-    for row in rows:  # the whole reward comes with the last turn
-        if episodes[row.episode_id].rewards:
-            episodes[row.episode_id].rewards[-1] = row.reward
-
+        steps.rewards += [turn.reward for turn in row.turns] or [0.0] * len(own)
+        steps.reward = row.reward
     met: dict[tuple[str, str], dict[tuple[str, int], float]] = {}
     for name, steps in episodes.items():
-        returns = returns_to_go(steps.rewards, config.discount)
+        returns = returns_to_go(steps.whole, config.discount)
         for number, (start, value) in enumerate(zip(steps.starts, returns, strict=True)):
             met.setdefault((steps.group_id, start), {})[name, number] = value
     better = {turn: value for returns_there in met.values() for turn, value in relative(returns_there, config).items()}

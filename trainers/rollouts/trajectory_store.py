@@ -30,7 +30,7 @@ from trainers.protocol import Batch
 FORMAT = "cua-grpo-batch-1"
 ARRAYS = {"input_ids": np.int64, "loss_mask": np.int32, "logprobs": np.float32, "versions": np.int32}
 SCALARS = ("reward", "task_id", "group_id", "episode_id", "seed", "weight")
-TURN_FIELDS = ("text", "action", "result", "generate_s", "env_s", "point", "truncated", "state")
+TURN_FIELDS = ("text", "action", "result", "generate_s", "env_s", "point", "truncated", "state", "reward")
 
 Arrays = dict[str, npt.NDArray[Any]]
 _MALFORMED = (
