@@ -66,6 +66,10 @@ def without_steps(original: Wrap, tensors: Any, rows: Any, config: Any) -> Any:
     return tensors
 
 
+def all_actions(original: Wrap, input_ids: Any, loss_mask: Any, call_id: Any) -> Any:
+    return loss_mask.bool()
+
+
 def attention_leaks(original: Wrap, cu_seqlens: torch.Tensor) -> Any:
     """One long sequence, as far as the model can tell."""
     return (sum(original(cu_seqlens)),)

@@ -102,6 +102,7 @@ REPLAYED = {
     "estimator": Fault(
         1, "full/knobs", AREAL, (f"{LEARNER}:BatchLoss.__init__", f"{ACTOR}:LossWatch.__init__"), do.other_estimator
     ),
+    "thoughts_for_actions": Fault(1, "full/plain", AREAL, "trainers.areal.tensors:action_tokens", do.all_actions),
     "token_mean": Fault(1, "full/ours", ("phase2",), f"{LEARNER}:weigh_rows", do.weighed_by_tokens),
     "longer": Fault(1, "lora/reinforce", ("phase2",), f"{LEARNER}:weigh_rows", do.longer),
     "clip": Fault(1, "full/moved", ("phase3",), CLIPPED, do.configured(eps_clip=0.05)),

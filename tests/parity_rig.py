@@ -33,6 +33,9 @@ SHAPES: Sequence[Sequence[tuple[int, int, int]]] = (
 """Turns of an episode: (height and width of the screenshot, sampled tokens)."""
 
 
+CALL = 40
+
+
 def record_toy(directory: Path) -> Recording:
     """Batches of two groups of three episodes of a random model, on-policy."""
     weights = build(directory.parent / "model")
@@ -43,7 +46,7 @@ def record_toy(directory: Path) -> Recording:
         lora=LoraConfig(r=4),
     )
     write_config(directory, config)
-    policy = build_policy(config)
+    policy = _policy(config)
     store = TrajectoryStore(directory / "trajectories", keep=UPDATES)
     for step in range(1, UPDATES + 1):
         rows = rescored(policy, _rows(policy, step), config.rollout.temperature)
@@ -55,14 +58,22 @@ def _rows(policy: PolicyModel, step: int) -> list[Trajectory]:
     rows = []
     for index, turns in enumerate(SHAPES):
         plain = row(policy, 100 * step + index, turns, episode_id=f"{step}-{index}")
+        plain.input_ids[np.flatnonzero(plain.loss_mask)[len(turns) :: 3]] = CALL
         reward = float(index % 3 == 0)
         outcome = Outcome.SUCCESS if reward else Outcome.FAILURE
         rows.append(replace(plain, reward=reward, outcome=outcome, group_id=f"{step}-{index // 3}"))
     return rows
 
 
-def toy_parts(config: TrainConfig) -> Components:
+def _policy(config: TrainConfig) -> PolicyModel:
+    """Its vocabulary is bytes, one of which begins a tool call."""
     policy = build_policy(config)
+    policy.special = replace(policy.special, call_id=CALL)
+    return policy
+
+
+def toy_parts(config: TrainConfig) -> Components:
+    policy = _policy(config)
     held_out = {"seeds": TASKS, "templates": TASKS[:1]}
     return Components(policy, squares, lambda engine: Speaker(policy, engine, config.rollout.greedy), TASKS, held_out)  # type: ignore[arg-type]
 

@@ -10,6 +10,7 @@ from trainers.config import LossConfig
 from trainers.grpo.kl import k1, k3
 from trainers.grpo.loss import LossInputs, LossSums, grpo_loss, token_coefficients
 from trainers.grpo.objectives import cispo, policy_gradient, ppo_clip, sapo
+from trainers.grpo.tokens import action_tokens
 
 PPO = LossConfig(kind="ppo_clip", clip_epsilon=0.2)
 
@@ -246,3 +247,28 @@ def test_any_split_gives_the_same_loss_gradient_and_metrics(case):
     torch.testing.assert_close(split_grad, whole_grad, rtol=1e-6, atol=1e-6 * scale)
     for name, value in whole.metrics().items():
         assert split.metrics()[name] == pytest.approx(value, rel=1e-6, abs=1e-9), name
+
+
+def test_actions_and_thoughts_have_an_entropy_of_their_own():
+    some = replace(
+        inputs([1.0, 1.0, 1.0], [1.0, 1.0, 1.0]),
+        entropy=torch.tensor([1.0, 2.0, 6.0]),
+        actions=torch.tensor([False, True, True]),
+    )
+    metrics = (grpo_loss(some, LossConfig()).sums + grpo_loss(some, LossConfig()).sums).metrics()
+    assert (metrics["entropy"], metrics["entropy_action"], metrics["entropy_thought"]) == (3.0, 4.0, 1.0)
+    untold = grpo_loss(replace(some, actions=None), LossConfig()).sums.metrics()
+    assert not {"entropy_action", "entropy_thought"} & untold.keys()
+    assert (
+        "entropy_action"
+        not in grpo_loss(replace(some, actions=torch.zeros(3, dtype=bool)), LossConfig()).sums.metrics()
+    )
+
+
+def test_an_action_begins_with_its_call_in_every_turn_anew():
+    call = 7
+    ids = torch.tensor([[0, 1, call, 1, 0, 1, 1, 0, call, call], [0, call, 0, 1, 1, call, 0, 1, 0, 0]])
+    mask = torch.tensor([[0, 1, 1, 1, 0, 1, 1, 0, 1, 1], [0, 0, 0, 1, 1, 1, 0, 1, 0, 0]])
+    expected = [[0, 0, 1, 1, 0, 0, 0, 0, 1, 1], [0, 0, 0, 0, 0, 1, 0, 0, 0, 0]]
+    assert action_tokens(ids, mask, call).int().tolist() == expected
+    assert action_tokens(ids, mask, None) is None

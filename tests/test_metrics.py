@@ -9,10 +9,19 @@ import pytest
 
 from cua_agent.tasks import get_training_tasks
 from cua_agent.trajectory import Outcome, Trajectory, Turn
+from tests.toy_world import trajectory
 from trainers.config import ConfigError, LoggingConfig
 from trainers.protocol import Batch, Collected, EvalRecord, Group, GroupSpec, TrainerState, TrainResult, Usage
 from trainers.run.metrics import MetricsWriter, StepMetrics, open_trackers
-from trainers.run.step_metrics import Staleness, Timing, advance, step_metrics
+from trainers.run.step_metrics import (
+    Staleness,
+    Timing,
+    advance,
+    advantage_by_turn,
+    group_successes,
+    repeated,
+    step_metrics,
+)
 from trainers.run.throughput import Throughput
 
 DESIGN_KEYS = (
@@ -153,3 +162,23 @@ def test_a_hosted_tracker_gets_project_run_and_values(
         ("log", (2, 0.5)),
         ("finish", None),
     ]
+
+
+def test_what_was_repeated_how_groups_went_and_what_turns_were_worth() -> None:
+    def episode(name: str, group: str, outcome: Outcome, *actions: str | None) -> Trajectory:
+        turns = tuple(Turn("", action, "", 0.0, 0.0) for action in actions)
+        return replace(trajectory(outcome=outcome, episode_id=name, group_id=group), turns=turns)
+
+    a = episode("a", "g", Outcome.SUCCESS, "tap", "tap", None, None)  # malformed twice is no action twice
+    b = episode("b", "g", Outcome.FAILURE, "tap", "back", "tap")
+    c = episode("c", "h", Outcome.SUCCESS, "tap")
+    kept, filtered = Group(SPEC, [[a], [b]]), Group(SPEC, [[c]])
+    assert repeated(kept.episodes) == 1
+    assert group_successes([kept, filtered, Group(SPEC, [[b]])]) == {0: 1, 1: 2}
+    batch = Batch([a, b], [1.0, -1.0], [[0.5, 0.0, 2.0, 0.0], [0.0, 0.0, 0.0]])
+    assert advantage_by_turn(batch) == {"1": 0.25, "2": 0.0, "3-4": pytest.approx((3.0 + 1.0 - 1.0) / 3)}
+    assert advantage_by_turn(Batch([a], [0.5])) == {"1": 0.5, "2": 0.5, "3-4": 0.5}
+    halves = [replace(a, turns=a.turns[:2]), replace(a, turns=a.turns[2:])]  # rows of one episode
+    assert advantage_by_turn(Batch(halves, [1.0, 1.0], [[0.0, 1.0], [2.0, 3.0]])) == {"1": 1.0, "2": 2.0, "3-4": 3.5}
+    row = StepMetrics(1, 1, group_successes={0: 1, 2: 3}, advantage_by_turn={"3-4": 0.5}).row()
+    assert (row["groups_with_successes/2"], row["advantage/3-4"]) == (3, 0.5)

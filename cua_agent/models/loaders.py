@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from cua_agent.actions import Coordinates
+from cua_agent.calls.notation import CALL_START
 from cua_agent.error_text import first_line
 from cua_agent.models.architecture import empty_model, placeholder, replace_parameters
 from cua_agent.models.compiled_layers import allow_compiling, compile_layers
@@ -172,6 +173,7 @@ def special_tokens(tokenizer: Any, config: Any, generation_config: Any = None) -
         stop_ids=(end_of_turn, *sorted(stops)),
         pad_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end_of_turn,
         banned=tuple(sorted(banned)),
+        call_id=vocabulary.get(CALL_START),
     )
 
 

@@ -33,7 +33,8 @@ class SpecialTokens:
 
     A turn ends with any of `stop_ids`: the end of turn, and what else the model was trained to stop with.
     `banned` ids are never sampled and get probability 0 in training as well: image and video placeholders, vision
-    start and end, `<|im_start|>`, and rows of the embedding that belong to no token.
+    start and end, `<|im_start|>`, and rows of the embedding that belong to no token. `call_id` begins a tool call (None
+    where that takes several tokens).
     """
 
     image_token_id: int
@@ -41,6 +42,7 @@ class SpecialTokens:
     stop_ids: tuple[int, ...]
     pad_id: int
     banned: tuple[int, ...] = field(repr=False)
+    call_id: int | None = None
     _masks: dict[tuple[int, torch.device], Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def is_banned(self, words: int, device: torch.device) -> Tensor:

@@ -15,6 +15,7 @@ from cua_agent.trajectory import NO_VERSION, Trajectory
 from trainers.config import AdvantageConfig
 from trainers.grpo.credit import step_advantages, token_steps
 from trainers.grpo.relative import MIN_COMPARED
+from trainers.grpo.tokens import action_tokens
 
 TensorDict = dict[str, Any]
 
@@ -26,7 +27,8 @@ def rows_to_tensors(policy: PolicyModel, rows: Sequence[Trajectory], *, pixels: 
     `mm_token_type_ids` int64 (1 on image placeholders), all [B, L]; `rewards` float32 [B]; `multi_modal_input`, a
     mapping of `pixel_values` (bytes, as `PolicyModel.image_bytes` gives them; a forward pass makes pixels of its own)
     and `image_grid_thw` a row (with `pixels`, when there are images). Ours besides:
-    `predicts` int32 [B, L] (1 on what predicts a trained token, one place before it), and [B] `group` and `episode`
+    `predicts` int32 [B, L] (1 on what predicts a trained token, one place before it), likewise `actions` (of a tool
+    call; absent where these cannot be told), and [B] `group` and `episode`
     (int64: numbered in the order of their first row) and `weight` (float32, 1 / rows of the episode).
     """
     ids = [torch.from_numpy(np.ascontiguousarray(row.input_ids)) for row in rows]
@@ -44,6 +46,8 @@ def rows_to_tensors(policy: PolicyModel, rows: Sequence[Trajectory], *, pixels: 
         "episode": _numbered([row.episode_id for row in rows]),
         "weight": torch.tensor([row.weight for row in rows], dtype=torch.float32),
     }
+    if (actions := action_tokens(input_ids, tensors["loss_mask"], policy.special.call_id)) is not None:
+        tensors["actions"] = actions.int().roll(-1, dims=-1)
     if pixels and any(row.images for row in rows):
         tensors["multi_modal_input"] = [_images(policy, row) if row.images else {} for row in rows]
     return tensors

@@ -20,6 +20,7 @@ from trainers.config import LossConfig
 from trainers.grpo.checks import check_row
 from trainers.grpo.credit import token_steps
 from trainers.grpo.loss import token_coefficients
+from trainers.grpo.tokens import action_tokens
 from trainers.protocol import Batch
 
 T = TypeVar("T")
@@ -49,6 +50,7 @@ class MicroBatch:
     `loss_mask` bool [B, L], True on trained tokens; `old_logprobs` float32 [B, L], of the sampling policy;
     `advantages` float32 [B, L], of tokens; `coefficients` float64 [B]; `image_bytes`, `image_grid_thw` as
     `PolicyModel.image_bytes` gives them, the images of all rows in order (None without images).
+    `actions` bool [B, L], True on trained tokens of a tool call (None where they cannot be told).
     """
 
     input_ids: Tensor
@@ -60,6 +62,7 @@ class MicroBatch:
     coefficients: Tensor
     image_bytes: Tensor | None
     image_grid_thw: Tensor | None
+    actions: Tensor | None = None
 
     def to(self, device: torch.device | str) -> MicroBatch:
         """The same on another device."""
@@ -146,14 +149,17 @@ def collate(policy: PolicyModel, rows: Sequence[Row]) -> MicroBatch:
     positions = [policy.positions(t.input_ids.tolist(), t.images) for t in trajectories]
     images = [image for t in trajectories for image in t.images]
     image_bytes, image_grid_thw = policy.image_bytes(images) if images else (None, None)
+    input_ids = padded([t.input_ids for t in trajectories], policy.special.pad_id, torch.int64)
+    loss_mask = padded([t.loss_mask for t in trajectories], 0, torch.bool)
     return MicroBatch(
-        input_ids=padded([t.input_ids for t in trajectories], policy.special.pad_id, torch.int64),
+        input_ids=input_ids,
         attention_mask=padded([np.ones(len(t)) for t in trajectories], 0, torch.int64),
         position_ids=torch.stack([padded([p[axis] for p in positions], 0, torch.int64) for axis in range(3)]),
-        loss_mask=padded([t.loss_mask for t in trajectories], 0, torch.bool),
+        loss_mask=loss_mask,
         old_logprobs=padded([t.logprobs for t in trajectories], 0, torch.float32),
         advantages=padded([row.token_advantages for row in rows], 0, torch.float32),
         coefficients=torch.tensor([row.coefficient for row in rows], dtype=torch.float64),
         image_bytes=image_bytes,
         image_grid_thw=image_grid_thw,
+        actions=action_tokens(input_ids, loss_mask, policy.special.call_id),
     )

@@ -107,6 +107,7 @@ def loss_inputs(micro: MicroBatch, scores: TokenScores, reference: Tensor | None
         rows=micro.loss_mask.nonzero()[:, 0],
         reference_logprobs=reference,
         proximal_logprobs=scores.logprobs.detach(),
+        actions=None if micro.actions is None else micro.actions[micro.loss_mask],
     )
 
 

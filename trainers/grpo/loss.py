@@ -27,7 +27,8 @@ class LossInputs:
     `logprobs` and `entropy` belong to the policy being trained (with gradient), `old_logprobs` to the policy that
     sampled, `reference_logprobs` to the frozen reference (None: no KL term), `proximal_logprobs` to the policy that the
     update starts from (without gradient; for the decoupled loss only). `advantages` repeats each episode's advantage on
-    its tokens. `coefficients` (float64) is from `token_coefficients`.
+    its tokens. `coefficients` (float64) is from `token_coefficients`. `actions` (bool) are tokens of a tool call; the
+    others are thought (None: nobody knows).
     """
 
     logprobs: Tensor
@@ -38,6 +39,7 @@ class LossInputs:
     rows: Tensor
     reference_logprobs: Tensor | None = None
     proximal_logprobs: Tensor | None = None
+    actions: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,9 @@ class LossSums:
     loss: float = 0.0
     policy_loss: float = 0.0
     entropy: float = 0.0
+    actions: float = 0.0
+    action_entropy: float = 0.0
+    thoughts: float = 0.0
     clipped_low: float = 0.0
     clipped_high: float = 0.0
     corrected: float = 0.0
@@ -69,7 +74,8 @@ class LossSums:
         clipped from above (`clip_fraction_high`), `correction_fraction` (beyond the bounds of the decoupled loss),
         `logprob_gap` (mean exp|dlogp| between training and rollout; <= 1.05 is healthy) and, with a reference, `kl`.
         `effective_sample_size`: (sum w)^2 / (N sum w^2) of the decoupled loss's weights w (Kong, 1992), 1 without.
-        `ratio_max`, `tokens`."""
+        `ratio_max`, `tokens`. Where tokens of actions and thoughts can be told and there are some, the `entropy_action`
+        and `entropy_thought` of each."""
         count = max(self.tokens, 1)
         means = {
             "loss": self.loss,
@@ -83,7 +89,13 @@ class LossSums:
             "ratio_max": self.ratio_max,
             "tokens": float(self.tokens),
         }
-        return means if self.kl is None else means | {"kl": self.kl / count}
+        if self.kl is not None:
+            means["kl"] = self.kl / count
+        if self.actions:
+            means["entropy_action"] = self.action_entropy / self.actions
+        if self.thoughts:
+            means["entropy_thought"] = (self.entropy - self.action_entropy) / self.thoughts
+        return means
 
 
 @dataclass(frozen=True)
@@ -136,7 +148,7 @@ def grpo_loss(inputs: LossInputs, config: LossConfig) -> LossOutputs:
 
     loss = (inputs.coefficients * objective.double()).sum()
     policy_loss = (inputs.coefficients * terms.losses.double()).sum()
-    sums = loss_sums(loss, policy_loss, inputs.logprobs, inputs.old_logprobs, inputs.entropy, terms, kl)
+    sums = loss_sums(loss, policy_loss, inputs.logprobs, inputs.old_logprobs, inputs.entropy, terms, kl, inputs.actions)
     return LossOutputs(loss, sums)
 
 
@@ -149,8 +161,10 @@ def loss_sums(
     entropy: Tensor,
     terms: TokenLosses,
     kl: Tensor | None,
+    actions: Tensor | None = None,
 ) -> LossSums:
-    """The sums of a micro-batch whose shares of the batch's loss are `loss` and `policy_loss`, 0-d; the rest [N]."""
+    """The sums of a micro-batch whose shares of the batch's loss are `loss` and `policy_loss`, 0-d; the rest [N], where
+    `actions` tells tokens of actions from those of thoughts, if anybody can."""
     gap = log_ratio(logprobs, old_logprobs).double()
     zero = gap.new_zeros(())
     weights = torch.ones_like(gap) if terms.correction is None else terms.correction.weights.double()
@@ -158,6 +172,9 @@ def loss_sums(
         "loss": loss,
         "policy_loss": policy_loss,
         "entropy": entropy.double().sum(),
+        "actions": zero if actions is None else actions.double().sum(),
+        "action_entropy": zero if actions is None else (entropy * actions).double().sum(),
+        "thoughts": zero if actions is None else (~actions).double().sum(),
         "clipped_low": terms.clipped_low.double().sum(),
         "clipped_high": terms.clipped_high.double().sum(),
         "corrected": zero if terms.correction is None else terms.correction.cut.double().sum(),

@@ -8,7 +8,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -43,7 +43,11 @@ class StepMetrics:
     environments existed, which a provider bills (`box_minutes`). Loss figures are NaN (null in the file) in a step that
     trained on nothing; `updates_skipped` counts updates whose loss or gradient was not finite. `truncated` is the share
     of the turns that `rollout.max_new_tokens` cut off. `groups_dropped` came too late for the staleness bound.
-    `worlds` has, where there are several, the figures of each one's episodes.
+    `worlds` has, where there are several, the figures of each one's episodes. `entropy_action` and `entropy_thought`
+    are those of the tokens of tool calls and of what comes before them. `repeated_actions` is the share of the turns
+    that did the same as the turn before. `group_successes` counts the groups, filtered ones included, by how many of
+    their episodes succeeded; `advantage_by_turn` is the mean advantage of the turns that were trained on, by their
+    number in the episode: 1, 2, 3 to 4, 5 to 8 and so on.
     """
 
     step: int
@@ -52,6 +56,8 @@ class StepMetrics:
     policy_loss: float = NAN
     kl: float = NAN
     entropy: float = NAN
+    entropy_action: float = NAN
+    entropy_thought: float = NAN
     grad_norm: float = NAN
     clip_fraction: float = NAN
     clip_fraction_high: float = NAN
@@ -64,6 +70,7 @@ class StepMetrics:
     success_rate: float = NAN
     turns_mean: float = NAN
     truncated: float = NAN
+    repeated_actions: float = NAN
     groups_kept: int = 0
     groups_filtered: int = 0
     groups_dropped: int = 0
@@ -89,12 +96,17 @@ class StepMetrics:
     gpu_peak_gib: float = NAN
     outcomes: Mapping[str, int] = field(default_factory=dict)
     worlds: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    group_successes: Mapping[int, int] = field(default_factory=dict)
+    advantage_by_turn: Mapping[str, float] = field(default_factory=dict)
 
     def row(self) -> dict[str, float | int | None]:
-        """Flat and JSON-safe: `outcomes` becomes `outcome/<kind>`, `worlds` `<figure>/<world>`, and a number that is
-        not finite None."""
-        flat = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("outcomes", "worlds")}
+        """Flat and JSON-safe: `outcomes` becomes `outcome/<kind>`, `worlds` `<figure>/<world>`, `group_successes`
+        `groups_with_successes/<number>`, `advantage_by_turn` `advantage/<turns>`, and a number that is not finite None.
+        """
+        flat = {f.name: getattr(self, f.name) for f in fields(self) if f.default_factory is MISSING}
         flat |= {f"outcome/{kind}": count for kind, count in self.outcomes.items()}
+        flat |= {f"groups_with_successes/{number}": count for number, count in self.group_successes.items()}
+        flat |= {f"advantage/{turns}": value for turns, value in self.advantage_by_turn.items()}
         flat |= {f"{figure}/{world}": value for world, of in self.worlds.items() for figure, value in of.items()}
         return {key: json_safe(value) for key, value in flat.items()}
 

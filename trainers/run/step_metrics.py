@@ -6,13 +6,14 @@ import statistics
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from cua_agent.tasks import world_of
 from cua_agent.trajectory import Trajectory
-from trainers.protocol import Batch, Collected, Episode, StepRecord, TrainerState, Usage
+from trainers.protocol import Batch, Collected, Episode, Group, StepRecord, TrainerState, Usage
 from trainers.rollouts.evaluation import turn_count
 from trainers.run.gpu_meter import GpuFigures
 from trainers.run.metrics import NAN, StepMetrics
@@ -56,6 +57,36 @@ def cut_turns(episodes: Sequence[Episode]) -> tuple[int, int]:
     """How many turns of `episodes` the token limit cut off, and of how many."""
     turns = [turn for episode in episodes for row in episode for turn in row.turns]
     return sum(turn.truncated for turn in turns), len(turns)
+
+
+def repeated(episodes: Sequence[Episode]) -> int:
+    """Turns of `episodes` that did the same, at the same place, as the turn before them."""
+    played = [[turn for row in episode for turn in row.turns] for episode in episodes]
+    pairs = [pair for turns in played for pair in pairwise(turns)]
+    return sum(b.action is not None and (a.action, a.point) == (b.action, b.point) for a, b in pairs)
+
+
+def group_successes(groups: Sequence[Group]) -> dict[int, int]:
+    """How many groups have each number of successful episodes."""
+    counts = Counter(sum(episode[0].success for episode in group.episodes if episode) for group in groups)
+    return dict(sorted(counts.items()))
+
+
+def advantage_by_turn(batch: Batch) -> dict[str, float]:
+    """The mean advantage of the turns that `batch` trains, by their number in the episode, in ranges that double."""
+    ranges: dict[int, list[float]] = {}
+    played: Counter[str] = Counter()
+    for row, advantage, steps in zip(batch.trajectories, batch.advantages, batch.steps, strict=True):
+        for step in steps or [0.0] * len(row.turns):
+            ranges.setdefault(played[row.episode_id].bit_length(), []).append(advantage + step)
+            played[row.episode_id] += 1
+    return {_range(exponent): statistics.fmean(values) for exponent, values in sorted(ranges.items())}
+
+
+def _range(exponent: int) -> str:
+    """Numbers of turns, counted from 1, that are `exponent` bits long when they are counted from 0."""
+    first, last = 2 ** (exponent - 1) + 1 if exponent else 1, 2**exponent
+    return str(first) if first == last else f"{first}-{last}"
 
 
 def advance(state: TrainerState, timing: Timing, stale: Staleness, episodes: Sequence[Episode]) -> TrainerState:
@@ -112,6 +143,8 @@ def step_metrics(
         mfu=throughput.mfu,
         gpu_wait_s=timing.gpu.wait_s,
         gpu_peak_gib=timing.gpu.peak_gib,
+        group_successes=group_successes([*collected.kept, *collected.filtered]),
+        advantage_by_turn=advantage_by_turn(batch),
         **learning,
         **_episode_figures(collected.episodes),
     )
@@ -135,6 +168,7 @@ def _episode_figures(episodes: Sequence[Episode]) -> dict[str, Any]:
         "success_rate": statistics.fmean(float(episode[0].success) for episode in episodes),
         "turns_mean": statistics.fmean(turn_count(episode) for episode in episodes),
         "truncated": truncated / turns if turns else NAN,
+        "repeated_actions": repeated(episodes) / turns if turns else NAN,
         "outcomes": dict(Counter(episode[0].outcome.value for episode in episodes)),
         "worlds": _world_figures(episodes),
     }

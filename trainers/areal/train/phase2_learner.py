@@ -125,6 +125,7 @@ class BatchLoss:
             rows=packed_row_numbers(data)[trained],
             reference_logprobs=reference,
             proximal_logprobs=logprobs.detach().reshape(-1)[trained],
+            actions=data["actions"].reshape(-1)[trained].bool() if "actions" in data else None,
         )
         outputs = grpo_loss(inputs, self._config)
         self.sums += outputs.sums

@@ -213,7 +213,10 @@ class LossWatch:
         rows = packed_row_numbers(data)[trained.reshape(-1)]
         terms = token_losses(logprobs[trained], proximal, old, advantages, rows, self._config)
         count = max(int(trained.sum()), 1)
-        return loss_sums(loss * count, policy_loss * count, logprobs[trained], old, entropy[trained], terms, kl)
+        actions = data["actions"][trained].bool() if "actions" in data else None
+        return loss_sums(
+            loss * count, policy_loss * count, logprobs[trained], old, entropy[trained], terms, kl, actions
+        )
 
     def metrics(self, communicator: Communicator) -> dict[str, float]:
         """As `LossSums.metrics`, of all processes together; losses are token means over the update."""
