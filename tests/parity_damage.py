@@ -62,6 +62,10 @@ def undiscounted(original: Wrap, rewards: Any, discount: float) -> Any:
     return original(rewards, 1.0)
 
 
+def seeing(original: Wrap, batch: Any, loss_and_gradients: Any) -> Any:
+    return loss_and_gradients(batch).metrics["logprob_gap"]
+
+
 def without_steps(original: Wrap, tensors: Any, rows: Any, config: Any) -> Any:
     return tensors
 

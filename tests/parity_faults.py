@@ -151,6 +151,7 @@ LIVE = {
     "stale_adapter": Fault(4, "lora/greedy", ASYNCHRONOUS, SERVED, do.stale_weights),
     "stale_weights": Fault(4, "full/live", ("phase3",), SERVED, do.stale_weights),
     "no_reference": Fault(4, "full/live", ("phase3",), f"{FULL}:Phase3Trainer._own_tensors", do.without_reference),
+    "seeing": Fault(4, "full/live", ("phase3",), f"{FULL}:blind_gap", do.seeing),
     "no_steps": Fault(4, "full/live", ("phase3",), f"{FULL}:with_steps", do.without_steps),
     "sample_filter": Fault(
         4, "full/live", ASYNCHRONOUS, "trainers.areal.rollout.group_stream:carries_signal", do.filtered_by_sample

@@ -24,6 +24,8 @@ from trainers.config.own_keys import read_own
 from trainers.config.validation import fields_of
 from trainers.evaluate.options import EvaluateConfig
 from trainers.parity.__main__ import parser as parity_parser
+from trainers.parity.cases import CASES
+from trainers.parity.greedy import LIVE_CASES
 from trainers.rollouts.task_sampler import training_tasks
 from trainers.watch.__main__ import parser as watch_parser
 
@@ -262,3 +264,12 @@ def test_the_example_workflow_plays_as_printed(tmp_path: Path) -> None:
     played = run_python(driver, tmp_path).splitlines()
     assert len(played) == 8
     assert all(re.fullmatch(r"\d+ tokens, \d+ sampled, reward [01]\.0", line) for line in played)
+
+
+def test_every_row_of_the_algorithms_is_held_by_cases_of_the_ladder() -> None:
+    cases = {case.name for case in (*CASES, *LIVE_CASES)}
+    table = (ROOT / "docs" / "algorithms.md").read_text(encoding="utf-8").split("\n\n")[3]
+    rows = [re.split(r" (?<!\\)\| ", line.strip("| ")) for line in table.splitlines()[2:]]
+    assert len(rows) > 12
+    for row in rows:
+        assert set(row[-1].split(", ")) <= cases, row[0]

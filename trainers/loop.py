@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from cua_agent.tasks import CUATask, EvalSplit
 from trainers.config import TrainConfig
 from trainers.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from trainers.grpo.advantages import batch_of
+from trainers.grpo.blindness import blind_gap
 from trainers.protocol import (
     Batch,
     Collected,
@@ -143,6 +145,7 @@ class TrainingLoop:
         batch = self._lifecycle.batch_of(collected)
         rows = batch.trajectories
         stale = staleness(rows, self.state.policy_version)
+        seen = {"blind_gap": blind_gap(batch, self.loss_and_gradients)} if self._recorder.blindness_due else {}
         self._meter.start()
         clock = time.perf_counter()
         updates = [self._learner.update(batch) for _ in range(self._config.optim.updates_per_batch if rows else 0)]
@@ -151,7 +154,8 @@ class TrainingLoop:
         self._publish(updates)
         ended = time.perf_counter()
         timing = Timing(usage.wall_s, learnt - clock, ended - learnt, ended - started, gpu)
-        self._recorder.step(collected, batch, updates, stale, timing, usage)
+        told = [replace(update, metrics={**update.metrics, **seen}) for update in updates]
+        self._recorder.step(collected, batch, told, stale, timing, usage)
 
     def _publish(self, updates: Sequence[StepRecord]) -> None:
         """Sample with the new weights under a new version, if there are any."""

@@ -50,6 +50,11 @@ def cluster_problems(config: TrainConfig) -> Iterator[str]:
         return
     if config.loader.name == "unsloth":
         yield f"loader.name=unsloth with scheduler={config.scheduler.name}: set loader=peft"
+    if config.logging.blindness_every_steps:
+        yield (
+            f"logging.blindness_every_steps={config.logging.blindness_every_steps} with "
+            f"scheduler={config.scheduler.name}: pixels stay with the workers; set it to 0"
+        )
     training, playing = workers_of(config)
     for key, value, count, kind in (
         ("rollout.groups_per_step", config.rollout.groups_per_step, training, "training"),

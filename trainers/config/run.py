@@ -65,6 +65,11 @@ class LoggingConfig:
     trackio: bool = Field(default=False, description="log to trackio")
     project: Name = Field(default="cua-grpo", description="project name at wandb or trackio")
     save_trajectories: int = Field(default=1, ge=0, description="recorded batches kept (the newest); 0: none")
+    blindness_every_steps: int = Field(
+        default=0,
+        ge=0,
+        description="every n-th step, tell what becomes of last turns without their screenshot; 0: never",
+    )
     record_groups: int = Field(
         default=1, ge=0, description="record the episodes of every n-th training group; 1: of all, 0: of none"
     )

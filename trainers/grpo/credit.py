@@ -39,16 +39,16 @@ def step_advantages(rows: Sequence[Trajectory], config: AdvantageConfig) -> list
     turn's discounted return compares with those of the same group that began at the same point; 0 where none did, or
     where all came to the same.
 
-    Rows of an episode come in the order in which they were played; `credit` is not episode. Raises `ValueError` when a
-    row does not have one record for each turn that it trains, or no state and no screenshot of a turn is known.
+    Rows of an episode come in the order in which they were played; `credit` is not episode. Raises `ValueError` with
+    `credit=gigpo` as `turn_starts`.
     """
     episodes: dict[str, _Steps] = {}
     for row in rows:
         steps = episodes.setdefault(row.episode_id, _Steps(row.group_id))
-        own = turn_starts(row)
-        steps.starts += own if config.credit == "gigpo" else [str(len(steps.starts) + i) for i in range(len(own))]
-        steps.rewards += [turn.reward for turn in row.turns] or [0.0] * len(own)
-        steps.reward = row.reward
+        steps.reward, before, own = row.reward, len(steps.starts), trained_turns(row)
+        steps.starts += turn_starts(row) if config.credit == "gigpo" else [str(before + i) for i in range(own)]
+        steps.rewards += [turn.reward for turn in row.turns] if len(row.turns) == own else [0.0] * own
+
     met: dict[tuple[str, str], dict[tuple[str, int], float]] = {}
     for name, steps in episodes.items():
         returns = returns_to_go(steps.whole, config.discount)
@@ -78,7 +78,7 @@ def returns_to_go(rewards: Sequence[float], discount: float) -> list[float]:
 
 def turn_starts(row: Trajectory) -> list[str]:
     """The state that each turn which `row` trains began in: as it was recorded, else the pixels that it was shown.
-    Raises `ValueError` as `step_advantages`."""
+    Raises `ValueError` when there is not one record for each of them, or no state and no screenshot is known."""
     trained = trained_turns(row)
     if len(row.turns) != trained:
         raise ValueError(f"episode {row.episode_id!r}: {trained} turns are trained, {len(row.turns)} are recorded")

@@ -83,6 +83,7 @@ LIVE_CASES = (
             "rollout.temperature": 0.8,  # greedy log-probs are at 1: training is off-policy
             "advantage.min_group_std": 0.3,
             "advantage.credit": "turn",
+            "logging.blindness_every_steps": 1,
             "optim.warmup_steps": 2,
         },
         broken_after=2,

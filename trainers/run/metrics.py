@@ -35,6 +35,7 @@ class StepMetrics:
     the updates ask for (`trainers.run.operations`); `mfu` is the share of what the card does at most. `gpu_wait_s`:
     seconds of `train_s` in which the first process's GPU had nothing to do; `gpu_peak_gib`: the most memory that its
     tensors took meanwhile.
+    `blind_gap` is the same of turns whose screenshot was blanked (`trainers.grpo.blindness`), before the updates.
     `clip_fraction` is the share of the trained tokens whose ratio was clipped, `clip_fraction_high` from above;
     `correction_fraction` the share beyond the bounds of the decoupled loss, and `effective_sample_size` how many tokens
     its weights leave, as a share.
@@ -80,6 +81,7 @@ class StepMetrics:
     staleness_mean: float = 0.0
     staleness_max: int = 0
     logprob_gap: float = NAN
+    blind_gap: float = NAN
     rollout_s: float = 0.0
     train_s: float = 0.0
     sync_s: float = 0.0

@@ -178,6 +178,12 @@ class RunRecorder:
         self._state = replace(self._state, rollout_s=self._state.rollout_s + stopped.collecting_s)
 
     @property
+    def blindness_due(self) -> bool:
+        """Whether the coming step is to tell what becomes of turns without their screenshot."""
+        every = self._config.logging.blindness_every_steps
+        return bool(every) and (self._state.step + 1) % every == 0
+
+    @property
     def evaluation_due(self) -> bool:
         """Whether held-out tasks are to be played after the present step."""
         every = self._config.eval.every_steps

@@ -49,10 +49,12 @@ def native_config(config: TrainConfig, run_directory: Path) -> GRPOConfig:
 def caveats(config: TrainConfig) -> list[str]:
     """What AReaL on its own does otherwise than our phases with the same keys, a line each."""
     loss, lora, attention = config.loss, config.lora, config.loader.attn_implementation
+    credit = config.advantage.credit
     unpacked = attention != "flash_attention_2"
     lines = {
         "the workflow, the data and the filter of groups without signal are arguments of PPOTrainer.train": True,
         "loss.kl_coefficient: AReaL takes the KL from the reward; ours is a term of the loss": loss.kl_coefficient,
+        f"advantage.credit={credit}: AReaL's advantages are those of episodes": credit != "episode",
         "areal.loss: code, not configuration": config.areal.loss != "grpo",
         "optim.warmup_steps: AReaL starts at rate 0, so its first update changes nothing": config.optim.warmup_steps,
         "lora.dropout: AReaL's adapters have none": lora.enabled and lora.dropout,

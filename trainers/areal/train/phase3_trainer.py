@@ -23,6 +23,7 @@ from trainers.components import Components
 from trainers.config import ConfigError, TrainConfig
 from trainers.distributed.process_group import ProcessGroup
 from trainers.grpo.advantages import batch_of
+from trainers.grpo.blindness import blind_gap
 from trainers.grpo.checks import check_batch, check_finite, check_row, not_finite
 from trainers.protocol import (
     Batch,
@@ -165,7 +166,12 @@ class Phase3Trainer:
         for row in (row for group in collected.kept for row in group.rows):
             check_row(self._policy, row)
         tensors = self._own_tensors(collected.kept, own)
-        return tensors if self._run.collected(collected, usage) else []
+        if not self._run.collected(collected, usage):
+            return []
+        if self._recorder.blindness_due:
+            batch = batch_of([row for group in collected.kept for row in group.rows], self._config.advantage)
+            self._run.seen = {"blind_gap": blind_gap(batch, self.loss_and_gradients)}
+        return tensors
 
     def _collect(self) -> tuple[Collected, list[ReadyGroup], Usage]:
         """What all processes collected, and the groups that this one did."""

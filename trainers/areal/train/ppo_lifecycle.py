@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 
 from trainers.grpo.checks import not_finite
@@ -37,6 +38,8 @@ class PPOLifecycle:
         self._held = ExitStack()  # Ctrl-C, while a step changes weights that it would leave torn
         self._present: tuple[Collected, Batch, Staleness, Usage] | None = None
         self._updates: list[StepRecord] = []
+        self.seen: dict[str, float] = {}
+        """Figures of the present step besides those of its update."""
         self._unusable: str | None = None
         self._latest: EvalRecord | None = None
         self.watch = Stopwatch()
@@ -63,7 +66,8 @@ class PPOLifecycle:
         to serve the weights if it changed them (AReaL's trainer counts its steps, whatever happened in them)."""
         if self._unusable is not None:
             update = StepRecord({}, skipped=True, reason=self._unusable)
-        self._updates = [update] if update is not None else []
+        seen, self.seen = self.seen, {}
+        self._updates = [replace(update, metrics={**update.metrics, **seen})] if update is not None else []
         self.watch.mark("publishing")
         self._gpu = self._meter.stop()
         return None if update is None or update.skipped else self._recorder.new_version()
