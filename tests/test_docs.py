@@ -269,7 +269,7 @@ def test_the_example_workflow_plays_as_printed(tmp_path: Path) -> None:
 def test_every_row_of_the_algorithms_is_held_by_cases_of_the_ladder() -> None:
     cases = {case.name for case in (*CASES, *LIVE_CASES)}
     table = (ROOT / "docs" / "algorithms.md").read_text(encoding="utf-8").split("\n\n")[3]
-    rows = [re.split(r" (?<!\\)\| ", line.strip("| ")) for line in table.splitlines()[2:]]
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines()[2:]]
     assert len(rows) > 12
     for row in rows:
         assert set(row[-1].split(", ")) <= cases, row[0]
