@@ -50,7 +50,7 @@ class Turn:
 def state_of(screenshot: npt.NDArray[np.uint8]) -> str:
     """The name of the state that shows itself as `screenshot` [H, W, 3], where nothing tells more: its pixels."""
     digest = xxhash.xxh3_128(repr(screenshot.shape).encode())
-    digest.update(np.ascontiguousarray(screenshot).data)
+    digest.update(np.ascontiguousarray(screenshot).reshape(-1).data)
     return digest.hexdigest()
 
 
