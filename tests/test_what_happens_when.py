@@ -38,6 +38,9 @@ TESTS = {
         "test_cli.py::test_an_interrupted_run_saves_and_can_be_resumed",
         "test_secrets.py::test_output_that_nobody_can_read_any_more_ends_nothing",
     ),
+    "it is ended in an evaluation": (
+        "test_resume.py::test_an_evaluation_that_was_broken_off_is_made_when_the_run_goes_on",
+    ),
     "Ctrl-C again and again": (
         "test_cli.py::test_an_interrupted_run_saves_and_can_be_resumed",
         "test_legacy_parts.py::test_interrupts_are_held_however_often_they_come",
