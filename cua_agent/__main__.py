@@ -58,8 +58,10 @@ class Options:
     prompt: Literal["brief", "full"] | None = Field(
         None, description="tools in the prompt; default: brief for tiny, else full"
     )
-    context: Literal["full", "last_k"] = Field("full", description="screenshots shown: all, or the last_k newest")
-    last_k: int = Field(3, ge=1, description="screenshots shown with context=last_k")
+    context: Literal["full", "last_k", "folded"] = Field(
+        "full", description="screenshots shown: all, the last_k newest, or up to last_k, dropped together"
+    )
+    last_k: int = Field(3, ge=1, description="most screenshots shown with context=last_k or folded")
     max_turns: int = Field(30, ge=1, description="upper bound over the task's own")
     max_new_tokens: int | None = Field(None, ge=1, description="of one turn; default: 48 for tiny, else 512")
     max_length: int | None = Field(None, ge=1, description="tokens of an episode; default: 2048 for tiny, else 32768")

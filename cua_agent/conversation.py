@@ -5,6 +5,7 @@ plus new tokens. `context=full` keeps all screenshots, so an episode is one row.
 screenshots only: the text of older turns stays, their screenshots go. Turns whose prompt still begins with the former
 row continue that row; as soon as a screenshot has to go, a new row begins. Turns 1..k are therefore one row and every
 later turn is a row of its own, whose loss mask holds that turn's tokens only: each sampled token is trained once.
+`context=folded` shows at most k screenshots, too, but lets k of them go at a time: every k turns are one row.
 
 A model without eyes is shown each screen in words instead; the words come and go like the screenshots.
 """
@@ -24,7 +25,7 @@ from cua_agent.inference.base import GenerateResponse
 from cua_agent.prompts import first_prompt, next_prompt
 from cua_agent.trajectory import NO_VERSION, Outcome, Trajectory, Turn
 
-Context = Literal["full", "last_k"]
+Context = Literal["full", "last_k", "folded"]
 Screenshot = npt.NDArray[np.uint8]
 Screen = Screenshot | str
 """What a turn is shown: pixels (uint8 [H, W, 3]), or the screen in words."""
@@ -114,11 +115,12 @@ class Conversation:
     """
 
     def __init__(self, codec: Codec, system: str, context: Context = "full", last_k: int = 3) -> None:
-        if context == "last_k" and last_k < 1:
+        if context != "full" and last_k < 1:
             raise ValueError(f"last_k={last_k} must be at least 1")
         self._codec = codec
         self._system = system
-        self._last_k = last_k if context == "last_k" else None
+        self._context = context
+        self._last_k = last_k
         self._exchanges: list[_Exchange] = []
         self._former: list[int] = []  # the present row up to and including the last answer
 
@@ -141,7 +143,9 @@ class Conversation:
 
     def _append(self, text: str, text_without_screen: str, screen: Screen) -> None:
         encode, image = self._codec.encode, None if isinstance(screen, str) else screen
-        without_screen = encode(text_without_screen) if self._last_k else []  # with all screens it is never asked for
+        without_screen = (
+            [] if self._context == "full" else encode(text_without_screen)
+        )  # with all screens nobody asks for it
         self._exchanges.append(_Exchange(encode(text), without_screen, image))
         if self._first_shown(self.turns) != self._first_shown(self.turns - 1):
             self._former = []
@@ -154,7 +158,7 @@ class Conversation:
     @property
     def row(self) -> int:
         """Index of the row that the next turn belongs to."""
-        return self._first_shown(len(self._exchanges) - 1)
+        return self._row(len(self._exchanges) - 1)
 
     def prompt(self) -> tuple[list[int], list[Screenshot]]:
         """Token ids and screenshots to sample the next turn from; extends the former turn exactly within a row."""
@@ -183,7 +187,8 @@ class Conversation:
         turn i and goes to the row that trains it.
         """
         answered = self.turns
-        rows = [[t for t in range(answered) if self._first_shown(t) == row] for row in range(self._rows(answered))]
+        count = max(1, self._row(answered - 1) + 1)
+        rows = [[turn for turn in range(answered) if self._row(turn) == row] for row in range(count)]
         return [self._trajectory(trained, info, turns, weight=1 / len(rows)) for trained in rows]
 
     def _trajectory(self, trained: list[int], info: EpisodeInfo, turns: Sequence[Turn], weight: float) -> Trajectory:
@@ -232,8 +237,11 @@ class Conversation:
         return self._codec.image_tokens(height, width), ""
 
     def _first_shown(self, turn: int) -> int:
-        """The oldest turn whose screen is shown at `turn`; it is also the index of the row."""
-        return max(0, turn - self._last_k + 1) if self._last_k else 0
+        """The oldest turn whose screen is shown at `turn`."""
+        return self._row(turn) * (self._last_k if self._context == "folded" else 1)
 
-    def _rows(self, turns: int) -> int:
-        return self._first_shown(turns - 1) + 1
+    def _row(self, turn: int) -> int:
+        """Index of the row that trains `turn`."""
+        if self._context == "full":
+            return 0
+        return turn // self._last_k if self._context == "folded" else max(0, turn - self._last_k + 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -15,8 +16,9 @@ import pytest
 if TYPE_CHECKING:
     from tests.legacy_rig import MakeRig
 
-# A shell starts background jobs with SIGINT ignored, and the tests of interrupts are about SIGINT.
+# A shell starts background jobs with SIGINT ignored, `nohup` ignores SIGHUP; the tests of interrupts are about both.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # How long an example takes is a matter of the machine's load, and what CI tries must not be a matter of luck.
 hypothesis.settings.register_profile(
@@ -33,6 +35,11 @@ _LOGGERS = logging.Logger.manager
 def pytest_collectreport() -> None:
     """A module that imports AReaL leaves a logging tree of AReaL's own behind, which `caplog` does not hear."""
     logging.Logger.root, logging.Logger.manager = _LOGGERS.root, _LOGGERS
+
+
+def pytest_collection_finish() -> None:
+    """What the modules imported stays: garbage is not looked for among it, as AReaL's engines do whenever they end."""
+    gc.freeze()
 
 
 def pytest_runtest_setup() -> None:

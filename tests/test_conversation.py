@@ -46,13 +46,19 @@ turns = st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=1, max_si
 
 
 @settings(deadline=None)
-@given(turns, st.sampled_from(["full", "last_k"]), st.integers(1, 4))
+@given(turns, st.sampled_from(["full", "last_k", "folded"]), st.integers(1, 4))
 def test_rows_of_any_episode(lengths: list[tuple[int, bool]], context: Context, last_k: int) -> None:
     answers = unique_answers([n for n, _ in lengths], [end for _, end in lengths])
     conversation, prompts = play(answers, context, last_k)
     rows = conversation.to_trajectories(INFO)
 
-    assert len(rows) == (1 if context == "full" else max(1, len(answers) - last_k + 1))
+    turn_of = range(len(answers))
+    row_of = {
+        "full": [0 for _ in turn_of],
+        "last_k": [max(0, turn - last_k + 1) for turn in turn_of],
+        "folded": [turn // last_k for turn in turn_of],
+    }[context]
+    assert len(rows) == row_of[-1] + 1
     assert sum(row.weight for row in rows) == pytest.approx(1)
     # Each sampled token is trained exactly once, with its own log-prob and version, in order.
     masks = [row.loss_mask.astype(bool) for row in rows]
@@ -66,10 +72,9 @@ def test_rows_of_any_episode(lengths: list[tuple[int, bool]], context: Context, 
     for row, mask in zip(rows, masks, strict=True):
         assert (row.logprobs[~mask] == 0).all() and (row.versions[~mask] == -1).all()
         assert placeholder_runs(row) == len(row.images)
-        if context == "last_k":
+        if context != "full":
             assert len(row.images) <= last_k
     # Every prompt that was sampled from is the beginning of the row that trains its answer.
-    row_of = [max(0, turn - last_k + 1) if context == "last_k" else 0 for turn in range(len(answers))]
     for turn, prompt in enumerate(prompts):
         row = rows[row_of[turn]].input_ids.tolist()
         assert row[: len(prompt) + len(answers[turn].output_ids)] == prompt + answers[turn].output_ids
@@ -108,15 +113,27 @@ def test_last_k_keeps_old_text_and_drops_old_screenshots() -> None:
     assert first.weight == second.weight == 0.5
 
 
-def test_rows_are_numbered_as_they_begin() -> None:
-    conversation = Conversation(CODEC, "S", "last_k", 2)
+def test_folded_lets_k_screenshots_go_at_a_time() -> None:
+    conversation, _ = play([response(text) for text in "abcde"], "folded", 2)
+    rows = conversation.to_trajectories(INFO)
+    said = [CODEC.decode(row.input_ids[row.loss_mask == 1].tolist()) for row in rows]
+    assert said == ["a<|im_end|>b<|im_end|>", "c<|im_end|>d<|im_end|>", "e<|im_end|>"]
+    assert [[image[0, 0, 0] for image in row.images] for row in rows] == [[0, 1], [2, 3], [4]]
+    for row, turns_before in zip(rows, ["", "ab", "abcd"], strict=True):
+        context = CODEC.decode(row.input_ids[row.loss_mask == 0].tolist())
+        assert [text for text in "abcde" if f"{text}<|im_end|>" in context] == list(turns_before)
+
+
+@pytest.mark.parametrize(("context", "expected"), [("last_k", [0, 0, 1, 2]), ("folded", [0, 0, 1, 1])])
+def test_rows_are_numbered_as_they_begin(context: Context, expected: list[int]) -> None:
+    conversation = Conversation(CODEC, "S", context, 2)
     conversation.start("goal", pixels())
     seen = []
     for _ in range(4):
         seen.append(conversation.row)
         conversation.add_response(response("a"))
         conversation.observe("", pixels())
-    assert seen == [0, 0, 1, 2]
+    assert seen == expected
 
 
 def test_an_episode_without_answers_is_one_empty_row() -> None:

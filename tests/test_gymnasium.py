@@ -221,14 +221,13 @@ class TestGymnasiumsOwn:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", ["legacy", "areal"])
-def test_it_trains(backend: str, tmp_path: Path) -> None:
+def test_it_trains(tmp_path: Path) -> None:
     words = [
         *("experiment=quick", "max_steps=1", "rollout.groups_per_step=1", "rollout.group_size=2", "eval.episodes=2"),
         *("rollout.max_turns=2", "eval.baseline=false", "run_name=run"),
     ]
     done = subprocess.run(
-        [sys.executable, ROOT / "train.py", *ARGUMENTS, *words, f"backend={backend}", f"output_dir={tmp_path}"],
+        [sys.executable, ROOT / "train.py", *ARGUMENTS, *words, f"output_dir={tmp_path}"],
         capture_output=True,
         text=True,
         timeout=500,

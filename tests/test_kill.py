@@ -17,10 +17,10 @@ no_browser = pytest.mark.skipif(shutil.which(DEFAULT_BROWSER) is None, reason=f"
 @pytest.mark.parametrize(
     ("surroundings", "kills", "steps"),
     [
-        pytest.param("nothing", 3, 8),
-        pytest.param("boxes", 2, 4),
-        pytest.param("pages", 2, 4, marks=no_browser),
-        pytest.param("adapters", 2, 4),
+        pytest.param("nothing", 2, 4),
+        pytest.param("boxes", 1, 2),
+        pytest.param("pages", 1, 2, marks=no_browser),
+        pytest.param("adapters", 1, 2),
     ],
 )
 def test_a_run_that_is_killed_again_and_again_has_every_row_once_and_leaves_nothing(

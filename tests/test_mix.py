@@ -298,7 +298,7 @@ class TestTraining:
         assert done.returncode == 0, done.stderr
         assert "success on mine, end" in "".join(file.read_text() for file in (tmp_path / "report").glob("*.md"))
 
-    @pytest.mark.parametrize("words", ["phase=1", "phase=3", "scheduler=local"])
+    @pytest.mark.parametrize("words", ["phase=3", "scheduler=local"])
     def test_on_areal(self, words: str, tmp_path: Path) -> None:
         pytest.importorskip("areal")
         (row,) = train(tmp_path, *SHORT, MINE, words, f"run_name={words}")

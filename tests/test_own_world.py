@@ -87,7 +87,7 @@ class TestForReal:
         assert done.returncode == 0, done.stderr
         assert (folder / "report" / "compare.html").is_file()
 
-    @pytest.mark.parametrize("words", ["phase=1", "phase=2", "phase=3", "scheduler=local"])
+    @pytest.mark.parametrize("words", ["phase=2", "phase=3"])
     def test_it_trains_on_areal(self, folder: Path, words: str) -> None:
         pytest.importorskip("areal")
         done = train(folder, WORLD, *SHORT, words, f"run_name={words}")

@@ -153,7 +153,7 @@ def build_engine(config: TrainConfig, policy: PolicyModel) -> InferenceEngine:
             policy,
             save_weights,
             max_length=config.model.max_length,
-            max_images=rollout.last_k if rollout.context == "last_k" else rollout.max_turns,
+            max_images=rollout.most_screenshots,
             max_staleness=rollout.max_staleness,
             run=config.run_name or config.experiment,
         )

@@ -62,10 +62,10 @@ def cluster_problems(config: TrainConfig) -> Iterator[str]:
     ):
         if value % count:
             yield f"{key}={value} with {count} {kind} processes: allowed: multiples of {count}"
-    if training > 1 and config.rollout.context == "last_k":
+    if training > 1 and config.rollout.context != "full":
         yield (
-            f"rollout.context=last_k with {training} training processes: AReaL deals out groups with as many rows "
-            "each; set rollout.context=full"
+            f"rollout.context={config.rollout.context} with {training} training processes: AReaL deals out groups with "
+            "as many rows each; set rollout.context=full"
         )
 
 

@@ -28,13 +28,20 @@ class RolloutConfig:
     max_staleness: int = Field(
         default=0, ge=0, description="areal: most policy versions between a token and its update"
     )
-    context: Literal["full", "last_k"] = Field(default="full", description="screenshots kept in the conversation")
-    last_k: int = Field(default=3, ge=1, description="screenshots kept with context=last_k")
+    context: Literal["full", "last_k", "folded"] = Field(
+        default="full", description="screenshots in view: all, the last_k newest, or up to last_k, dropped together"
+    )
+    last_k: int = Field(default=3, ge=1, description="most screenshots in view with context=last_k or folded")
     max_refills: int = Field(default=1, ge=0, description="further rounds of groups when too many gave no signal")
     episode_timeout_s: float = Field(
         default=600.0, gt=0, description="longest episode, waits for servers included; then it is lost and replaced"
     )
     infra_retries: int = Field(default=3, ge=0, description="replacements of one episode lost to infrastructure")
+
+    @property
+    def most_screenshots(self) -> int:
+        """How many screenshots a prompt has at most."""
+        return self.max_turns if self.context == "full" else self.last_k
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -154,7 +154,7 @@ def adapters(url: str, context: Context) -> Finding:
 def images(url: str, context: Context) -> Finding:
     """How many screenshots a prompt may have."""
     info, rollout = _info(url), context.config.rollout
-    wanted = rollout.last_k if rollout.context == "last_k" else rollout.max_turns
+    wanted = rollout.most_screenshots
     flag = f"--limit-mm-per-prompt '{{\"image\": {wanted}}}'"
     if info is None:
         return not_checked(f"its settings cannot be read; needed: {flag}")

@@ -62,7 +62,7 @@ def plan_of(config: TrainConfig) -> ServingPlan:
         lora_rank=rank,
         slots=slots_for(rollout.max_staleness),
         max_length=config.model.max_length,
-        images=rollout.last_k if rollout.context == "last_k" else rollout.max_turns,
+        images=rollout.most_screenshots,
         dtype=config.model.dtype,
         canary=Canary([], [], []),
         tolerance=0.0,

@@ -7,6 +7,7 @@ Prints a line for each piece of work that is done.
 from __future__ import annotations
 
 import faulthandler
+import gc
 import sys
 import traceback
 from pathlib import Path
@@ -31,6 +32,7 @@ def main(side: Side, directory: Path, parts_for: PartsFor = build_components) ->
     for name in plan.pieces:
         work(side, plan, name, parts_for)
         print(name, flush=True)
+        gc.freeze()  # AReaL's engines collect all garbage twice when they end: not among what was imported
 
 
 def work(side: Side, plan: Plan, name: str, parts_for: PartsFor = build_components) -> None:
