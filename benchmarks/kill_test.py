@@ -4,9 +4,10 @@
                                    [--with nothing|boxes|pages|adapters] [key=value ...]
 
 Each side (legacy, or a phase of AReaL) trains one run; whatever is killed is started again by the same command. In the
-end it has every row once, no more checkpoints than one run keeps, and its final success lies within what uninterrupted
-runs of other seeds reach; no process, box, page, adapter or temporary file is left. Prints a line of JSON for each
-side, writes it to `kill_test_<side>.json` in DIR, and exits with 1 when something fails.
+end it has every row once and no more checkpoints than one run keeps; no process, box, page, adapter or temporary file
+is left. On legacy, where nothing depends on time, it equals the uninterrupted run of its seed, row by row; on AReaL
+its final success lies within what uninterrupted runs of other seeds reach. Prints a line of JSON for each side, writes
+it to `kill_test_<side>.json` in DIR, and exits with 1 when something fails.
 """
 
 from __future__ import annotations
@@ -44,6 +45,9 @@ CHECKPOINTS_KEPT = {"step_*": 2, "best": 1, "last": 1}
 """How many there may be of each kind, in all directories of the run together."""
 STEPS_BEFORE_A_KILL = 5
 LONGEST_START_S = 600.0
+SAME_ROW = ("step", "policy_version", "success_rate", "reward_mean", "turns_mean", "groups_kept", "episodes")
+LOSS_TOLERANCE = 1e-4
+"""Who shares a batch with an episode that is played again changes its log-probs in their last digits."""
 STUDENT_T = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571}
 """Two-sided 95 % points, by the number of runs."""
 
@@ -60,6 +64,7 @@ class Outcome:
     steps: int = 0
     success: float = math.nan
     uninterrupted: list[float] = field(default_factory=list)
+    loss_difference: float = 0.0
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -196,6 +201,19 @@ def examine(runs: Runs, steps: int, outcome: Outcome) -> None:
     outcome.problems += [f"{what} was left" for what in runs.surroundings.left()]
 
 
+def compare_rows(killed: Lineage, whole: Lineage, outcome: Outcome) -> None:
+    """The run that was killed did what the one that was not did."""
+    for ours, theirs in zip(training_rows(killed), training_rows(whole), strict=False):
+        other = [key for key in SAME_ROW if ours[key] != theirs[key]]
+        losses = [row["loss"] or 0.0 for row in (ours, theirs)]
+        outcome.loss_difference = max(outcome.loss_difference, abs(losses[0] - losses[1]))
+        outcome.problems += [f"step {ours['step']} has another {', '.join(other)}"] if other else []
+    if outcome.loss_difference > LOSS_TOLERANCE:
+        outcome.problems.append(f"losses differ by up to {outcome.loss_difference:.1e}")
+    if outcome.success != outcome.uninterrupted[0]:
+        outcome.problems.append(f"success {outcome.success:.3f}, without kills {outcome.uninterrupted[0]:.3f}")
+
+
 def final_success(lineage: Lineage) -> float:
     """Of the last evaluation on held-out seeds; NaN where there was none."""
     found = [row["success_rate"] for row in evaluation_rows(lineage) if row["split"] == "seeds"]
@@ -216,12 +234,21 @@ def test_side(side: str, work: Path, options: argparse.Namespace) -> Outcome:
     def runs_in(name: str, seed: int, surroundings: Surroundings) -> Runs:
         return Runs(command(side, work / name, options.steps, seed, options.keys), work / name, surroundings)
 
+    def uninterrupted(seed: int, surroundings: Surroundings) -> Lineage:
+        runs = runs_in(f"{side}-{seed}", seed, surroundings)
+        runs.start().wait()
+        lineage = lineage_of(runs.directories()[-1])
+        outcome.uninterrupted.append(final_success(lineage))
+        return lineage
+
     with SURROUNDINGS[options.surroundings]() as surroundings:
+        killed = runs_in(side, 0, surroundings)
+        run_with_kills(killed, options.kills, options.steps, chance, outcome)
+        if side == "legacy" and options.uninterrupted:
+            compare_rows(lineage_of(killed.directories()[-1]), uninterrupted(0, surroundings), outcome)
+            return outcome
         for seed in range(1, options.uninterrupted + 1):
-            runs = runs_in(f"{side}-{seed}", seed, surroundings)
-            runs.start().wait()
-            outcome.uninterrupted.append(final_success(lineage_of(runs.directories()[-1])))
-        run_with_kills(runs_in(side, 0, surroundings), options.kills, options.steps, chance, outcome)
+            uninterrupted(seed, surroundings)
     if len(outcome.uninterrupted) > 1:
         low, high = outcome.interval()
         if not low <= outcome.success <= high:

@@ -26,8 +26,9 @@ no_browser = pytest.mark.skipif(shutil.which(DEFAULT_BROWSER) is None, reason=f"
 def test_a_run_that_is_killed_again_and_again_has_every_row_once_and_leaves_nothing(
     tmp_path: Path, surroundings: str, kills: int, steps: int
 ) -> None:
-    quick = ["--kills", str(kills), "--steps", str(steps), "--uninterrupted", "0", "--with", surroundings]
-    command = [sys.executable, str(ROOT / "benchmarks" / "kill_test.py"), "legacy", "eval.episodes=2", *quick]
+    uninterrupted = 2 if surroundings == "nothing" else 0  # which it then equals, row by row
+    quick = ["eval.episodes=2", "--kills", str(kills), "--steps", str(steps), "--uninterrupted", str(uninterrupted)]
+    command = [sys.executable, str(ROOT / "benchmarks" / "kill_test.py"), "legacy", *quick, "--with", surroundings]
     done = subprocess.run(
         [*command, "--work", str(tmp_path)], capture_output=True, text=True, cwd=ROOT, timeout=1200, check=False
     )
