@@ -42,3 +42,5 @@ def test_who_looks_is_told_from_who_does_not(policy: PolicyModel) -> None:
     unmoved = rescored(policy, grey, 1.0)  # what is seen makes no difference to it
     assert blind_gap(Batch(unmoved, [1.0] * 3), learner.loss_and_gradients) == pytest.approx(1, abs=1e-4)
     assert math.isnan(blind_gap(Batch([], []), learner.loss_and_gradients))
+    broken = replace(rows[0], logprobs=np.full_like(rows[0].logprobs, np.nan))  # its update is skipped
+    assert math.isnan(blind_gap(Batch([broken], [1.0]), learner.loss_and_gradients))

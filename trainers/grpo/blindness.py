@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from cua_agent.trajectory import Trajectory
+from trainers.grpo.checks import not_finite
 from trainers.grpo.credit import turn_numbers
 from trainers.protocol import Batch, LossRecord
 
@@ -19,10 +20,13 @@ _GREY = 127
 def blind_gap(batch: Batch, loss_and_gradients: Callable[[Batch], LossRecord]) -> float:
     """Mean exp|dlogp| over the tokens of the last turn of rows of `batch`, between what `loss_and_gradients` of a
     trainer makes of them without the last screenshot and what they were sampled with. A model that looks is far above
-    the step's `logprob_gap`; one that does not is at it. NaN when no row has a screenshot and a trained token.
+    the step's `logprob_gap`; one that does not is at it. NaN when no row has a screenshot and a trained token, or no
+    update can be made of them.
     """
     blind = blinded(batch)
-    return loss_and_gradients(blind).metrics["logprob_gap"] if blind.trajectories else float("nan")
+    if not blind.trajectories or not_finite(blind):
+        return float("nan")
+    return loss_and_gradients(blind).metrics["logprob_gap"]
 
 
 def blinded(batch: Batch) -> Batch:
