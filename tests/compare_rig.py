@@ -39,7 +39,8 @@ def row(step: int, **values: Any) -> dict[str, Any]:
         "train_s": 3.0, "sync_s": 0.5, "step_s": 10.0, "env_utilisation": 0.5, "env_wait_s": 1.0, "box_minutes": 2.0,
         "tokens": 1000, "tokens_per_s": 100.0, "train_tokens_per_s": 300.0, "train_tflops": 0.1, "mfu": None,
         "gpu_wait_s": None, "gpu_peak_gib": None, "clip_fraction_high": 0.0, "correction_fraction": None,
-        "effective_sample_size": None,
+        "effective_sample_size": None, "entropy_action": None, "entropy_thought": None, "repeated_actions": 0.0,
+        "blind_gap": None,
     } | values  # fmt: skip
 
 
