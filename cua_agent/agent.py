@@ -90,8 +90,8 @@ class Episode:
 
 @dataclass
 class Progress:
-    """What an episode has come to; readable at any time, by any thread, also after a failure. It has been waiting for
-    what `waits_for` says `since` then (of `time.time`)."""
+    """What an episode has come to; readable at any time, by any thread, also after a failure. `phases` are what it
+    waited for, and since when (of `time.time`)."""
 
     conversation: Conversation
     goal: str
@@ -102,13 +102,17 @@ class Progress:
     score: float = 0.0
     side_effects: int = 0
     reset_s: float = 0.0
-    waits_for: str = "starting"
-    since: float = field(default_factory=time.time)
+    phases: list[tuple[str, float]] = field(default_factory=lambda: [("starting", time.time())])
     verdict: Verdict = field(default_factory=Verdict)
 
     def wait_for(self, what: str) -> None:
         """The episode goes on when `what` is done."""
-        self.waits_for, self.since = what, time.time()
+        self.phases.append((what, time.time()))
+
+    @property
+    def waits_for(self) -> str:
+        """What it waits for at present."""
+        return self.phases[-1][0]
 
     @property
     def over(self) -> bool:

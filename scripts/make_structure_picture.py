@@ -27,7 +27,7 @@ AGENT_LAYERS = (
     ("cua_agent.actions",),
 )
 COLUMNS = {"compare": 0, "legacy": 2, "components": 2, "distributed": 0, "config": 0, "cloning": 2, "envs": 0}
-COLUMNS |= {"trajectory": 2, "tasks": 0, "episodes": 2, "watch": 2}
+COLUMNS |= {"trajectory": 2, "tasks": 0, "episodes": 2, "watch": 2, "timeline": 2}
 """Of three, for what does not stand in the middle."""
 WIDTH, BOX_W, BOX_H, ROW_H, MARGIN = 1000, 296, 72, 108, 24
 STYLE = "font-family='system-ui, sans-serif' fill='#1f2937'"

@@ -58,6 +58,8 @@ def test_figures_by_hand(tmp_path: Path) -> None:
         ("minutes", [1 / 3, 1 / 6], 0.5),
         ("minutes_to_target", [1 / 6, 4 / 60], 0.4),
         ("episodes_to_target", [64, 64], 1.0),
+        ("boxes_to_target", [2, 2], 1.0),  # minutes of environments, of the one step that it took
+        ("generalisation_gap", [0.24, 0.27], 0.03),
         ("steps_per_hour", [360, 720], 2.0),
         ("episodes_per_hour", [360 * 64, 720 * 64], 2.0),
         ("tokens_per_s", [100, 200], 2.0),
@@ -72,6 +74,14 @@ def test_figures_by_hand(tmp_path: Path) -> None:
         assert found[0] == pytest.approx(means), key
         assert found[1][1] == pytest.approx(against, abs=1e-9), key
     assert comparison.row("kl_end") is None  # null in every row
+    assert comparison.row("price_to_target") is None
+
+
+def test_what_environments_cost_until_the_target(tmp_path: Path) -> None:
+    dear, cheap = make(tmp_path, env__price_per_box_hour=3.0), make(tmp_path, "areal", env__price_per_box_hour=1.5)
+    comparison = compare([dear, cheap], target=0.9, margin=0.05)
+    assert figure(comparison, "price_to_target") == ([pytest.approx(0.1), pytest.approx(0.05)], [None, 0.5])
+    assert comparison.verdicts[0].checks[1].passed and "env.price_per_box_hour" not in dict(comparison.settings)
 
 
 def test_the_last_steps_and_the_worst_step(tmp_path: Path) -> None:

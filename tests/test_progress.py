@@ -1,4 +1,5 @@
 import io
+import re
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,7 @@ from trainers.run.progress import LiveProgress, PlainProgress, evaluation_line, 
 
 STEP = StepMetrics(
     step=3, policy_version=3, loss=-0.0125, reward_mean=0.5, success_rate=0.75, groups_kept=6, groups_filtered=2,
-    rollout_s=1.44, train_s=2.0,
+    rollout_s=1.44, train_s=2.0, step_s=3.6, env_utilisation=0.625, staleness_mean=0.5, staleness_max=2,
 )  # fmt: skip
 EVALUATION = EvalRecord(
     step=10, episodes=200, success_rate=0.915, reward_mean=0.915, turns_mean=3.24, by_category={"clock": (9, 10)}
@@ -20,6 +21,12 @@ EVALUATION = EvalRecord(
 def screen(terminal: bool) -> tuple[Console, io.StringIO]:
     file = io.StringIO()
     return Console(file=file, force_terminal=terminal, width=100, highlight=False), file
+
+
+def last_panel(file: io.StringIO) -> str:
+    """What a terminal showed last, without its colours."""
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", file.getvalue()).replace("\u00a0", " ")
+    return "╭" + plain.rpartition("╭")[2]
 
 
 def test_a_step_and_an_evaluation_read_as_one_line() -> None:
@@ -57,7 +64,7 @@ def test_plain_lines_where_there_is_no_terminal() -> None:
     assert "\x1b" not in file.getvalue()
 
 
-def test_bars_in_a_terminal() -> None:
+def test_one_panel_in_a_terminal() -> None:
     console, file = screen(terminal=True)
     progress = open_progress(40, console)
     assert isinstance(progress, LiveProgress)
@@ -71,6 +78,28 @@ def test_bars_in_a_terminal() -> None:
     shown = file.getvalue()
     assert "success 91.5 % of 200 episodes" in shown
     assert "ETA" in shown
+    last = last_panel(file)
+    for figure in (
+        "success 75.0 %",
+        "waiting 40.0 %",
+        "devices in use 62.5 %",
+        "staleness 0.5, at most 2",
+        "step 3.6 s",
+    ):
+        assert figure in last
+    assert "evaluation at step 10" in last
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_the_panel_fits_any_terminal_and_shows_text_as_it_is(width: int) -> None:
+    file = io.StringIO()
+    progress = LiveProgress(Console(file=file, force_terminal=True, width=width, height=30, highlight=False), 40)
+    progress.step(STEP, 40)
+    progress.message("lost [bold]box[/] " + "x" * 300)
+    progress.close()
+    panel = last_panel(file)
+    assert all(len(line.rstrip("\r")) <= width for line in panel.splitlines())
+    assert "lost [bold]box[/]" in panel
 
 
 @pytest.mark.parametrize(("calls", "completed", "total"), [([(0, 8), (5, 8)], 5, 8), ([(8, 8), (1, 4)], 1, 4)])

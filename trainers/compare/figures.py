@@ -13,6 +13,7 @@ import numpy as np
 from trainers.compare.arms import Arm
 from trainers.compare.bootstrap import Estimate, Sample, difference_of, mean_of, ratio_of
 from trainers.compare.runs import Axis, Evaluation, Run, number
+from trainers.compare.settings import PRICE
 
 LAST_STEPS = 5
 """How many of the last steps a figure "at the end" is the mean of."""
@@ -58,10 +59,13 @@ def figures(target: float) -> list[Figure]:
         Figure("success_end", "success on unseen seeds, end", "%", final_success),
         Figure("success_best", "success on unseen seeds, best", "%", _best),
         Figure("templates_end", "success on unseen templates, end", "%", lambda run: _at_end(run, "templates")),
+        Figure("generalisation_gap", "unseen seeds minus unseen templates, end", "%", _generalisation_gap),
         Figure("reward_end", "reward on unseen seeds, end", "", _final_reward),
         Figure("minutes", "training time", "min", _total_minutes, "ratio"),
         Figure("minutes_to_target", f"training time to {goal} success", "min", _to_target(target, "minutes"), "ratio"),
         Figure("episodes_to_target", f"episodes to {goal} success", "count", _to_target(target, "episodes"), "ratio"),
+        Figure("boxes_to_target", f"environments to {goal} success", "min", _to_target(target, "box_minutes"), "ratio"),
+        Figure("price_to_target", f"price of environments to {goal} success", "", _price_to_target(target), "ratio"),
         Figure("steps_to_target", f"steps to {goal} success", "count", _to_target(target, "steps"), "ratio"),
         Figure("steps_per_hour", "training steps per hour", "per hour", steps_per_hour, "ratio"),
         Figure("episodes_per_hour", "episodes per hour", "per hour", _per_hour("episodes"), "ratio"),
@@ -150,6 +154,11 @@ def _at_end(run: Run, split: str) -> Sample | None:
     return _rate(evaluations[-1]) if evaluations and evaluations[-1].step >= last_step else None
 
 
+def _generalisation_gap(run: Run) -> Sample | None:
+    seeds, templates = _at_end(run, "seeds"), _at_end(run, "templates")
+    return None if seeds is None or templates is None else _sample(seeds.value - templates.value)
+
+
 def _on_category(name: str, run: Run) -> Sample | None:
     evaluations = run.evaluated("seeds")
     if _at_end(run, "seeds") is None or name not in evaluations[-1].by_category:
@@ -178,6 +187,18 @@ def _to_target(target: float, axis: Axis) -> Callable[[Run], Sample | None]:
         reached = (e.step for e in run.evaluated("seeds") if e.success >= target and e.step in spent)
         step = next(reached, None)
         return None if step is None else _sample(spent[step])
+
+    return of
+
+
+def _price_to_target(target: float) -> Callable[[Run], Sample | None]:
+    """In the currency of `env.price_per_box_hour`; nothing where that is not set."""
+    box_minutes = _to_target(target, "box_minutes")
+
+    def of(run: Run) -> Sample | None:
+        price, spent = run.settings.get(PRICE), box_minutes(run)
+        known = isinstance(price, int | float) and spent is not None
+        return _sample(price * spent.value / 60) if known and spent is not None else None
 
     return of
 

@@ -21,7 +21,7 @@ from trainers.config.validation import leaves, shown
 from trainers.run.files import last_error, read_rows
 from trainers.run.lineage import is_step, joined, lineage_of
 
-Axis = Literal["minutes", "steps", "episodes"]
+Axis = Literal["minutes", "steps", "episodes", "box_minutes"]
 Row = Mapping[str, Any]
 
 SYNCHRONOUS = "legacy"
@@ -108,14 +108,14 @@ class Run:
     def axis(self, name: Axis) -> dict[int, float]:
         """Step -> what had been spent when it ended, from the step before the first row on.
 
-        Minutes and episodes are sums over the rows. They are unknown (NaN) after a row that lacks them, and in a run
+        Minutes, episodes and minutes of environments are sums over the rows. They are unknown (NaN) after a row that lacks them, and in a run
         whose first steps are not at hand.
         """
         start = self.steps[0] - 1 if self.rows else 0
         steps = [start, *self.steps]
         if name == "steps":
             return {step: float(step) for step in steps}
-        spent = self.column("step_s") / 60 if name == "minutes" else self.column("episodes")
+        spent = self.column("step_s") / 60 if name == "minutes" else self.column(name)
         origin = 0.0 if start == 0 else _NAN
         return dict(zip(steps, accumulate(spent.tolist(), initial=origin), strict=True))
 

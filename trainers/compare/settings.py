@@ -8,7 +8,8 @@ from typing import Any
 
 from trainers.config.validation import shown
 
-_NAMING = ("seed", "run_name", "output_dir", "resume", "experiment")
+PRICE = "env.price_per_box_hour"
+_NAMING = ("seed", "run_name", "output_dir", "resume", "experiment", PRICE)
 _RECORDING = ("logging", "checkpoint")
 _WITHOUT_EFFECT = {"legacy": ("phase", "rollout.max_staleness", "areal")}
 """By backend: keys and sections that it does not read."""

@@ -32,6 +32,9 @@ class EnvConfig:
     timeout_s: float = Field(
         default=TIMEOUT_S, gt=0, description="longest wait for an action or a start; then the environment is replaced"
     )
+    price_per_box_hour: float | None = Field(
+        default=None, gt=0, description="what an hour of an environment costs, in any currency: compare.py tells sums"
+    )
 
     @field_validator("args")
     @classmethod

@@ -79,6 +79,11 @@ class LoggingConfig:
         ge=0,
         description="disk for the screenshots of recorded episodes in MB, the oldest go first; 0: none",
     )
+    timeline_mb: float = Field(
+        default=20.0,
+        ge=0,
+        description="disk for each process's rows of what happened when, in MB, the oldest go first; 0: none",
+    )
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -65,8 +65,8 @@ def settings_of(config: TrainConfig) -> dict[str, Any]:
 
 
 def practical_keys(config: TrainConfig) -> set[str]:
-    """The options of the world that change nothing of what is played in it."""
-    return {f"{ARGS}{name}" for name in getattr(config.env.world, "PRACTICAL", ())}
+    """The keys of the world that change nothing of what is played in it."""
+    return {"env.price_per_box_hour"} | {f"{ARGS}{name}" for name in getattr(config.env.world, "PRACTICAL", ())}
 
 
 @cache

@@ -20,7 +20,7 @@ class BestEffort:
         self._what = what
         self.broken = False
 
-    def __call__(self, write: Callable[[], None]) -> None:
+    def __call__(self, write: Callable[[], object]) -> None:
         """Call `write`, unless that failed before."""
         if self.broken:
             return

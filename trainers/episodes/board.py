@@ -33,7 +33,7 @@ class _Seat:
     version: int = 0
     began: float = 0.0
     image: Image.Image | None = None
-    at: tuple[str, int, str, float] | None = None
+    at: tuple[str, int, int] | None = None
     told: dict[str, Any] = field(default_factory=dict)
 
 
@@ -58,19 +58,20 @@ class Board:
         self._lost: deque[dict[str, Any]] = deque(maxlen=_LOST)
 
     @contextmanager
-    def playing(self, spec: EpisodeSpec, agent: StandaloneGBoxCUAAgent, version: int) -> Iterator[None]:
-        """`agent` plays `spec` inside, begun under policy `version`."""
+    def playing(self, spec: EpisodeSpec, agent: StandaloneGBoxCUAAgent, version: int) -> Iterator[int]:
+        """`agent` plays `spec` inside, begun under policy `version`; gives the device's number."""
         now = time.time()
         with self._lock:
             seat = next((seat for seat in self._seats if seat.agent is None), None)
             if seat is None:
                 seat = _Seat()
                 self._seats.append(seat)
+            device = self._seats.index(seat)
             seat.spec, seat.agent, seat.version, seat.began = spec, agent, version, now
             group = None if is_evaluation(spec) else self._group(spec, version, now)
         done = 0
         try:
-            yield
+            yield device
             done = 1
         finally:
             with self._lock:
@@ -96,7 +97,7 @@ class Board:
         for number, (seat, spec, agent) in enumerate(seats):
             progress = agent.progress if agent is not None else None
             if spec is not None and progress is not None:
-                at = spec.episode_id, len(progress.turns), progress.waits_for, progress.since
+                at = spec.episode_id, len(progress.turns), len(progress.phases)
                 if at != seat.at:  # else nothing happened since the last look
                     seat.told, seat.at = self._device(seat, spec, progress, keep), at
             idle = {"waits_for": "idle"} if agent is None and seat.told else {}
@@ -119,6 +120,7 @@ class Board:
             screen = keep(seen.screenshot, seat.version, is_evaluation(spec))
             seat.image = seen.screenshot
         last = turns[-1] if turns else None
+        waits_for, since = progress.phases[-1]
         texts = [progress.goal, (last.action or last.text) if last else ""]
         goal, said = masked_texts(texts, spec.task.secrets, self._mask)
         return {
@@ -127,8 +129,8 @@ class Board:
             "task": spec.task.id,
             "goal": goal,
             "turn": len(turns) + 1,
-            "waits_for": progress.waits_for,
-            "since": progress.since,
+            "waits_for": waits_for,
+            "since": since,
             "began": seat.began,
             "version": seat.version,
             "screen": None if seen is not None and seen.private else screen,

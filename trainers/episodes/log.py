@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from queue import Empty, Full, Queue
@@ -23,6 +23,7 @@ from trainers.episodes.files import EPISODES, LIVE, SYSTEM, append_rows, replace
 from trainers.episodes.record import Ended, is_evaluation, record_of
 from trainers.episodes.screens import ScreenStore
 from trainers.protocol import EpisodeSpec
+from trainers.timeline.log import Row, TimelineLog, episode_row
 
 _LOOK_S = 0.5
 """How often the live state is written while it changes."""
@@ -52,7 +53,8 @@ class EpisodeLog:
         self._board = Board(self._mask)
         self._texts: dict[int, str] = {}
         self._screens = ScreenStore(self._directory, process, config.screenshots_mb * _MEGABYTE)
-        self._queue: Queue[Ended | None] = Queue(_WAITING)
+        self._timeline = TimelineLog(directory, process, config.timeline_mb)
+        self._queue: Queue[Ended | Row | None] = Queue(_WAITING)
         self._pixels = 0
         self._dropped = 0
         self._lock = threading.Lock()
@@ -66,13 +68,22 @@ class EpisodeLog:
         every, number = self._config.record_groups, spec.group_id.lstrip("g")
         return every > 0 and (not number.isdecimal() or int(number) % every == 0)
 
-    def playing(self, spec: EpisodeSpec, agent: StandaloneGBoxCUAAgent, version: int) -> AbstractContextManager[None]:
-        """The live state shows `agent` play `spec` inside."""
+    @contextmanager
+    def playing(self, spec: EpisodeSpec, agent: StandaloneGBoxCUAAgent, version: int) -> Iterator[None]:
+        """The live state shows `agent` play `spec` inside, and the timeline that it did."""
         self._system = agent.system
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name="episode log", daemon=True)
             self._thread.start()
-        return self._board.playing(spec, agent, version)
+        began, device = time.time(), 0
+        try:
+            with self._board.playing(spec, agent, version) as device:
+                yield
+        finally:
+            phases = agent.progress.phases if agent.progress is not None else []
+            row = episode_row(spec.episode_id, spec.task.id, device, version, began, time.time(), phases)
+            with suppress(Full):
+                self._queue.put_nowait(row)
 
     def ended(self, spec: EpisodeSpec, episode: Episode, version: int, decode: Callable[[Sequence[int]], str]) -> None:
         """An episode ended, lost ones included."""
@@ -113,8 +124,10 @@ class EpisodeLog:
                 pass
             else:
                 going = ended is not None
-                if ended is not None:
+                if isinstance(ended, Ended):
                     self._writing(partial(self._write, ended))
+                elif ended is not None:
+                    self._writing(partial(self._timeline.append, ended))
             now = time.monotonic()
             if now - looked < _LOOK_S and going:
                 continue

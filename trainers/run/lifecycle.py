@@ -68,7 +68,8 @@ class RunLifecycle:
 
     def evaluate_split(self, split: EvalSplit) -> tuple[EvalRecord, str | None]:
         """The evaluation, and why the run should stop after it."""
-        record = self.evaluate(self._eval_tasks[split])
+        with self._recorder.evaluating(split):
+            record = self.evaluate(self._eval_tasks[split])
         return record, self._recorder.evaluation(record, split)
 
     def collecting(self) -> CollectingWatch:

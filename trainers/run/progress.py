@@ -1,20 +1,24 @@
-"""What a person sees of a run: bars and the last step in a terminal, one plain line per event anywhere else."""
+"""What a person sees of a run: one live panel in a terminal, one plain line per event anywhere else."""
 
 from __future__ import annotations
 
 import math
+import time
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
 from trainers.protocol import EvalRecord
-from trainers.run.metrics import ProgressReporter, StepMetrics
+from trainers.run.metrics import NAN, ProgressReporter, StepMetrics
+
+NEW_LINE, NO_BREAK = "\n", "\u00a0"
 
 
 def open_progress(max_steps: int, console: Console | None = None) -> ProgressReporter:
-    """Live bars when `console` (standard output) is a terminal, plain lines otherwise."""
+    """A live panel when `console` (standard output) is a terminal, plain lines otherwise."""
     console = console or Console(highlight=False)
     return LiveProgress(console, max_steps) if console.is_terminal else PlainProgress(console)
 
@@ -51,7 +55,8 @@ class PlainProgress:
 
 
 class LiveProgress:
-    """Bars for the run and for its present phase, the last step's figures between them; evaluations stay above."""
+    """One panel: the run's bar and that of its present phase, the figures of the last step, and the last event.
+    Evaluations and messages stay above it."""
 
     def __init__(self, console: Console, max_steps: int) -> None:
         self._console = console
@@ -67,8 +72,10 @@ class LiveProgress:
         self._steps = self._bars.add_task("steps", total=max_steps)
         self._phase = self._bars.add_task("starting", total=None)
         self._phase_name = "starting"
-        self._last = Text("loading the model", style="dim")
-        self._live = Live(Group(self._last, self._bars), console=console, refresh_per_second=4, transient=True)
+        self._figures, self._event = Text("loading the model", style="dim"), Text(style="dim", overflow="ellipsis")
+        self._event.no_wrap = True
+        panel = Panel(Group(self._bars, self._figures, self._event), border_style="dim")
+        self._live = Live(panel, console=console, refresh_per_second=4, transient=True)
         self._live.start()
 
     def phase(self, name: str, done: int, total: int) -> None:
@@ -79,17 +86,40 @@ class LiveProgress:
 
     def step(self, metrics: StepMetrics, max_steps: int) -> None:
         self._bars.update(self._steps, completed=metrics.step, total=max_steps)
-        self._last.plain = step_line(metrics, max_steps)
-        self._last.style = "bold"
+        shown = Text()
+        for number, (name, value) in enumerate(step_figures(metrics)):
+            shown.append("   " if number else "").append(f"{name} ", style="dim").append(value.replace(" ", NO_BREAK))
+        self._figures.style = ""
+        self._figures.plain, self._figures.spans = shown.plain, shown.spans
 
     def evaluation(self, record: EvalRecord, split: str) -> None:
-        self._console.print(evaluation_line(record, split), markup=False)
+        self._tell(evaluation_line(record, split))
 
     def message(self, text: str) -> None:
-        self._console.print(text, markup=False)
+        self._tell(text)
 
     def close(self) -> None:
         self._live.stop()
+
+    def _tell(self, text: str) -> None:
+        self._console.print(text, markup=False)
+        self._event.plain = f"{time.strftime('%H:%M')} {text.partition(NEW_LINE)[0]}"
+
+
+def step_figures(metrics: StepMetrics) -> list[tuple[str, str]]:
+    """What a panel shows of the last step: names and values."""
+    waited = metrics.rollout_s / metrics.step_s if metrics.step_s else NAN
+    figures = [
+        ("success", _percent(metrics.success_rate)),
+        ("reward", _number(metrics.reward_mean)),
+        ("waiting", _percent(waited)),
+        ("devices in use", _percent(metrics.env_utilisation)),
+        ("staleness", f"{metrics.staleness_mean:.1f}, at most {metrics.staleness_max}"),
+        ("step", f"{metrics.step_s:.1f} s"),
+    ]
+    if metrics.episodes_infra_error:
+        figures.append(("lost episodes", str(metrics.episodes_infra_error)))
+    return figures
 
 
 def step_line(metrics: StepMetrics, max_steps: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from trainers.run.interrupts import BrokenOff, interrupts_held
 from trainers.run.metrics import MetricsWriter, ProgressReporter, open_trackers
 from trainers.run.pruning import prune_lineage
 from trainers.run.resuming import StartingPoint, carry_best
+from trainers.run.run_timeline import RunTimeline
 from trainers.run.step_metrics import Staleness, Timing, advance, step_metrics
 from trainers.run.stopping import Stopped, observe, out_of_budget, stop_after_evaluation
 from trainers.run.taking_up import spool_of, take_up
@@ -73,6 +74,7 @@ class RunRecorder:
         self._spool = spool_of(config, directory, process_group)
         self._whole: tuple[Path, int] | None = None  # the newest whole checkpoint, and its step
         self._steps = StepLog(directory)
+        self._timeline = RunTimeline(directory, config.logging.timeline_mb if process_group.rank == 0 else 0.0)
         self._store = TrajectoryStore(directory / "trajectories", config.logging.save_trajectories)
         identity = {"backend": config.backend, "phase": config.active_phase, "seed": config.seed}
         self._writer = MetricsWriter(directory, open_trackers(config.logging, directory, identity), progress.message)
@@ -117,7 +119,8 @@ class RunRecorder:
         return self._state.policy_version
 
     def batch(self, batch: Batch) -> None:
-        """Record what the coming step trains on."""
+        """Record what the coming step trains on, which has just been collected."""
+        self._timeline.collected()
         try:
             self._store.record(self._state.step + 1, batch)
         except OSError as error:  # training does not need it
@@ -144,6 +147,7 @@ class RunRecorder:
         trained = self._state.policy_version - any(not update.skipped for update in updates)
         self._steps.step(self._state.step, trained, collected, batch)
         self._progress.step(metrics, self._config.max_steps)
+        self._timeline.step(self._state.step, timing, usage)
         for reason in dict.fromkeys(update.reason for update in updates if update.skipped):
             self._progress.message(f"update skipped in step {self._state.step}, the policy is unchanged: {reason}")
 
@@ -153,6 +157,10 @@ class RunRecorder:
         tokens = sum(len(row) for row in batch.trajectories)
         operations = self._operations(batch)
         return throughput(updates * tokens, updates * operations, timing.train_s, self._process_group.size)
+
+    def evaluating(self, split: EvalSplit) -> AbstractContextManager[None]:
+        """The present weights are evaluated inside."""
+        return self._timeline.evaluating(split, self._state.step)
 
     def evaluation(self, record: EvalRecord, split: EvalSplit) -> str | None:
         """An evaluation of the present weights ended; keeps the best ones, and returns why the run should stop."""
@@ -318,5 +326,6 @@ class RunRecorder:
 
     def close(self) -> None:
         self._checkpoints.wait()
+        self._timeline.close()
         self._writer.close()
         self._progress.close()

@@ -10,7 +10,7 @@ from typing import Any
 
 from trainers.watch.recording import Recording
 from trainers.watch.server import SCREEN, STATIC
-from trainers.watch.views import answer
+from trainers.watch.views import answer, now
 
 
 def export(recordings: Sequence[Recording], target: Path) -> Path:
@@ -35,6 +35,7 @@ def _names(recordings: Sequence[Recording]) -> Iterator[str]:
     yield from ("runs", "curves")
     for run, recording in enumerate(recordings):
         yield from (f"{run}/{view}" for view in ("now", "groups", "episodes", "evaluations"))
+        yield from (f"{run}/strip/{row['step']}" for row in now(recording)["steps"])
         listed = list(recording.episodes())
         yield from (f"{run}/episode/{number}" for number, _ in listed)
         groups = {(entry.part, str(entry.about["group"])) for _, entry in listed if not entry.about["evaluation"]}

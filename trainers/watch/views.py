@@ -16,6 +16,7 @@ from trainers.run.files import last_error, read_rows
 from trainers.run.lineage import lineage_of, training_rows
 from trainers.run.metrics import json_safe
 from trainers.watch.recording import Entry, Recording
+from trainers.watch.strip import strip
 
 SILENT_S = 15.0
 """A process that has told nothing for so long is not there any more."""
@@ -41,6 +42,8 @@ def answer(recordings: Sequence[Recording], name: str) -> Any | None:
     if number is None:
         whole = {"now": now, "groups": groups, "episodes": episodes, "evaluations": evaluations}.get(kind)
         return None if whole is None else whole(recording)
+    if kind == "strip":
+        return strip(recording.directory, int(number))
     if kind == "episode":
         return episode(recording, int(number))
     return group_episodes(recording, int(number), group) if kind == "group" and group else None

@@ -170,10 +170,10 @@ class WorkerEngine(PolicyRolloutEngine):
 
     def destroy(self) -> None:
         """End environments and sampling; safe to call twice."""
-        self._components.close()
         if self.initialized:
             self.pause()
             self._environments.close()
+        self._components.close()
         super().destroy()
 
     def _is_torn(self, tensors: TensorDict) -> bool:

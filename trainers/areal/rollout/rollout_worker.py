@@ -83,7 +83,12 @@ class RolloutWorker:
     def close(self) -> None:
         """End environments, sampling and AReaL's threads; safe to call twice. What an environment blocks is left to end
         with the process."""
-        self._components.close()
+        try:
+            self._stop()
+        finally:
+            self._components.close()  # after the last word of the episodes that were still played
+
+    def _stop(self) -> None:
         if not self.engine.initialized:
             return
         self.engine.pause()

@@ -16,6 +16,7 @@ from trainers.areal.rollout.rollout_worker import RolloutWorker, serving_policy
 from trainers.areal.tensors import TensorDict, carries_signal, rows_to_tensors, with_steps
 from trainers.areal.train.data_parallel import groups_of_rank
 from trainers.areal.train.hooked_ppo_trainer import Engines, Hooks, PolicyPPOTrainer
+from trainers.areal.train.own_tracer import end_tracer, tell_the_time, tracer_config
 from trainers.areal.train.phase2_learner import gradients_of, optimisation_of, start_actor
 from trainers.areal.train.ppo_actor import PPOPolicyActor
 from trainers.areal.train.ppo_lifecycle import PPOLifecycle
@@ -66,7 +67,10 @@ class Phase3Trainer:
         self._worker = RolloutWorker(config, components, run_directory, serving, process_group)
         hooks = Hooks(step_ended=lambda: self._run.step_ended(), settled=lambda: self._run.settle())
         engines = Engines(self._actor, self._worker.engine)
-        self._ppo = PolicyPPOTrainer(trainer_config(config, run_directory, process_group.size), engines, hooks)
+        own_config = trainer_config(config, run_directory, process_group.size)
+        own_config.perf_tracer = tracer_config(config, run_directory)
+        self._ppo = PolicyPPOTrainer(own_config, engines, hooks)
+        tell_the_time()
         self._stream = self._worker.stream(pixels=process_group.size == 1)
         self._position = 0
         self._actor.publish = self._publish
@@ -150,6 +154,7 @@ class Phase3Trainer:
         self._closed = True
         self._worker.close()
         self._ppo.close()
+        end_tracer()
         self._recorder.close()
 
     def _train(self) -> None:

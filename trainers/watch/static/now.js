@@ -3,8 +3,12 @@
 const SLOW_S = 10, STUCK_S = 60;
 const TIMES = [["rollout_s", "waiting for rollouts"], ["train_s", "training"], ["sync_s", "publishing weights"]];
 
-async function showNow(run) {
-  const state = await load(run + "/now");
+const KINDS = [["waiting", "run waits for rollouts"], ["training", "training"], ["publishing", "publishing weights"], ["evaluation", "evaluation"],
+  ["reset", "device resets"], ["model", "device waits for the model"], ["device", "device acts"], ["scoring", "scoring"]];
+const stripsOfSteps = new Map();
+
+async function showNow(run, chosen) {
+  const state = await load(run + "/now"), strip = chosen ? await stripOfStep(run, chosen[0]) : null;
   const behind = EXPORTED ? 0 : Date.now() / 1000 - state.time;
   const last = state.steps[state.steps.length - 1] || {};
   const playing = state.devices.filter((device) => device.waits_for !== "idle");
@@ -19,7 +23,7 @@ async function showNow(run) {
       figure("episodes lost", state.lost_count)),
     state.error ? h("p", { class: "notice bad" }, state.error) : null,
     state.screens_dropped ? h("p", { class: "notice" }, `${state.screens_dropped} episodes were recorded without screens: they came faster than they could be written.`) : null,
-    h("h2", null, "Where the time of a step goes"), timeBars(state.steps),
+    h("h2", null, "Where the time of a step goes"), timeBars(run, state.steps), strip,
     h("h2", null, "Devices"),
     state.live ? h("div", { class: "wall" }, state.devices.map((device) => deviceCard(run, state, device, state.time + behind))) : empty(whyNobody(state)),
     h("h2", null, "Groups under way"), queue(state),
@@ -40,7 +44,21 @@ function gpu(last) {
   return parts.join(", ") || "environments in use " + percent(last.env_utilisation);
 }
 
-function timeBars(steps) {
+/** What the run and each device did in a step; it does not change any more. */
+async function stripOfStep(run, step) {
+  const name = `${run}/strip/${step}`;
+  if (!stripsOfSteps.has(name)) stripsOfSteps.set(name, await load(name));
+  const data = stripsOfSteps.get(name);
+  if (!data) return empty("There is no timeline of this step.");
+  const place = (value) => (100 * value / data.seconds).toFixed(3) + "%";
+  return h("section", { class: "clock", id: "strip" }, h("h3", null, `Step ${data.step} on the clock, ${seconds(data.seconds)}`),
+    h("div", { class: "legend" }, KINDS.map(([kind, text]) => h("span", { class: "k-" + kind }, text))),
+    data.lanes.filter((lane) => lane.spans.length).map((lane) => h("div", { class: "time" }, h("span", null, lane.name),
+      h("div", { class: "lane" }, lane.spans.map(([kind, began, length, text]) =>
+        h("i", { class: "k-" + kind, title: `${text}: ${seconds(length)}`, style: { left: place(began), width: place(length) } }))))));
+}
+
+function timeBars(run, steps) {
   if (!steps.length) return empty("No step has ended yet.");
   const longest = Math.max(...steps.map((row) => row.step_s || 0)) || 1;
   return h("div", { class: "times" },
@@ -49,7 +67,7 @@ function timeBars(steps) {
       const known = TIMES.map(([key]) => row[key] || 0);
       const rest = Math.max(0, (row.step_s || 0) - known.reduce((sum, value) => sum + value, 0));
       const bar = (kind, value) => h("i", { class: kind, style: { width: (100 * value / longest).toFixed(2) + "%" }, title: seconds(value) });
-      return h("div", { class: "time" }, h("span", null, "step " + row.step),
+      return h("div", { class: "time" }, h("span", null, link(`${run}/now/${row.step}`, "step " + row.step)),
         h("div", { class: "bar" }, TIMES.map(([key], index) => bar(key, known[index])), bar("rest", rest)),
         h("span", null, seconds(row.step_s)));
     }));
