@@ -1,6 +1,6 @@
 """What recording costs a run: steps per hour and processor seconds with and without it, in turns.
 
-    python benchmarks/bench_recording.py --repeats 3 --steps 8 -- backend=legacy
+    python benchmarks/bench_recording.py --repeats 3 --steps 8 backend=legacy
 
 Without means no episodes, no screens and no wall. `--watching` has the wall open in a headless browser meanwhile, whose
 processor time is not counted: it belongs to another machine, or core.

@@ -25,7 +25,7 @@ def screen(terminal: bool) -> tuple[Console, io.StringIO]:
 
 def last_panel(file: io.StringIO) -> str:
     """What a terminal showed last, without its colours."""
-    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", file.getvalue()).replace("\u00a0", " ")
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", file.getvalue())
     return "╭" + plain.rpartition("╭")[2]
 
 

@@ -88,9 +88,15 @@ def test_both_record_what_the_run_directory_holds_and_nothing_else(backend: tupl
         assert key.encode() in content
     assert b"grpo_actor" not in content and b"ppo_actor" not in content  # AReaL's own statistics
 
+    assert b"eval_seeds/episodes" in content
+    (events,) = (tmp_path / "outputs" / "mine" / "tensorboard").iterdir()
+    assert b"eval_seeds/episode_0" in events.read_bytes() and b"\x89PNG" in events.read_bytes()
+
     (database,) = (tmp_path / "trackio").glob("*.db")
     with sqlite3.connect(database) as connection:
         logged = [json.loads(text) for (text,) in connection.execute("SELECT metrics FROM metrics ORDER BY id")]
     assert keys <= {key for entry in logged for key in entry}
+    (table,) = [entry["eval_seeds/episodes"] for entry in logged if "eval_seeds/episodes" in entry]
+    assert table["_type"] == "trackio.table"
     (reward,) = [entry["train/reward_mean"] for entry in logged if "train/reward_mean" in entry]
     assert reward == row["reward_mean"]

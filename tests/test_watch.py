@@ -10,11 +10,11 @@ import httpx
 import pytest
 
 from tests.watch_rig import PLANTED, read, record_run
+from trainers.episodes.tail import Tail
 from trainers.watch.__main__ import main
 from trainers.watch.export import export
 from trainers.watch.recording import Recording
 from trainers.watch.server import application
-from trainers.watch.tail import Tail
 from trainers.watch.views import answer
 
 

@@ -116,6 +116,7 @@ def test_a_run_while_it_trains_and_when_it_is_over(training: tuple[Path, "subpro
         the_wall_shows_devices_live(pages)
         assert process.wait(PATIENCE_MS / 1000) == 0, process.stdout and process.stdout.read()
         the_end_is_told(pages)
+        a_step_opens_its_strip(pages)
         groups_stand_side_by_side(pages)
         episodes_are_found_and_explained(pages)
         seeds_are_followed_over_checkpoints(pages)
@@ -138,6 +139,16 @@ def the_end_is_told(pages: Pages) -> None:
     pages.page.get_by_text("The run is over: max_steps").wait_for()
     assert "2 / 2" in pages.texts(".figure b")
     assert len(pages.texts(".time")) == 2
+
+
+def a_step_opens_its_strip(pages: Pages) -> None:
+    pages.page.get_by_role("link", name="step 2").click()
+    pages.page.locator("#strip .lane i").first.wait_for()
+    lanes = pages.texts("#strip .time > span")
+    assert lanes[:3] == ["waiting for rollouts", "training", "publishing weights"] and "device 0" in lanes
+    assert pages.page.locator("#strip .lane .k-model").count() > 4
+    pages.page.keyboard.press("Escape")
+    pages.page.locator(".times").wait_for()
 
 
 def groups_stand_side_by_side(pages: Pages) -> None:

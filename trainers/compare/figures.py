@@ -197,8 +197,9 @@ def _price_to_target(target: float) -> Callable[[Run], Sample | None]:
 
     def of(run: Run) -> Sample | None:
         price, spent = run.settings.get(PRICE), box_minutes(run)
-        known = isinstance(price, int | float) and spent is not None
-        return _sample(price * spent.value / 60) if known and spent is not None else None
+        if spent is None or not isinstance(price, int | float) or price <= 0:
+            return None
+        return _sample(price * spent.value / 60)
 
     return of
 

@@ -108,8 +108,8 @@ class Run:
     def axis(self, name: Axis) -> dict[int, float]:
         """Step -> what had been spent when it ended, from the step before the first row on.
 
-        Minutes, episodes and minutes of environments are sums over the rows. They are unknown (NaN) after a row that lacks them, and in a run
-        whose first steps are not at hand.
+        All but steps are sums over the rows. They are unknown (NaN) after a row that lacks them, and in a run whose
+        first steps are not at hand.
         """
         start = self.steps[0] - 1 if self.rows else 0
         steps = [start, *self.steps]

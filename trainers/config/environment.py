@@ -32,8 +32,8 @@ class EnvConfig:
     timeout_s: float = Field(
         default=TIMEOUT_S, gt=0, description="longest wait for an action or a start; then the environment is replaced"
     )
-    price_per_box_hour: float | None = Field(
-        default=None, gt=0, description="what an hour of an environment costs, in any currency: compare.py tells sums"
+    price_per_box_hour: float = Field(
+        default=0.0, ge=0, description="what an hour of an environment costs, for compare.py; 0: nobody knows"
     )
 
     @field_validator("args")

@@ -7,19 +7,24 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
 from cua_agent.scratch import process_scratch, temporary_files_in
 from trainers.config import ConfigError, LoggingConfig
 from trainers.config.validation import shown
 from trainers.protocol import EvalRecord, TrainResult
+from trainers.run.shown_episodes import COLUMNS, ShownEpisode
 
 NAN = float("nan")
 _ERROR_WIDTH = 300
+_IMAGES = 4
+"""Screens of an evaluation that TensorBoard shows."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +154,10 @@ class Tracker(Protocol):
         """Numbers of a step, by name."""
         ...
 
+    def episodes(self, shown: Sequence[ShownEpisode], split: str, step: int) -> None:
+        """Episodes of an evaluation on `split` after `step`."""
+        ...
+
     def close(self) -> None:
         """Flush, and end the run there."""
         ...
@@ -183,6 +192,16 @@ class MetricsWriter:
         for name, (successes, episodes) in {**record.by_category, **record.by_world}.items():
             values[f"eval_{split}/{name}"] = successes / max(episodes, 1)
         self._track(values, record.step)
+
+    def episodes(self, shown: Sequence[ShownEpisode], split: str, step: int) -> None:
+        """Show episodes of an evaluation on the trackers."""
+        if shown:
+            self._trackers = [t for t in self._trackers if self._guarded(t, partial(t.episodes, shown, split, step))]
+
+    @property
+    def tracked(self) -> bool:
+        """Whether there is a tracker."""
+        return bool(self._trackers)
 
     def summary(self, result: TrainResult, **identity: Any) -> None:
         """`summary.json`: the result and what the run was (`backend`, `phase`, `seed`, ...)."""
@@ -295,6 +314,17 @@ class _TensorBoard:
             self._writer.write_event(Event(step=step, wall_time=time.time(), summary=scalar(key, value)))
         self._writer.flush()
 
+    def episodes(self, shown: Sequence[ShownEpisode], split: str, step: int) -> None:
+        """The last screens of a few."""
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.summary import image
+
+        screens = [episode.screen for episode in shown if episode.screen is not None]
+        for number, screen in enumerate(screens[:_IMAGES]):
+            summary = image(f"eval_{split}/episode_{number}", np.asarray(screen), dataformats="HWC")
+            self._writer.write_event(Event(step=step, wall_time=time.time(), summary=summary))
+        self._writer.flush()
+
     def close(self) -> None:
         self._writer.close()
 
@@ -312,6 +342,12 @@ class _HostedRun:
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         self._module.log(dict(values), step=step)
+
+    def episodes(self, shown: Sequence[ShownEpisode], split: str, step: int) -> None:
+        """A table with the last screens."""
+        rows = [[*each.cells, each.screen and self._module.Image(each.screen)] for each in shown]
+        table = self._module.Table(columns=[*COLUMNS, "last screen"], data=rows)
+        self._module.log({f"eval_{split}/episodes": table}, step=step)
 
     def close(self) -> None:
         self._module.finish()

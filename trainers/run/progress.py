@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import time
 
-from rich.console import Console, Group
+from rich.columns import Columns
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -13,8 +14,6 @@ from rich.text import Text
 
 from trainers.protocol import EvalRecord
 from trainers.run.metrics import NAN, ProgressReporter, StepMetrics
-
-NEW_LINE, NO_BREAK = "\n", "\u00a0"
 
 
 def open_progress(max_steps: int, console: Console | None = None) -> ProgressReporter:
@@ -72,10 +71,9 @@ class LiveProgress:
         self._steps = self._bars.add_task("steps", total=max_steps)
         self._phase = self._bars.add_task("starting", total=None)
         self._phase_name = "starting"
-        self._figures, self._event = Text("loading the model", style="dim"), Text(style="dim", overflow="ellipsis")
-        self._event.no_wrap = True
-        panel = Panel(Group(self._bars, self._figures, self._event), border_style="dim")
-        self._live = Live(panel, console=console, refresh_per_second=4, transient=True)
+        self._event = Text(style="dim", no_wrap=True, overflow="ellipsis")
+        first = self._panel(Text("loading the model", style="dim"))
+        self._live = Live(first, console=console, refresh_per_second=4, transient=True)
         self._live.start()
 
     def phase(self, name: str, done: int, total: int) -> None:
@@ -86,11 +84,8 @@ class LiveProgress:
 
     def step(self, metrics: StepMetrics, max_steps: int) -> None:
         self._bars.update(self._steps, completed=metrics.step, total=max_steps)
-        shown = Text()
-        for number, (name, value) in enumerate(step_figures(metrics)):
-            shown.append("   " if number else "").append(f"{name} ", style="dim").append(value.replace(" ", NO_BREAK))
-        self._figures.style = ""
-        self._figures.plain, self._figures.spans = shown.plain, shown.spans
+        figures = [Text.assemble((f"{name} ", "dim"), value, no_wrap=True) for name, value in step_figures(metrics)]
+        self._live.update(self._panel(Columns(figures, padding=(0, 3))))
 
     def evaluation(self, record: EvalRecord, split: str) -> None:
         self._tell(evaluation_line(record, split))
@@ -101,9 +96,12 @@ class LiveProgress:
     def close(self) -> None:
         self._live.stop()
 
+    def _panel(self, figures: RenderableType) -> Panel:
+        return Panel(Group(self._bars, figures, self._event), border_style="dim")
+
     def _tell(self, text: str) -> None:
         self._console.print(text, markup=False)
-        self._event.plain = f"{time.strftime('%H:%M')} {text.partition(NEW_LINE)[0]}"
+        self._event.plain = f"{time.strftime('%H:%M')} {next(iter(text.splitlines()), '')}"
 
 
 def step_figures(metrics: StepMetrics) -> list[tuple[str, str]]:

@@ -27,6 +27,7 @@ from trainers.run.metrics import MetricsWriter, ProgressReporter, open_trackers
 from trainers.run.pruning import prune_lineage
 from trainers.run.resuming import StartingPoint, carry_best
 from trainers.run.run_timeline import RunTimeline
+from trainers.run.shown_episodes import EvaluationReader
 from trainers.run.step_metrics import Staleness, Timing, advance, step_metrics
 from trainers.run.stopping import Stopped, observe, out_of_budget, stop_after_evaluation
 from trainers.run.taking_up import spool_of, take_up
@@ -74,6 +75,7 @@ class RunRecorder:
         self._spool = spool_of(config, directory, process_group)
         self._whole: tuple[Path, int] | None = None  # the newest whole checkpoint, and its step
         self._steps = StepLog(directory)
+        self._evaluations = EvaluationReader(directory)
         self._timeline = RunTimeline(directory, config.logging.timeline_mb if process_group.rank == 0 else 0.0)
         self._store = TrajectoryStore(directory / "trajectories", config.logging.save_trajectories)
         identity = {"backend": config.backend, "phase": config.active_phase, "seed": config.seed}
@@ -165,6 +167,9 @@ class RunRecorder:
     def evaluation(self, record: EvalRecord, split: EvalSplit) -> str | None:
         """An evaluation of the present weights ended; keeps the best ones, and returns why the run should stop."""
         self._writer.evaluation(record, split)
+        if self._writer.tracked and self._config.logging.record_evaluations:
+            shown = self._evaluations.newest(self._state.policy_version, record.episodes)
+            self._writer.episodes(shown, split, record.step)
         self._progress.evaluation(record, split)
         self._steps.evaluation(record.step, self._state.policy_version, split)
         if split != "seeds":

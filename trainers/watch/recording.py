@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from trainers.episodes.files import EPISODES, SCREENS, STEPS, SYSTEM
+from trainers.episodes.tail import Place, Tail
 from trainers.run.lineage import Part, is_step, lineage_of
-from trainers.watch.tail import Place, Tail
 
 _SAID = 400
 """Characters of an episode's calls that a search looks at."""

@@ -8,7 +8,7 @@ const KINDS = [["waiting", "run waits for rollouts"], ["training", "training"], 
 const stripsOfSteps = new Map();
 
 async function showNow(run, chosen) {
-  const state = await load(run + "/now"), strip = chosen ? await stripOfStep(run, chosen[0]) : null;
+  const state = await load(run + "/now"), strip = chosen ? await stripOfStep(run, chosen[0], state) : null;
   const behind = EXPORTED ? 0 : Date.now() / 1000 - state.time;
   const last = state.steps[state.steps.length - 1] || {};
   const playing = state.devices.filter((device) => device.waits_for !== "idle");
@@ -44,11 +44,11 @@ function gpu(last) {
   return parts.join(", ") || "environments in use " + percent(last.env_utilisation);
 }
 
-/** What the run and each device did in a step; it does not change any more. */
-async function stripOfStep(run, step) {
-  const name = `${run}/strip/${step}`;
-  if (!stripsOfSteps.has(name)) stripsOfSteps.set(name, await load(name));
-  const data = stripsOfSteps.get(name);
+/** What the run and each device did in a step; kept once no episode of it can be under way any more. */
+async function stripOfStep(run, step, state) {
+  const name = `${run}/strip/${step}`, newest = state.steps.length ? state.steps[state.steps.length - 1].step : 0;
+  const data = stripsOfSteps.get(name) || await load(name);
+  if (data && (!state.live || Number(step) < newest - 3)) stripsOfSteps.set(name, data);
   if (!data) return empty("There is no timeline of this step.");
   const place = (value) => (100 * value / data.seconds).toFixed(3) + "%";
   return h("section", { class: "clock", id: "strip" }, h("h3", null, `Step ${data.step} on the clock, ${seconds(data.seconds)}`),
