@@ -242,17 +242,22 @@ def test_the_checklist_has_the_twelve_points_of_the_guide_and_a_result_for_each(
 @pytest.mark.parametrize(
     ("model", "remedy"), [("tiny", "model=tiny reads the screens of env=pocket"), ("/a/model", "model.prompt=full")]
 )
-def test_an_episode_without_one_readable_call_says_what_helps_this_model(
+def test_an_episode_of_each_world_is_played_and_one_without_a_readable_call_says_what_helps_this_model(
     model: str, remedy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     turn = SimpleNamespace(action=None, generate_s=1.0, env_s=0.0)
-    task = SimpleNamespace(id="t")
-    played = SimpleNamespace(failure=None, task=task, outcome="out_of_turns", reward=0.0, turns=[turn], trajectories=[])
+
+    def play(_: object, task: SimpleNamespace) -> SimpleNamespace:
+        return SimpleNamespace(
+            failure=None, task=task, outcome="out_of_turns", reward=0.0, turns=[turn], trajectories=[]
+        )
+
     monkeypatch.setattr("trainers.doctor.sampling.logprob_gap", lambda *_: 1.0)
-    context = SimpleNamespace(
-        config=SimpleNamespace(model=SimpleNamespace(path=model)), policy=None, wait_for=lambda _: played
-    )
-    monkeypatch.setattr(worlds, "_play", lambda _: None)
+    monkeypatch.setattr(worlds, "training_tasks", lambda _: [SimpleNamespace(id=f"{n}::t") for n in ("a", "a", "b")])
+    monkeypatch.setattr(worlds, "_play", play)
+    config = SimpleNamespace(model=SimpleNamespace(path=model), env=None)
+    context = SimpleNamespace(config=config, policy=None, wait_for=lambda played: played)
     found = worlds.episode(context)  # type: ignore[arg-type]
-    assert found.status is Status.WARNING and "none of 1 turns was a call" in found.what
-    assert remedy in found.remedy
+    assert found.status is Status.WARNING and remedy in found.remedy
+    assert [part.partition(":")[0] for part in found.what.split("; ")[::2]] == ["a", "b"]
+    assert found.what.count("none of 1 turns was a call") == 2

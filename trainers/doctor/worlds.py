@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from cua_agent.envs.gbox.settings import ADDRESS_VARIABLE
 from cua_agent.error_text import type_and_line
 from cua_agent.proxies import is_local
-from cua_agent.tasks import CUATask, seed_for
+from cua_agent.tasks import CUATask, seed_for, world_of
 from trainers.doctor.context import Context
 from trainers.doctor.finding import Finding, Status, error, ok, warning, worst
 from trainers.rollouts.task_sampler import training_tasks
@@ -89,10 +89,16 @@ def _leave_out(task: CUATask) -> str:
 
 
 def episode(context: Context) -> Finding:
-    """One episode, played by the policy and scored; training must find its tokens as likely as sampling did."""
+    """One episode of every world, played by the policy and scored; training must find its tokens as likely as sampling
+    did."""
+    first = {world_of(task.id): task for task in reversed(training_tasks(context.config.env))}
+    return worst([_played(context, task) for task in reversed(first.values())])
+
+
+def _played(context: Context, task: CUATask) -> Finding:
     from trainers.doctor.sampling import logprob_gap
 
-    played = context.wait_for(_play(context))
+    played = context.wait_for(_play(context, task))
     if played.failure is not None:
         line = next(iter(str(played.failure).splitlines()), type(played.failure).__name__)
         return error(f"{played.task.id} was lost: {line}", "see the checks of the environment and of the servers")
@@ -121,12 +127,11 @@ def episode(context: Context) -> Finding:
     return found if found.status is Status.OK else Finding(found.status, f"{said}; {found.what}", found.remedy)
 
 
-async def _play(context: Context) -> Episode:
+async def _play(context: Context, task: CUATask) -> Episode:
     from cua_agent.agent import StandaloneGBoxCUAAgent
     from trainers.components import agent_config
 
     config = context.config
-    task = training_tasks(config.env)[0]
     environment: Environment = await context.environment()
     agent = StandaloneGBoxCUAAgent(context.policy, context.engine, environment, agent_config(config), config.reward)
     return await agent.play(task, _SEED, group_id="doctor", episode_id="doctor")
