@@ -17,6 +17,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from dataclasses import asdict, dataclass
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpu_shapes import TEXT, random_model, synthetic_batch
+from gpu_time import GpuTime, gpu_time, longest_waits
 
 if TYPE_CHECKING:
     from cua_agent.models.policy import PolicyModel
@@ -36,8 +38,8 @@ LEARNERS = ("legacy", "phase2", "phase3")
 
 @dataclass(frozen=True)
 class Result:
-    """What one learner came to. Seconds of an update: the median; `waited_s`: of that, without a kernel on the GPU;
-    `share`: of the matrix bound."""
+    """What one learner came to. Seconds of an update: the median; `idle_s`: of that, without a kernel on the GPU;
+    `waited_s`: of that, when no kernel had been asked for; `share`: of the matrix bound."""
 
     learner: str
     size: str
@@ -52,6 +54,7 @@ class Result:
     tokens_per_s: float
     share: float
     peak_gib: float
+    idle_s: float
     waited_s: float
     loss: float
     grad_norm: float
@@ -150,6 +153,7 @@ def measure(learner: str, args: argparse.Namespace) -> Result:
     update_s = sorted(seconds for seconds, _ in runs)[len(runs) // 2]
     lengths = [len(row) for row in batch.trajectories]
     trained = sum(int(row.loss_mask.sum()) for row in batch.trajectories)
+    seen = watched(timed, args) if on_gpu else GpuTime(update_s, 0.0, [])
     return Result(
         learner=learner,
         size=args.size,
@@ -164,7 +168,8 @@ def measure(learner: str, args: argparse.Namespace) -> Result:
         tokens_per_s=round(sum(lengths) / update_s),
         share=round(UpdateOperations(policy)(batch) / update_s / (args.peak * 1e12), 4),
         peak_gib=round(peak, 2),
-        waited_s=round(max(0.0, update_s - busy(timed, args)), 3) if on_gpu else 0.0,
+        idle_s=round(max(0.0, update_s - seen.running_s), 3),
+        waited_s=round(max(0.0, update_s - seen.running_s - seen.queued_s), 3),
         loss=runs[-1][1]["loss"],
         grad_norm=runs[-1][1]["grad_norm"],
         device=torch.cuda.get_device_name() if on_gpu else "cpu",
@@ -237,37 +242,24 @@ def ppo_updates(policy: PolicyModel, config: TrainConfig) -> Any:
     return update
 
 
-def busy(timed: Any, args: argparse.Namespace) -> float:
-    """Seconds of one update in which a kernel ran, from the profiler's record of every kernel; recording makes the
-    update longer, but not the kernels."""
+def watched(timed: Any, args: argparse.Namespace) -> GpuTime:
+    """What the GPU did in one update, from the profiler's record of every kernel; recording makes the update longer,
+    but not the kernels."""
     from torch.profiler import ProfilerActivity, profile
 
     kinds = [ProfilerActivity.CUDA, *([ProfilerActivity.CPU] if args.profile else [])]
     with profile(activities=kinds) as profiler:
         timed()
-    spans = sorted(
-        (event.time_range.start, event.time_range.end, event.name)
-        for event in profiler.events()
-        if "CUDA" in str(event.device_type)
-    )
-    running, reached, last = 0.0, spans[0][0], ""
-    gaps = []
-    for start, end, name in spans:  # microseconds
-        if start > reached:
-            gaps.append((start - reached, reached - spans[0][0], last, name))
-        running += max(0.0, end - max(start, reached))
-        if end > reached:
-            reached, last = end, name
+    with tempfile.NamedTemporaryFile(suffix=".json") as file:
+        profiler.export_chrome_trace(file.name)
+        events = json.loads(Path(file.name).read_text())["traceEvents"]
+    found = gpu_time(events)
     if args.profile:
         args.profile.parent.mkdir(parents=True, exist_ok=True)
         table = profiler.key_averages().table(sort_by="cuda_time_total", row_limit=40, max_name_column_width=90)
-        longest = [
-            f"{gap / 1e3:8.2f} ms idle at {at / 1e3:8.1f} ms, between {before[:70]} and {after[:70]}"
-            for gap, at, before, after in sorted(gaps, reverse=True)[:40]
-        ]
-        text = "\n".join([table, f"{len(gaps)} gaps, {sum(gap for gap, *_ in gaps) / 1e3:.1f} ms", *longest])
+        text = "\n".join([table, *longest_waits(found, events, 40)])
         args.profile.with_name(f"{args.profile.stem}-{args.one}.txt").write_text(text)
-    return running / 1e6
+    return found
 
 
 if __name__ == "__main__":

@@ -11,8 +11,11 @@ from policy_rows import ragged_batch, row
 
 from cua_agent.models.loaders import load_policy
 from trainers.config import LossConfig
-from trainers.grpo.batching import Row, collate, micro_batches, prefetched, split_packed, split_padded, weigh_rows
+from trainers.grpo.batching import Row, collate, micro_batches, split_packed, split_padded, weigh_rows
+from trainers.grpo.prefetch import prefetched
 from trainers.protocol import Batch
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +77,7 @@ def test_collate_pads_on_the_right_and_keeps_every_array(policy):
     assert micro.image_bytes.dtype == torch.uint8
     assert torch.equal(policy.pixel_values(micro.image_bytes, micro.image_grid_thw), policy.pixels(images)[0])
     assert len(micro.image_grid_thw) == len(images) == 6
+    assert micro.trained == 16
 
 
 def test_rows_without_screenshots_have_no_pixels(policy):
@@ -98,15 +102,15 @@ def test_the_next_is_made_while_one_is_worked_on_and_all_come_in_order():
         begun.set()
         return "second"
 
-    for made in prefetched([lambda: "first", second, lambda: "third"]):
+    for made in prefetched([lambda: "first", second, lambda: "third"], CPU):
         worked_on.append(made)
         assert begun.wait(30)
     assert worked_on == ["first", "second", "third"]
-    assert list(prefetched([])) == []
+    assert list(prefetched([], CPU)) == []
 
 
 def test_what_goes_wrong_ahead_of_time_is_raised_when_its_turn_comes():
-    coming = prefetched([lambda: 1, lambda: 1 // 0])
+    coming = prefetched([lambda: 1, lambda: 1 // 0], CPU)
     assert next(coming) == 1
     with pytest.raises(ZeroDivisionError):
         next(coming)

@@ -52,3 +52,29 @@ def test_growth_of_memory_leaves_out_the_beginning(tmp_path: Path) -> None:
     assert figures["gpu memory grew by, GiB"] == 0.0
     assert figures["step_s, median"] == 2.0
     assert figures["success"] == [[0, "seeds", 0.5]]
+
+
+def test_the_gpu_waits_where_nothing_had_been_asked_for() -> None:
+    import gpu_time
+
+    def event(category: str, start: float, length: float, correlation: int, name: str) -> dict[str, Any]:
+        args = {"correlation": correlation}
+        return {"cat": category, "ts": start, "dur": length, "args": args, "name": name}
+
+    events = [
+        event("kernel", 100, 50, 1, "a"),
+        event("kernel", 160, 40, 2, "b"),  # asked for at 20: the GPU's own pause of 10
+        event("gpu_memcpy", 180, 30, 3, "beside"),  # overlaps with b
+        event("kernel", 300, 100, 4, "c"),  # asked for at 295, when nothing had run since 210
+        event("cuda_runtime", 0, 5, 1, "launch"),
+        event("cuda_runtime", 15, 5, 2, "launch"),
+        event("cuda_runtime", 170, 5, 3, "launch"),
+        event("cuda_driver", 290, 5, 4, "launch"),
+        {"cat": "cpu_op", "ts": 200, "dur": 80, "name": "collate"},
+        {"ph": "M", "name": "process_name"},
+    ]
+    found = gpu_time.gpu_time(events)
+    assert (found.running_s, found.queued_s) == (200e-6, 10e-6)
+    assert found.waits == [gpu_time.Wait(210, 90, "beside", "c")]
+    [summary, line] = gpu_time.longest_waits(found, events, 5)
+    assert summary.startswith("1 waits, 0.1 ms") and line.endswith("collate 0.07")

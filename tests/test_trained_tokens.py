@@ -1,4 +1,4 @@
-"""AReaL's advantages over trained tokens alone are its advantages over whole rows."""
+"""AReaL's advantages of the last trained token of a row are those of all its tokens, asked for one by one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytest.importorskip("areal")
 from areal.trainer.ppo.actor import PPOActor
 
 from trainers.areal.config.translation import ppo_actor_config
-from trainers.areal.train.ppo_actor import TrainedTokens
+from trainers.areal.train.ppo_actor import LastTokens
 from trainers.config import LossConfig, TrainConfig
 
 ROW = st.lists(st.booleans(), min_size=2, max_size=9).map(lambda trained: [False, *trained, True])
@@ -48,8 +48,8 @@ def group_of(rows: list[list[bool]]) -> dict[str, torch.Tensor]:
 def test_they_are_those_of_whole_rows(rows: list[list[bool]], decoupled: bool) -> None:
     group = group_of(rows)
     wanted = advantages(group, decoupled)
-    trained = TrainedTokens(group["loss_mask"])
-    found = trained.put_back(advantages(trained.of(group), decoupled), group)
+    last = LastTokens(group["loss_mask"])
+    found = last.put_back(advantages(last.of(group), decoupled), group)
     assert found.keys() == wanted.keys()
     predicts = group["loss_mask"].roll(-1, dims=-1).bool()
     for name in ("advantages", "logprobs", "tot_rewards", "kl_rewards", "returns", *({"prox_logp"} & wanted.keys())):
@@ -62,13 +62,13 @@ def test_they_are_those_of_whole_rows(rows: list[list[bool]], decoupled: bool) -
 
 def test_a_row_that_ends_with_a_prompt_keeps_its_reward_and_one_without_trained_tokens_has_none() -> None:
     group = group_of([[False, True, True, False, False], [False, False, False]])
-    trained = TrainedTokens(group["loss_mask"])
-    found = trained.put_back(advantages(trained.of(group), True), group)
+    last = LastTokens(group["loss_mask"])
+    found = last.put_back(advantages(last.of(group), True), group)
     assert found["advantages"][0].tolist() == [group["rewards"][0], group["rewards"][0], 0, 0, 0]
     assert not found["advantages"][1].any()
 
 
 def test_no_row_trains_a_token() -> None:
     group = group_of([[False, False], [False, False, False]])
-    trained = TrainedTokens(group["loss_mask"])
-    assert not trained.put_back(advantages(trained.of(group), True), group)["advantages"].any()
+    last = LastTokens(group["loss_mask"])
+    assert not last.put_back(advantages(last.of(group), True), group)["advantages"].any()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,13 @@ def empty_model(config: Any, **arguments: Any) -> Any:
         model = kind.from_config(config, **arguments)
     model.tie_weights()  # what stood for one parameter in two places became two
     return model.eval()
+
+
+def set_training(modules: Sequence[nn.Module], training: bool) -> None:
+    """What `nn.Module.train(training)` does, for all `modules` of a model: it visits each through `__setattr__`, which
+    takes 20 ms for the 2,700 of a model with an adapter, twice an update."""
+    for module in modules:
+        module.__dict__["training"] = training
 
 
 def replace_parameters(model: nn.Module, make: Callable[[nn.Parameter], Tensor]) -> None:

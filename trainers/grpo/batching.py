@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,10 +19,9 @@ from trainers.config import LossConfig
 from trainers.grpo.checks import check_row
 from trainers.grpo.credit import token_steps
 from trainers.grpo.loss import token_coefficients
+from trainers.grpo.prefetch import prefetched
 from trainers.grpo.tokens import action_tokens
 from trainers.protocol import Batch
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -49,8 +47,8 @@ class MicroBatch:
     `input_ids`, `attention_mask` int64 [B, L]; `position_ids` int64 [3, B, L] (M-RoPE: time, height, width);
     `loss_mask` bool [B, L], True on trained tokens; `old_logprobs` float32 [B, L], of the sampling policy;
     `advantages` float32 [B, L], of tokens; `coefficients` float64 [B]; `image_bytes`, `image_grid_thw` as
-    `PolicyModel.image_bytes` gives them, the images of all rows in order (None without images).
-    `actions` bool [B, L], True on trained tokens of a tool call (None where they cannot be told).
+    `PolicyModel.image_bytes` gives them, the images of all rows in order (None without images); `trained` is the number
+    of trained tokens; `actions` bool [B, L], True on trained tokens of a tool call (None where they cannot be told).
     """
 
     input_ids: Tensor
@@ -62,12 +60,13 @@ class MicroBatch:
     coefficients: Tensor
     image_bytes: Tensor | None
     image_grid_thw: Tensor | None
+    trained: int
     actions: Tensor | None = None
 
     def to(self, device: torch.device | str) -> MicroBatch:
         """The same on another device."""
-        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{name: tensor.to(device) for name, tensor in tensors.items() if tensor is not None})
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: value.to(device) for name, value in values.items() if torch.is_tensor(value)})
 
 
 def weigh_rows(batch: Batch, config: LossConfig) -> list[Row]:
@@ -110,24 +109,15 @@ def split_packed(lengths: Sequence[int], budget: int) -> list[list[int]]:
 
 
 def micro_batches(policy: PolicyModel, batch: Batch, config: LossConfig, budget: int) -> Iterator[MicroBatch]:
-    """The batch in micro-batches of at most `budget` tokens (see `split_rows`), on the CPU; while one is worked on, the
-    next is collated."""
+    """The batch in micro-batches of at most `budget` tokens (see `split_rows`), on the policy's device; while one is
+    worked on, the next is collated and copied."""
     rows = weigh_rows(batch, config)
     groups = split_rows(policy, [len(row.trajectory) for row in rows], budget)
-    yield from prefetched(partial(collate, policy, [rows[i] for i in indices]) for indices in groups)
 
+    def make(indices: Sequence[int]) -> MicroBatch:
+        return collate(policy, [rows[i] for i in indices]).to(policy.device)
 
-def prefetched(makers: Iterable[Callable[[], T]]) -> Iterator[T]:
-    """What each of `makers` makes, in order, each made in a thread while the one before is worked on. (Not into pinned
-    memory: to ask for that holds a GPU up longer than a copy out of plain memory does.)"""
-    with ThreadPoolExecutor(1) as thread:
-        coming: Future[T] | None = None
-        for make in makers:
-            present, coming = coming, thread.submit(make)
-            if present is not None:
-                yield present.result()
-        if coming is not None:
-            yield coming.result()
+    yield from prefetched((partial(make, indices) for indices in groups), policy.device)
 
 
 def collate(policy: PolicyModel, rows: Sequence[Row]) -> MicroBatch:
@@ -161,5 +151,6 @@ def collate(policy: PolicyModel, rows: Sequence[Row]) -> MicroBatch:
         coefficients=torch.tensor([row.coefficient for row in rows], dtype=torch.float64),
         image_bytes=image_bytes,
         image_grid_thw=image_grid_thw,
+        trained=sum(int(t.loss_mask.sum()) for t in trajectories),
         actions=action_tokens(input_ids, loss_mask, policy.special.call_id),
     )

@@ -22,8 +22,7 @@ def accumulate_gradients(
     """
     total = LossSums()
     for micro in micro_batches(policy, batch, config, micro_batch_tokens):
-        micro = micro.to(policy.device)
-        if not micro.loss_mask.any():
+        if not micro.trained:
             continue
         reference = reference_logprobs(policy, micro, temperature) if config.kl_coefficient else None
         scores = score_tokens(policy, micro, temperature, entropy_gradient=config.entropy_coefficient != 0)

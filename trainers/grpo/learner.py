@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
+from cua_agent.models.architecture import set_training
 from cua_agent.models.policy import PolicyModel
 from cua_agent.trajectory import Trajectory
 from trainers.config import OptimConfig, TrainConfig
@@ -38,6 +39,7 @@ class PolicyLearner:
 
     def __init__(self, policy: PolicyModel, config: TrainConfig) -> None:
         self._policy = policy
+        self._modules = list(policy.model.modules())
         self._config = config
         self._masters = MasterWeights(policy)
         self.optimizer = _adamw(self._parameters(), config.optim)
@@ -122,12 +124,13 @@ class PolicyLearner:
     @contextmanager
     def _training_mode(self) -> Iterator[None]:
         # Only LoRA dropout cares; rollouts and recorded losses are without it.
-        self._policy.model.train()
+        set_training(self._modules, True)
         try:
             yield
         finally:
-            self._policy.model.eval()
+            set_training(self._modules, False)
 
 
 def _adamw(parameters: list[torch.nn.Parameter], config: OptimConfig) -> AdamW:
-    return AdamW(parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay)
+    fused = parameters[0].is_cuda  # one kernel, as in AReaL's engine; on a CPU plain arithmetic, as ever
+    return AdamW(parameters, config.learning_rate, config.betas, weight_decay=config.weight_decay, fused=fused)

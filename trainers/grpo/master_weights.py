@@ -28,8 +28,9 @@ class MasterWeights:
     @torch.no_grad()
     def publish(self) -> None:
         """Round the masters into the model, whose next forward pass sees the step."""
-        for parameter, master in self._copied:
-            parameter.copy_(master)
+        if self._copied:
+            parameters, masters = zip(*self._copied, strict=True)
+            torch._foreach_copy_(parameters, masters)
 
     @contextmanager
     def in_model(self) -> Iterator[None]:

@@ -31,8 +31,6 @@ from trainers.protocol import StepRecord
 
 LossFunction = Callable[..., Tensor]
 
-_GIVEN = ("input_ids", "attention_mask")
-
 
 class PPOPolicyActor(FSDPPolicyActor):
     """`FSDPPolicyActor` under AReaL's `PPOActor`, which may be handed an empty batch: then it does nothing. `publish`
@@ -63,10 +61,10 @@ class PPOPolicyActor(FSDPPolicyActor):
         if not data:
             return []
         images = [group.pop("multi_modal_input", None) for group in data]  # AReaL would copy them all to every group
-        trained = [TrainedTokens(group["loss_mask"]) for group in data]
+        last = [LastTokens(group["loss_mask"]) for group in data]
         self.actor.reward_norm = RaggedNorm(self._train_config, [group["episode"] for group in data])
-        computed = super().compute_advantages([own.of(group) for own, group in zip(trained, data, strict=True)])
-        groups = [own.put_back(new, group) for own, new, group in zip(trained, computed, data, strict=True)]
+        computed = super().compute_advantages([own.of(group) for own, group in zip(last, data, strict=True)])
+        groups = [own.put_back(new, group) for own, new, group in zip(last, computed, data, strict=True)]
         for group, own in zip(groups, images, strict=True):
             if own is not None:
                 group["multi_modal_input"] = own
@@ -117,36 +115,35 @@ class PPOPolicyActor(FSDPPolicyActor):
         super().set_version(version)
 
 
-class TrainedTokens:
-    """The trained tokens of each row of a group, behind one that is not.
+class LastTokens:
+    """The last trained token of each row of a group, behind one that is not.
 
-    AReaL computes advantages place by place, thousands of them, and passes over what is not trained; these alone give
-    the same. It rewards the last token of a row and loses the reward when that one is not trained: here it always is.
+    AReaL's advantage of a token is the sum of the rewards from there on: its discount and lambda are 1, its reward has
+    no KL in it, and it has no values. All of a row's reward is that of its last token, so what AReaL gives that one
+    (in a row of its own, not place by place over thousands) is the advantage of them all. AReaL loses the reward of a
+    row that ends with a token that is not trained: here none does.
     """
 
     def __init__(self, loss_mask: Tensor) -> None:
-        trained = loss_mask.bool()
-        counts = trained.sum(-1, keepdim=True)
-        most = int(counts.max())
-        self._shape = trained.shape
-        self._places = (~trained).int().argsort(dim=-1, stable=True)[:, :most]
-        self._there = torch.arange(most, device=counts.device) < counts
+        self._trained = loss_mask.bool()
+        self._any = self._trained.any(-1, keepdim=True)
+        self._last = loss_mask.shape[-1] - 1 - self._trained.flip(-1).int().argmax(-1, keepdim=True)
 
     def of(self, group: TensorDict) -> TensorDict:
         """What AReaL's advantages are computed from; `group` of B rows of L tokens."""
-        there = F.pad(self._there, (1, 0), value=False)
-        per_token = {name: F.pad(group[name].gather(-1, self._places), (1, 0)) for name in ("input_ids", "logprobs")}
-        began = F.pad(self._there, (1, 0), value=True)
-        return {**per_token, "loss_mask": there.int(), "attention_mask": began, "rewards": group["rewards"]}
+        token = {name: F.pad(group[name].gather(-1, self._last), (1, 0)) for name in ("input_ids", "logprobs")}
+        there, began = F.pad(self._any, (1, 0), value=False), F.pad(self._any, (1, 0), value=True)
+        return {**token, "loss_mask": there.int(), "attention_mask": began, "rewards": group["rewards"]}
 
     def put_back(self, computed: TensorDict, group: TensorDict) -> TensorDict:
         """`group` with what AReaL computed, where each token is predicted: one place before it."""
-        added = {name: value for name, value in computed.items() if name not in _GIVEN and value.ndim > 1}
-        return {**group, **{name: self._where_predicted(value) for name, value in added.items()}}
-
-    def _where_predicted(self, values: Tensor) -> Tensor:
-        own = values[:, :-1].where(self._there, 0)
-        return own.new_zeros(self._shape).scatter(-1, self._places, own).roll(-1, dims=-1)
+        predicts = self._trained.roll(-1, dims=-1)
+        logprobs = group["logprobs"].roll(-1, dims=-1) * predicts
+        own = {name: logprobs for name in ("logprobs", "prox_logp") if name in computed}
+        of_all = {name: computed[name][:, :1].where(predicts, 0) for name in ("advantages", "returns", "kl_rewards")}
+        total = computed["tot_rewards"][:, :1].where(self._any, 0)
+        rewards = torch.zeros_like(logprobs).scatter(-1, (self._last - 1).clamp(min=0), total)
+        return {**group, **own, **of_all, "tot_rewards": rewards, "loss_mask": predicts.float()}
 
 
 class RaggedNorm:
