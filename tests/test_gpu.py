@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import closing
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,23 @@ def test_packed_rows_score_as_eager_attention_scores_them(weights: Path, dtype: 
             scores.append(score_tokens(policy, micro, 1.0).logprobs)
     tolerance = 1e-4 if dtype == "float32" else 0.1
     torch.testing.assert_close(scores[0], scores[1], rtol=0, atol=tolerance)
+
+
+def test_micro_batches_reach_the_card_as_they_were_collated(weights: Path) -> None:
+    work = torch.randn(4096, 4096, device="cuda")
+    rows = []
+    for device in ("cpu", "cuda"):
+        policy = load_policy(str(weights), device=device)
+        micros = []
+        for micro in micro_batches(policy, ragged_batch(policy), LossConfig(), 150):
+            assert micro.input_ids.device.type == device
+            work = (work @ work).clamp_(-1, 1)  # while this goes on the next one is copied
+            micros.append(micro.to("cpu"))
+        rows.append(micros)
+    assert len(rows[0]) == len(rows[1]) > 1
+    for ours, wanted in zip(rows[1], rows[0], strict=True):
+        for field in fields(wanted):
+            torch.testing.assert_close(getattr(ours, field.name), getattr(wanted, field.name), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(("heads", "key_heads", "width"), [(16, 8, 128), (4, 4, 64), (4, 2, 72)])

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cua_agent.models.architecture import set_training
 from cua_agent.models.errors import ModelNotFound, UnsupportedModel
 from cua_agent.models.loaders import load_policy, special_tokens
 from cua_agent.models.policy import PolicyModel
@@ -129,3 +130,11 @@ def test_an_unreadable_configuration_is_one_line(config: str, tmp_path: Path) ->
 def test_bfloat16(tmp_path: Path) -> None:
     policy = load_policy(str(tiny_random.build(tmp_path)), dtype="bfloat16")
     assert {p.dtype for p in policy.model.parameters()} == {torch.bfloat16}
+
+
+def test_modules_change_their_mode_as_train_and_eval_change_it():
+    model = torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.Sequential(torch.nn.Linear(2, 2)))
+    for training in (False, True):
+        set_training(list(model.modules()), training)
+        assert [module.training for module in model.modules()] == [training] * 4
+        assert torch.equal(model[0](torch.ones(99)), torch.ones(99)) is not training

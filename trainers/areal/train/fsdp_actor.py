@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,7 +15,7 @@ from areal.api import FinetuneSpec, ParallelStrategy
 from areal.api.cli_args import MicroBatchSpec, PPOActorConfig
 from areal.engine.fsdp_engine import FSDPPPOActor, FSDPTrainContext
 from areal.infra.platforms import current_platform
-from areal.utils.data import MicroBatchItem, MicroBatchList, tensor_container_to
+from areal.utils.data import MicroBatchItem, MicroBatchList
 from torch import Tensor
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.optim.lr_scheduler import LambdaLR
@@ -26,24 +25,14 @@ from cua_agent.models.mrope import mrope_positions
 from cua_agent.models.packed_attention import packed_rows, takes_packed_rows
 from cua_agent.models.policy import PolicyModel
 from trainers.areal.tensors import TensorDict
-from trainers.areal.train.scoring_head import ScoringHead, at_every_position, places_to_score
+from trainers.areal.train.scoring_head import ScoringHead, at_every_position
 from trainers.config import OptimConfig
 from trainers.distributed.sharded_tensors import read_into, sharded_like, whole
 from trainers.distributed.torch_process_group import init_default_group
 from trainers.grpo.learner import warmup_factor
-from trainers.grpo.prefetch import prefetched
 
 PACKED_SAFELY = ("sdpa", "eager")
 """Attention that reads sequence boundaries from positions; flash attention takes AReaL's cu_seqlens."""
-
-
-@dataclass(frozen=True)
-class OnHost:
-    """A packed micro-batch before its turn: the model's `inputs` on the CPU, where AReaL leaves what it does not know,
-    and the `images` of its rows, bytes."""
-
-    inputs: dict[str, Any]
-    images: list[Tensor]
 
 
 class FSDPPolicyActor(FSDPPPOActor):  # type: ignore[misc]
@@ -146,63 +135,35 @@ class FSDPPolicyActor(FSDPPPOActor):  # type: ignore[misc]
         return self
 
     def _prepare_mb_list(self, input_: dict[str, Any]) -> MicroBatchList:
-        """AReaL's micro-batches; a row longer than their budget goes alone, as on every backend. What the model takes
-        stays on the CPU until its turn comes, and images are put together then."""
-        images = [row.get("pixel_values") for row in input_.get("multi_modal_input", [])]
-        if images:
-            numbered = enumerate(input_["multi_modal_input"])
-            rows = [{**row, "pixel_values": torch.tensor([n])} if row else {} for n, row in numbered]
-            input_ = {**input_, "multi_modal_input": rows}
+        """AReaL's micro-batches; a row longer than their budget goes alone, as on every backend."""
         spec = self.config.mb_spec
         longest = int(input_["attention_mask"].sum(-1).max())
         self.config.mb_spec = MicroBatchSpec.new(spec, max_tokens_per_mb=max(spec.max_tokens_per_mb, longest))
         try:
-            mb_list = super()._prepare_mb_list(input_)
+            return super()._prepare_mb_list(input_)
         finally:
             self.config.mb_spec = spec
-        for number, inputs in enumerate(mb_list.padded_mbs):
-            rows = inputs.pop("pixel_values", torch.empty(0)).tolist()
-            mb_list.padded_mbs[number] = OnHost(inputs, [images[row] for row in rows])
-        return mb_list
-
-    def forward_backward_batch(
-        self, mb_list: MicroBatchList, process_output_fn: Callable[..., Any], forward_only: bool = False
-    ) -> None:
-        """AReaL's; while the GPU works on one micro-batch, the next gets ready for the model and onto its device."""
-        coming = prefetched((partial(self._ready, item) for item in mb_list), self.device)
-        super().forward_backward_batch(coming, process_output_fn, forward_only)
-
-    def _ready(self, item: MicroBatchItem) -> MicroBatchItem:
-        """`item` with the model's inputs on the device; what they are is worked out on the CPU, which would have to
-        wait for a GPU's answers."""
-        inputs = dict(item.padded_mb.inputs)
-        places, tokens = places_to_score(inputs["input_ids"], inputs.pop("predicts"))
-        inputs |= {"logits_to_keep": places, "tokens_to_score": tokens}
-        if self.config.attn_impl in PACKED_SAFELY:
-            inputs |= self._places_of_rows(inputs)
-        if item.padded_mb.images:
-            inputs["pixel_values"] = torch.cat(item.padded_mb.images)
-        return item._replace(padded_mb=tensor_container_to(inputs, self.device))
-
-    def _places_of_rows(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        lengths = sequence_lengths(inputs["cu_seqlens"])
-        plain, visual = text_positions(lengths).to(inputs["input_ids"].device), self.policy.reads_images
-        positions = inputs["position_ids"].long() if visual else plain
-        if takes_packed_rows(self.policy.base_model):
-            return {**packed_rows(lengths, inputs["input_ids"].device), "position_ids": positions}
-        return {
-            "attention_mask": None,  # AReaL's says that there is nothing to mask, also between sequences
-            "position_ids": torch.cat([plain[None], positions]) if visual else plain,
-        }
 
     def _prepare_mb_inputs(self, mb_item: MicroBatchItem) -> tuple[dict[str, Any], FSDPTrainContext]:
-        """AReaL's; pixels in place of their bytes, which stay with the micro-batch."""
         inputs, context = super()._prepare_mb_inputs(mb_item)
-        self._head.ask(inputs.pop("tokens_to_score"))
+        inputs |= self._head.ask(inputs["input_ids"], inputs.pop("predicts"))
+        if self.config.attn_impl not in PACKED_SAFELY:
+            return self._with_pixels(inputs), context
+        plain, visual = text_positions(inputs["cu_seqlens"]), self.policy.reads_images
+        positions = inputs["position_ids"].long() if visual else plain
+        if takes_packed_rows(self.policy.base_model):
+            inputs |= packed_rows(sequence_lengths(inputs["cu_seqlens"]), self.device)
+            inputs["position_ids"] = positions
+        else:
+            inputs["attention_mask"] = None  # AReaL's says that there is nothing to mask, also between sequences
+            inputs["position_ids"] = torch.cat([plain[None], positions]) if visual else plain
+        return self._with_pixels(inputs), context
+
+    def _with_pixels(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """`inputs` with pixels in place of their bytes; those stay in `inputs`, which lives as long as the batch."""
         if "pixel_values" not in inputs:
-            return inputs, context
-        pixels = self.policy.pixel_values(inputs["pixel_values"], inputs["image_grid_thw"])
-        return {**inputs, "pixel_values": pixels}, context
+            return inputs
+        return {**inputs, "pixel_values": self.policy.pixel_values(inputs["pixel_values"], inputs["image_grid_thw"])}
 
     def _compute_logprobs_and_loss(
         self,
@@ -325,10 +286,12 @@ def sequence_lengths(cu_seqlens: Tensor) -> tuple[int, ...]:
     return tuple(torch.diff(cu_seqlens).tolist())
 
 
-def text_positions(lengths: Sequence[int]) -> Tensor:
-    """Positions int64 [1, T] of packed sequences of these `lengths` that start at 0 in each.
+def text_positions(cu_seqlens: Tensor) -> Tensor:
+    """Positions int64 [1, T] of packed sequences that start at 0 in each; `cu_seqlens` int [n + 1], their boundaries.
 
     They are how transformers recognises packed sequences and keeps them from attending to each other; its Qwen-VL
     models want them as a first row before the M-RoPE positions [3, 1, T].
     """
-    return torch.cat([torch.arange(length) for length in lengths])[None]
+    return torch.cat([torch.arange(length, device=cu_seqlens.device) for length in torch.diff(cu_seqlens).tolist()])[
+        None
+    ]

@@ -16,7 +16,7 @@ class ScoringHead:
     """Stands in for `lm_head`, so that the model answers with scores in place of logits: what FSDP gathers for the
     head is there only while the model runs, and AReaL's engine would keep the logits of every packed position.
 
-    After `ask` the coming forward pass gives scores float32 [1, N, 2], log-prob and entropy, of the N tokens asked for;
+    After `ask` the coming forward pass gives scores float32 [1, N, 2], log-prob and entropy, at the N places asked for;
     any other one gives logits.
     """
 
@@ -30,10 +30,14 @@ class ScoringHead:
         self._tokens: Tensor | None = None
         head.forward = self._score  # type: ignore[method-assign]
 
-    def ask(self, tokens: Tensor) -> None:
-        """The coming forward pass scores `tokens` int64 [N], each predicted at one of the places that it is limited to
-        (see `places_to_score`)."""
-        self._tokens = tokens
+    def ask(self, input_ids: Tensor, predicts: Tensor) -> dict[str, Tensor]:
+        """The model's argument that limits the coming forward pass to where `predicts` [1, T] is set; `input_ids`
+        int64 [1, T]. One place at least, because every process has to run its head."""
+        places = predicts[0].nonzero().flatten()
+        if not len(places):
+            places = torch.zeros(1, dtype=torch.int64, device=predicts.device)
+        self._tokens = input_ids[0].roll(-1)[places]
+        return {"logits_to_keep": places}
 
     def _score(self, hidden: Tensor) -> Tensor:
         tokens, self._tokens = self._tokens, None
@@ -49,15 +53,6 @@ class ScoringHead:
             entropy_gradient=self._entropy_gradient,
         )
         return torch.stack([scores.logprobs[None], scores.entropy[None]], dim=-1)
-
-
-def places_to_score(input_ids: Tensor, predicts: Tensor) -> tuple[Tensor, Tensor]:
-    """Of one packed row, `input_ids` int64 and `predicts` [1, T]: the places int64 [N] where `predicts` is set, and the
-    tokens that are predicted there. One place at least, because every process has to run its head."""
-    places = predicts[0].nonzero().flatten()
-    if not len(places):
-        places = torch.zeros(1, dtype=torch.int64, device=predicts.device)
-    return places, input_ids[0].roll(-1)[places]
 
 
 def at_every_position(scores: Tensor, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
