@@ -65,8 +65,8 @@ class MicroBatch:
 
     def to(self, device: torch.device | str) -> MicroBatch:
         """The same on another device."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{name: value.to(device) for name, value in values.items() if torch.is_tensor(value)})
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: v.to(device) if torch.is_tensor(v) else v for name, v in values.items()})
 
 
 def weigh_rows(batch: Batch, config: LossConfig) -> list[Row]:

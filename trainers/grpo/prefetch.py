@@ -44,4 +44,4 @@ def _made(make: Callable[[], T], beside: torch.cuda.Stream | None) -> T:
 @cache
 def _stream_beside(device: torch.device) -> torch.cuda.Stream:
     """One for all updates: memory that the allocator gave out in a stream stays that stream's."""
-    return torch.cuda.Stream(device)
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

@@ -139,7 +139,7 @@ class LastTokens:
         """`group` with what AReaL computed, where each token is predicted: one place before it."""
         predicts = self._trained.roll(-1, dims=-1)
         logprobs = group["logprobs"].roll(-1, dims=-1) * predicts
-        own = {name: logprobs for name in ("logprobs", "prox_logp") if name in computed}
+        own: TensorDict = {name: logprobs for name in ("logprobs", "prox_logp") if name in computed}
         of_all = {name: computed[name][:, :1].where(predicts, 0) for name in ("advantages", "returns", "kl_rewards")}
         total = computed["tot_rewards"][:, :1].where(self._any, 0)
         rewards = torch.zeros_like(logprobs).scatter(-1, (self._last - 1).clamp(min=0), total)
