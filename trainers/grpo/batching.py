@@ -65,8 +65,9 @@ class MicroBatch:
 
     def to(self, device: torch.device | str) -> MicroBatch:
         """The same on another device."""
-        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{name: v.to(device) if torch.is_tensor(v) else v for name, v in values.items()})
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved: dict[str, Any] = {name: v.to(device) for name, v in values.items() if torch.is_tensor(v)}
+        return replace(self, **moved)
 
 
 def weigh_rows(batch: Batch, config: LossConfig) -> list[Row]:
