@@ -9,10 +9,11 @@ import pytest
 
 from cua_agent.envs.base import EnvironmentFailure
 from tests.areal_rig import ran
-from tests.legacy_rig import CONFIG
+from tests.legacy_rig import CONFIG, TASKS
 from tests.tiny_random import build
-from trainers.config import TrainConfig
+from trainers.config import SamplingConfig, TrainConfig
 from trainers.protocol import EpisodeSpec
+from trainers.run.checkpoint_files import read_state
 
 pytest.importorskip("areal")
 pytestmark = pytest.mark.slow
@@ -32,7 +33,8 @@ def trained(weights: Path, directory: Path, config: TrainConfig, **runner: Any) 
 @pytest.mark.parametrize("phase", [1, 2, 3])
 @pytest.mark.parametrize("bound", [0, 2])
 def test_staleness_stays_within_the_bound(weights: Path, tmp_path: Path, phase: int, bound: int) -> None:
-    config = replace(CONFIG, phase=phase, max_steps=6, rollout=replace(CONFIG.rollout, max_staleness=bound))
+    rollout, sampling = replace(CONFIG.rollout, max_staleness=bound), SamplingConfig(strategy="difficulty")
+    config = replace(CONFIG, phase=phase, max_steps=6, rollout=rollout, sampling=sampling)
     rows = trained(weights, tmp_path / "run", config)
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     assert max(row["staleness_max"] for row in rows) <= bound
@@ -40,6 +42,9 @@ def test_staleness_stays_within_the_bound(weights: Path, tmp_path: Path, phase: 
     assert all(row["groups_kept"] <= CONFIG.rollout.groups_per_step for row in rows)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert (summary["backend"], summary["phase"], summary["steps"]) == ("areal", phase, 6)
+    known = read_state(tmp_path / "run" / "checkpoints" / "last").task_success
+    assert set(known) == {task.id for task in TASKS}
+    assert 0 < sum(episodes for _, episodes in known.values()) < sum(row["episodes"] for row in rows)
 
 
 def test_a_lost_episode_is_replaced_and_counted(weights: Path, tmp_path: Path) -> None:

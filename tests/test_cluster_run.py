@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
+from trainers.run.checkpoint_files import read_state
 from trainers.watch.recording import Recording
 
 pytest.importorskip("areal")
@@ -59,7 +60,7 @@ def until_trained(process: subprocess.Popen[str], run: Path) -> None:
 
 @pytest.mark.parametrize("scheduler", ["local", "ray"])
 def test_two_steps(scheduler: str, tmp_path: Path) -> None:
-    status, text = ended(start(scheduler, tmp_path, "max_steps=2", "run_name=run"))
+    status, text = ended(start(scheduler, tmp_path, "max_steps=2", "run_name=run", "sampling.strategy=difficulty"))
     run = tmp_path / "run"
     assert status == 0, text
     assert "AReaL" not in text  # its tables are its own
@@ -70,6 +71,7 @@ def test_two_steps(scheduler: str, tmp_path: Path) -> None:
     assert second["staleness_max"] <= 2
     assert {row["episodes"] + row["infra_errors"] for row in rows(run, "eval.jsonl")} == {4}
     assert (run / "checkpoints" / "last" / "manifest.json").is_file()
+    assert sum(episodes for _, episodes in read_state(run / "checkpoints" / "last").task_success.values()) > 4
     assert_episodes_are_recorded(run, first["episodes"] + second["episodes"])
 
 

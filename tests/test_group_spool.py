@@ -21,6 +21,8 @@ from trainers.run.directory import create_run_directory, named_after
 from trainers.run.resuming import begun_again
 from trainers.run.taking_up import spool_of, take_up
 
+KNOWN = {task.id: task for task in TASKS}
+
 
 def spec(index: int) -> GroupSpec:
     return TaskSampler(TASKS, seed=0).at(index)
@@ -46,19 +48,29 @@ def names(spool: GroupSpool) -> list[str]:
 def test_a_group_comes_back_as_it_was(tmp_path: Path) -> None:
     spool = GroupSpool(tmp_path / SPOOL, keep=4)
     spool.put(group(3))
-    back = spool.take(spec(3))
+    back = spool.take(spec(3), KNOWN)
     assert back is not None and back.spec == spec(3)
     assert [[row.episode_id for row in episode] for episode in back.episodes] == [["g000003-0"], ["g000003-1"]]
     assert [row.reward for row in back.rows] == [0.0, 1.0]
-    assert spool.take(spec(4)) is None
+    assert spool.take(spec(4), KNOWN) is None
 
 
-def test_a_group_of_another_task_or_a_damaged_one_is_played_again(tmp_path: Path) -> None:
+def test_a_group_of_another_seed_or_an_unknown_task_or_a_damaged_one_is_played_again(tmp_path: Path) -> None:
     spool = GroupSpool(tmp_path / SPOOL, keep=4)
     spool.put(group(3))
-    assert spool.take(replace(spec(3), seed=7)) is None
+    assert spool.take(replace(spec(3), seed=7), KNOWN) is None
+    assert spool.take(spec(3), {}) is None
     (tmp_path / SPOOL / "g000003.safetensors").write_bytes(b"torn")
-    assert spool.take(spec(3)) is None
+    assert spool.take(spec(3), KNOWN) is None
+
+
+def test_a_group_keeps_the_task_that_was_drawn_for_it(tmp_path: Path) -> None:
+    """By difficulty, what is drawn depends on what was seen before the draw."""
+    spool = GroupSpool(tmp_path / SPOOL, keep=4)
+    spool.put(group(3))
+    [other] = [task for task in TASKS if task != spec(3).task]
+    back = spool.take(replace(spec(3), task=other), KNOWN)
+    assert back is not None and back.spec == spec(3)
 
 
 def test_what_was_trained_on_is_kept_until_a_checkpoint_covers_it_and_not_taken_twice(tmp_path: Path) -> None:
@@ -68,7 +80,7 @@ def test_what_was_trained_on_is_kept_until_a_checkpoint_covers_it_and_not_taken_
     spool.trained(1, ["g000000", "g000009"])
     spool.trained(2, ["g000001"])
     assert names(spool) == ["g000000.step000001", "g000001.step000002", "g000002"]
-    assert spool.take(spec(0)) is None
+    assert spool.take(spec(0), KNOWN) is None
     spool.covered(1)
     assert names(spool) == ["g000001.step000002", "g000002"]
 

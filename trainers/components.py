@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -23,9 +23,10 @@ from cua_agent.models.sources import check_trainable, find_model
 from cua_agent.prompts import first_prompt, system_prompt
 from cua_agent.tasks import CUATask, EvalSplit
 from cua_agent.trajectory import Trajectory
-from trainers.config import ConfigError, TrainConfig
+from trainers.config import ConfigError, SamplingConfig, TrainConfig
 from trainers.episodes.log import EpisodeLog
 from trainers.protocol import EpisodeRunner, EpisodeSpec
+from trainers.rollouts.difficulty import TaskDifficulty
 from trainers.rollouts.task_sampler import training_tasks
 from trainers.run.checkpoint import save_weights
 
@@ -35,7 +36,8 @@ class Components:
     """The policy and the world it acts in.
 
     `environments` opens what environments share (a browser), for one event loop at a time; `runner_for` makes what
-    plays episodes with an engine; they are recorded in `episodes`, if anywhere.
+    plays episodes with an engine; they are recorded in `episodes`, if anywhere. `difficulty` is what the run knows of
+    its tasks: whoever keeps the books enters it, whoever draws tasks reads it.
     """
 
     policy: PolicyModel
@@ -44,6 +46,7 @@ class Components:
     train_tasks: Sequence[CUATask]
     eval_tasks: Mapping[EvalSplit, Sequence[CUATask]]
     episodes: EpisodeLog | None = None
+    difficulty: TaskDifficulty = field(default_factory=lambda: difficulty_of(SamplingConfig()))
 
     def close(self) -> None:
         """Nothing more is played; safe to call twice."""
@@ -66,7 +69,13 @@ def build_components(config: TrainConfig, *, sharded: bool = False, episodes: Ep
         train_tasks=train_tasks,
         eval_tasks=held_out_tasks(config),
         episodes=episodes,
+        difficulty=difficulty_of(config.sampling),
     )
+
+
+def difficulty_of(sampling: SamplingConfig) -> TaskDifficulty:
+    """Nothing is known of any task yet."""
+    return TaskDifficulty(sampling.half_life, sampling.floor)
 
 
 def check_model(config: TrainConfig) -> None:

@@ -25,6 +25,7 @@ from trainers.protocol import (
     TrainResult,
     Usage,
 )
+from trainers.rollouts.difficulty import TaskDifficulty
 from trainers.run.gpu_meter import GpuMeter
 from trainers.run.interrupts import interrupts_held
 from trainers.run.lifecycle import RunLifecycle
@@ -37,9 +38,9 @@ from trainers.run.stopping import Stopped
 class TrainingLoop:
     """Multi-turn GRPO over `rollouts` and a `learner`, which it owns and closes; implements `Trainer`.
 
-    `operations` tells what an update on a batch computes. With `config.resume` the run goes on from that checkpoint.
-    Every process of `process_group` runs a loop of its own, in step with the others; `rollouts` and `learner` bring
-    them together.
+    `difficulty` is what `rollouts` draw tasks by; `operations` tells what an update on a batch computes. With
+    `config.resume` the run goes on from that checkpoint. Every process of `process_group` runs a loop of its own, in
+    step with the others; `rollouts` and `learner` bring them together.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class TrainingLoop:
         rollouts: Rollouts,
         learner: Learner,
         eval_tasks: Mapping[EvalSplit, Sequence[CUATask]],
+        difficulty: TaskDifficulty,
         operations: Callable[[Batch], float] | None = None,
         process_group: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
@@ -64,6 +66,7 @@ class TrainingLoop:
             progress,
             snapshot=learner.snapshot,
             position=lambda: rollouts.position,
+            difficulty=difficulty,
             operations=operations,
             process_group=process_group,
         )

@@ -105,8 +105,8 @@ class TrainerState:
     """Progress of a run: everything a trainer needs to go on, besides weights, optimiser and generators.
 
     `data_position` counts the training groups drawn so far; `evaluated_step` is that of the newest evaluation on
-    held-out seeds; `staleness_*` are over trained episodes, `turns*` over
-    all played ones; the `_s` fields are seconds already spent.
+    held-out seeds; `staleness_*` are over trained episodes, `turns*` over all played ones; the `_s` fields are seconds
+    already spent; `task_success` has, by task, its successes and episodes as sampling by difficulty counts them.
     """
 
     step: int = 0
@@ -125,6 +125,7 @@ class TrainerState:
     wall_s: float = 0.0
     rollout_s: float = 0.0
     train_s: float = 0.0
+    task_success: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 class Trainer(Protocol):

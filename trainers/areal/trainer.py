@@ -131,6 +131,7 @@ def _of_phase(
         rollouts=rollouts,
         learner=learner,
         eval_tasks=components.eval_tasks,
+        difficulty=components.difficulty,
         operations=UpdateOperations(components.policy),
         process_group=process_group,
     )

@@ -8,6 +8,7 @@ from trainers.config.areal import ArealConfig
 from trainers.config.checked import from_mapping
 from trainers.config.environment import EnvConfig
 from trainers.config.learning import AdvantageConfig, LossConfig, OptimConfig, RewardConfig, RolloutConfig
+from trainers.config.playing import SamplingConfig
 from trainers.config.policy import InferenceConfig, LoaderConfig, LoraConfig, ModelConfig
 from trainers.config.run import CheckpointConfig, EvalConfig, LoggingConfig, TrainConfig
 from trainers.config.validation import ConfigError
@@ -28,6 +29,7 @@ __all__ = [
     "OptimConfig",
     "RewardConfig",
     "RolloutConfig",
+    "SamplingConfig",
     "TrainConfig",
     "from_mapping",
 ]

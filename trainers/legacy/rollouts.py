@@ -16,7 +16,7 @@ from trainers.protocol import Collected, EpisodeSpec, Group, GroupSpec, OnCollec
 from trainers.rollouts.collection import collect, play_all, play_groups, watched
 from trainers.rollouts.event_loops import LoopThread
 from trainers.rollouts.group_spool import NO_SPOOL, GroupSpool
-from trainers.rollouts.task_sampler import TaskSampler
+from trainers.rollouts.task_sampler import training_sampler
 
 
 class SynchronousRollouts:
@@ -35,7 +35,7 @@ class SynchronousRollouts:
         self._engine = engine
         self._spool = spool
         self._run_episode = components.runner_for(engine)
-        self._sampler = TaskSampler(components.train_tasks, config.seed)
+        self._sampler = training_sampler(config, components.train_tasks, components.difficulty)
         self._stack = AsyncExitStack()
         self._loop = LoopThread()
         self._stats = PoolStats()
@@ -68,7 +68,8 @@ class SynchronousRollouts:
             done = finished, of
 
         async def play_round(specs: Sequence[GroupSpec]) -> tuple[list[Group], list[str]]:
-            found = {spec.group_id: group for spec in specs if (group := self._spool.take(spec)) is not None}
+            kept = (self._spool.take(spec, self._sampler.tasks) for spec in specs)
+            found = {group.spec.group_id: group for group in kept if group is not None}
             played, lost = await play_groups(
                 self._pool,
                 self._run_episode,

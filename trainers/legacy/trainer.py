@@ -44,6 +44,7 @@ class CUAGRPOTrainer:
             ),
             learner=self._learner,
             eval_tasks=components.eval_tasks,
+            difficulty=components.difficulty,
             operations=UpdateOperations(components.policy),
         )
 

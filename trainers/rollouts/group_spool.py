@@ -10,10 +10,11 @@ from __future__ import annotations
 import logging
 import re
 import shutil
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from cua_agent.tasks import CUATask
 from trainers.protocol import Batch, Group, GroupSpec
 from trainers.rollouts.trajectory_store import TrajectoryFileError, load_batch, sampled_versions, save_batch
 
@@ -68,8 +69,9 @@ class GroupSpool:
             self.keep = 0
             logger.warning("finished groups are not kept any further: %s", error)
 
-    def take(self, spec: GroupSpec) -> Group | None:
-        """The group as it was played already; None when it has to be played."""
+    def take(self, spec: GroupSpec, tasks: Mapping[str, CUATask]) -> Group | None:
+        """The group as it was played already; None when it has to be played. By difficulty another of `tasks` may have
+        been drawn for it than is drawn now."""
         path = self.directory / f"{spec.group_id}.safetensors"
         if self.keep == 0 or not path.is_file():
             return None
@@ -77,12 +79,13 @@ class GroupSpool:
             rows = load_batch(path).trajectories
         except TrajectoryFileError:
             return None
-        if any((row.task_id, row.seed) != (spec.task.id, spec.seed) for row in rows):
+        task = tasks.get(rows[0].task_id)
+        if task is None or any((row.task_id, row.seed) != (task.id, spec.seed) for row in rows):
             return None
         episodes: dict[str, list[int]] = {}
         for index, row in enumerate(rows):
             episodes.setdefault(row.episode_id, []).append(index)
-        return Group(spec, [[rows[index] for index in members] for members in episodes.values()])
+        return Group(replace(spec, task=task), [[rows[index] for index in members] for members in episodes.values()])
 
     def trained(self, step: int, group_ids: Iterable[str]) -> None:
         """A step has used these groups, or dropped them."""

@@ -62,7 +62,9 @@ def read_state(path: Path) -> TrainerState:
         first = error.errors(include_url=False)[0]
         key, value = first["loc"][0], str(first["input"])[:40]
         raise CheckpointError(f"checkpoint {path}: {STATE}: {key}={value}: {first['msg']}") from None
-    for key, value in values.items():  # counts, seconds and shares
+    played = values.pop("task_success", {})
+    counts = {f"task_success.{task}": min(pair) for task, pair in played.items()}
+    for key, value in (values | counts).items():  # counts, seconds and shares
         if value is not None and value < 0:
             raise CheckpointError(f"checkpoint {path}: {STATE}: {key}={value}: it must be at least 0")
     return state

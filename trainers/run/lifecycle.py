@@ -80,7 +80,7 @@ class RunLifecycle:
         """What the coming step trains on, recorded; says what was lost, and why there may be nothing."""
         self._tell(collected)
         batch = self._to_batch([row for group in collected.kept for row in group.rows])
-        self._recorder.batch(batch)
+        self._recorder.batch(collected, batch)
         return batch
 
     def resume(self, resume: str, load: Callable[[Path], None]) -> None:

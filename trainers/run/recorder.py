@@ -18,6 +18,7 @@ from trainers.config.overrides import typed_text
 from trainers.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from trainers.episodes.steps import StepLog
 from trainers.protocol import Batch, Collected, EvalRecord, Snapshot, StepRecord, TrainerState, TrainResult, Usage
+from trainers.rollouts.difficulty import TaskDifficulty
 from trainers.rollouts.trajectory_store import TrajectoryStore
 from trainers.run.checkpoint_writer import CheckpointWriter
 from trainers.run.directory import display_path, path_to_type
@@ -46,8 +47,8 @@ class RunRecorder:
     """Keeps the books of one run in `directory`; knows nothing of how it rolls out or learns.
 
     `snapshot` takes what a checkpoint holds, `position` tells how many groups a resumed run must not play again,
-    `operations` what an update on a batch computes. Every process of `process_group` keeps the same books, all but the
-    first in a directory of its own.
+    `difficulty` is what tasks are drawn by, `operations` what an update on a batch computes. Every process of
+    `process_group` keeps the same books, all but the first in a directory of its own.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class RunRecorder:
         *,
         snapshot: TakeSnapshot,
         position: Callable[[], int],
+        difficulty: TaskDifficulty,
         operations: Callable[[Batch], float] | None = None,
         process_group: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
@@ -67,6 +69,7 @@ class RunRecorder:
         self._process_group = process_group
         self._snapshot = snapshot
         self._position = position
+        self._difficulty = difficulty
         self._operations = operations
         self._state = TrainerState()
         self._usage = Usage()
@@ -84,11 +87,13 @@ class RunRecorder:
     @property
     def state(self) -> TrainerState:
         """Progress so far: what a checkpoint would hold."""
-        return replace(self._state, data_position=self._position())
+        counts = dict(self._difficulty.counts)
+        return replace(self._state, data_position=self._position(), task_success=counts)
 
     def restore(self, state: TrainerState) -> None:
         """Go on from a checkpoint's state."""
         self._state = state
+        self._difficulty.counts = dict(state.task_success)
         if self._config.resume is not None:
             self._whole = Path(self._config.resume), state.step
 
@@ -120,9 +125,10 @@ class RunRecorder:
         self._state = replace(self._state, policy_version=self._state.policy_version + 1)
         return self._state.policy_version
 
-    def batch(self, batch: Batch) -> None:
-        """Record what the coming step trains on, which has just been collected."""
+    def batch(self, collected: Collected, batch: Batch) -> None:
+        """Record what the coming step trains on, which has just been collected. From here on tasks are drawn by it."""
         self._timeline.collected()
+        self._difficulty.observe([*collected.kept, *collected.filtered])
         try:
             self._store.record(self._state.step + 1, batch)
         except OSError as error:  # training does not need it

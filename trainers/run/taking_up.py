@@ -12,7 +12,7 @@ from trainers.protocol import TrainerState
 from trainers.rollouts.group_spool import SPOOL, GroupSpool
 from trainers.run.lineage import lineage_of
 
-_PLAYED = ("env.", "model.", "reward.", "rollout.", "lora.", "seed")
+_PLAYED = ("env.", "model.", "reward.", "rollout.", "sampling.turns", "lora.", "seed")
 """Keys, and beginnings of keys, on which it depends how a group was played."""
 _NOT_PLAYED = ("rollout.concurrency", "rollout.groups_per_step", "rollout.max_refills", "rollout.max_staleness")
 

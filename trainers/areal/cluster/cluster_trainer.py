@@ -18,7 +18,7 @@ from trainers.areal.tensors import TensorDict
 from trainers.areal.train.hooked_ppo_trainer import Hooks
 from trainers.areal.train.phase3_trainer import check_supported
 from trainers.areal.train.ppo_lifecycle import PPOLifecycle
-from trainers.components import check_model, held_out_tasks
+from trainers.components import check_model, difficulty_of, held_out_tasks
 from trainers.config import TrainConfig
 from trainers.config.cluster import workers_of
 from trainers.distributed.rank_config import without_trajectories
@@ -53,7 +53,8 @@ class ClusterTrainer:
                 scheduler = self._workers.enter_context(opened_scheduler(config, native))
                 hooks = Hooks(step_ended=lambda: self._run.step_ended(), settled=lambda: self._run.settle())
                 self._ppo = ControllerPPOTrainer(native, scheduler, hooks)
-                self._stream = ControllerStream(config, self._ppo.rollout, workers_of(config).training)
+                difficulty = difficulty_of(config.sampling)
+                self._stream = ControllerStream(config, self._ppo.rollout, workers_of(config).training, difficulty)
                 self._ppo.actor.next_batch, self._ppo.actor.publish = self._next_batch, self._publish
                 self._recorder = RunRecorder(
                     without_trajectories(config),
@@ -61,6 +62,7 @@ class ClusterTrainer:
                     progress,
                     snapshot=self._snapshot,
                     position=lambda: self._stream.position,
+                    difficulty=difficulty,
                 )
                 self._lifecycle = RunLifecycle(
                     config,

@@ -13,8 +13,9 @@ from trainers.areal.rollout.group_stream import count_accepted
 from trainers.areal.rollout.group_window import GroupWindow
 from trainers.areal.tensors import TensorDict
 from trainers.config import TrainConfig
-from trainers.protocol import Collected, OnCollecting, Usage
-from trainers.rollouts.task_sampler import TaskSampler, training_tasks
+from trainers.protocol import Collected, GroupSpec, OnCollecting, Usage
+from trainers.rollouts.difficulty import TaskDifficulty
+from trainers.rollouts.task_sampler import training_sampler, training_tasks
 
 _POLL_S = 1.0
 _SILENCE_S = 10.0
@@ -35,13 +36,16 @@ class ControllerStream:
     training worker.
     """
 
-    def __init__(self, config: TrainConfig, controller: RolloutController, share: int) -> None:
+    def __init__(
+        self, config: TrainConfig, controller: RolloutController, share: int, difficulty: TaskDifficulty
+    ) -> None:
         self._config = config
         self._controller = controller
-        self._sampler = TaskSampler(training_tasks(config.env), config.seed)
+        self._sampler = training_sampler(config, training_tasks(config.env), difficulty)
         self._next = 0
         self._window = GroupWindow(config.rollout, config.areal.max_failures, multiple=share)
-        self._submitted: dict[int, int] = {}  # the version at which each running group was
+        self._specs: dict[int, GroupSpec] = {}  # of running groups
+        self._submitted: dict[int, int] = {}  # the version at which each was
         self._collects = False
         self._clock = time.perf_counter()
         self._stats: dict[str, PoolStats] = {}  # by worker: its newest, and those that steps have reported
@@ -92,7 +96,9 @@ class ControllerStream:
 
     def _submit(self, refills: int) -> None:
         count_accepted(self._controller.staleness_manager, self._window, self._version)
-        self._controller.submit({"index": self._next}, WORKFLOW)
+        spec = self._sampler.at(self._next)
+        self._controller.submit({"index": self._next, "task": spec.task.id}, WORKFLOW)
+        self._specs[self._next] = spec
         self._window.running[self._next] = refills
         self._submitted[self._next] = self._version
         self._next += 1
@@ -101,7 +107,7 @@ class ControllerStream:
         if answer is None:
             self._check_workers()
             raise WorkerLostError("a rollout worker did not answer")
-        report = unpack_report(answer.pop("report"), self._sampler.at)
+        report = unpack_report(answer.pop("report"), self._specs.pop)
         self._stats[report.worker] = report.stats
         del self._submitted[report.finished.index]
         refills = self._window.settle(report.finished, answer or None, self._version)

@@ -34,7 +34,7 @@ from trainers.config import TrainConfig
 from trainers.config.cluster import workers_of
 from trainers.episodes.log import EpisodeLog
 from trainers.protocol import TrainerState
-from trainers.rollouts.task_sampler import TaskSampler
+from trainers.rollouts.task_sampler import training_sampler
 from trainers.run.checkpoint import load_checkpoint, save_checkpoint
 
 T = TypeVar("T")
@@ -114,7 +114,7 @@ class WorkerEngine(PolicyRolloutEngine):
         super().__init__(own, build_engine(run, serving), serving)
         self._run, self._components, self._workers = run, components, config.workers
         self._environments = LoopEnvironments(components.environments, run.rollout.concurrency)
-        self._sampler = TaskSampler(components.train_tasks, run.seed)
+        self._sampler = training_sampler(run, components.train_tasks, components.difficulty)
         tasks = [*components.train_tasks, *chain.from_iterable(components.eval_tasks.values())]
         self._tasks = {task.id: task for task in tasks}
         self._player = EvaluationPlayer(components, self, self._environments, run.rollout.infra_retries)
@@ -140,9 +140,10 @@ class WorkerEngine(PolicyRolloutEngine):
         """Serve what the training workers left on disk."""
         self.update_weights(int(meta.version), load_file(Path(meta.path) / WEIGHTS))
 
-    async def play_group(self, index: int) -> TensorDict:
-        """The `index`-th group of the training sequence: its tensors if it carries signal, and in `report` a packed
-        `Report`. Nothing is raised and nothing withheld, because AReaL would not say why."""
+    async def play_group(self, index: int, task: str) -> TensorDict:
+        """The `index`-th group of the training sequence, for which the controller drew `task`: its tensors if it
+        carries signal, and in `report` a packed `Report`. Nothing is raised and nothing withheld, because AReaL would
+        not say why."""
         results = GroupResults()
         workflow = GroupWorkflow(
             self._components.policy,
@@ -153,7 +154,7 @@ class WorkerEngine(PolicyRolloutEngine):
             results,
             pixels=True,
         )
-        tensors = await workflow.arun_episode(self, {"index": index})
+        tensors = await workflow.arun_episode(self, {"index": index, "task": task})
         [finished] = results.take(0.0)
         report = {"report": pack_report(Report(finished, str(self.engine_id), self._environments.stats()))}
         if tensors is None or not carries_signal(tensors, self._run.advantage) or self._is_torn(tensors):
@@ -182,10 +183,10 @@ class WorkerEngine(PolicyRolloutEngine):
 
 
 class PlayGroup(RolloutWorkflow):  # type: ignore[misc]
-    """The workflow of a `WorkerEngine`; `data` is `{"index": n}`."""
+    """The workflow of a `WorkerEngine`; `data` is `{"index": n, "task": id}`."""
 
     async def arun_episode(self, engine: WorkerEngine, data: dict[str, Any]) -> TensorDict:
-        return await engine.play_group(int(data["index"]))
+        return await engine.play_group(int(data["index"]), str(data["task"]))
 
 
 def _prepare(run: str) -> TrainConfig:

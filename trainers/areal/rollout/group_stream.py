@@ -16,9 +16,9 @@ from trainers.areal.rollout.rollout_engine import PolicyRolloutEngine
 from trainers.areal.tensors import carries_signal, rows_to_tensors
 from trainers.components import Components
 from trainers.config import TrainConfig
-from trainers.protocol import Collected, OnCollecting, Usage
+from trainers.protocol import Collected, GroupSpec, OnCollecting, Usage
 from trainers.rollouts.group_spool import NO_SPOOL, GroupSpool
-from trainers.rollouts.task_sampler import TaskSampler
+from trainers.rollouts.task_sampler import training_sampler
 
 _POLL_S = 1.0
 
@@ -59,7 +59,7 @@ class GroupStream:
         self._config = config
         self._engine = engine
         self._environments = environments
-        self._sampler = TaskSampler(components.train_tasks, config.seed, share=share)
+        self._sampler = training_sampler(config, components.train_tasks, components.difficulty, share)
         self._results = GroupResults()
         self._workflow = GroupWorkflow(
             components.policy,
@@ -133,18 +133,19 @@ class GroupStream:
         while refills is not None:
             index = self._sampler.position
             [spec] = self._sampler.next(1)
-            group = self._spool.take(spec)
+            group = self._spool.take(spec, self._sampler.tasks)
             if group is None:
-                self._play(index, refills)
+                self._play(index, spec, refills)
                 return
             self._window.running[index] = refills
             tensors = rows_to_tensors(self._policy, group.rows, pixels=self._pixels)
             accepted = tensors if self._accept(tensors) else None
             refills = self._window.settle(FinishedGroup(index, group), accepted, self._version)
 
-    def _play(self, index: int, refills: int) -> None:
+    def _play(self, index: int, spec: GroupSpec, refills: int) -> None:
         count_accepted(self._engine.workflow_executor.staleness_manager, self._window, self._version)
-        self._tasks[index] = self._engine.submit({"index": index}, self._workflow, should_accept_fn=self._accept)
+        data = {"index": index, "task": spec.task.id}
+        self._tasks[index] = self._engine.submit(data, self._workflow, should_accept_fn=self._accept)
         self._window.running[index] = refills
 
     def _settle(self, finished: FinishedGroup) -> None:

@@ -29,10 +29,10 @@ RunnerFor = Callable[[Engine], EpisodeRunner]
 class GroupWorkflow(RolloutWorkflow):  # type: ignore[misc]
     """Plays one group: the same task from the same start, `rollout.group_size` episodes together.
 
-    `data` is `{"index": n}`, the n-th group of the training sequence. The result is AReaL's tensor contract with one or
-    several rows an episode, or None when the group was lost. A lost episode is replaced, at most
-    `rollout.infra_retries` times; nothing is raised, because AReaL would take it for a rejection: what happened is in
-    the results.
+    `data` is `{"index": n, "task": id}`, the n-th group of the training sequence and the task drawn for it. The result
+    is AReaL's tensor contract with one or several rows an episode, or None when the group was lost. A lost episode is
+    replaced, at most `rollout.infra_retries` times; nothing is raised, because AReaL would take it for a rejection:
+    what happened is in the results.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class GroupWorkflow(RolloutWorkflow):  # type: ignore[misc]
         assert task is not None
         self._playing.add(task)
         try:
-            return await self._arun(engine, int(data["index"]))
+            return await self._arun(engine, int(data["index"]), str(data["task"]))
         except asyncio.CancelledError:
             if not self._stopped:
                 raise
@@ -79,8 +79,8 @@ class GroupWorkflow(RolloutWorkflow):  # type: ignore[misc]
             task.cancel()
         await asyncio.gather(*playing, return_exceptions=True)
 
-    async def _arun(self, engine: InferenceEngine, index: int) -> TensorDict | None:
-        spec = self._sampler.at(index)
+    async def _arun(self, engine: InferenceEngine, index: int, task: str) -> TensorDict | None:
+        spec = self._sampler.named(index, task)
         tensors: TensorDict | None = None
         try:
             finished = await self._play(engine, index, spec)

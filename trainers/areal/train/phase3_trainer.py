@@ -82,6 +82,7 @@ class Phase3Trainer:
             progress,
             snapshot=self._snapshot,
             position=lambda: self._position,
+            difficulty=components.difficulty,
             operations=UpdateOperations(components.policy),
             process_group=process_group,
         )
