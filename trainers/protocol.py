@@ -228,15 +228,17 @@ class EpisodeRunner(Protocol):
 
 @dataclass(frozen=True)
 class Group:
-    """The scored episodes of one group."""
+    """The scored episodes of one group, and past ones that are trained on in place of as many of its last."""
 
     spec: GroupSpec
     episodes: list[Episode]
+    replayed: list[Episode] = field(default_factory=list)
 
     @property
     def rows(self) -> list[Trajectory]:
-        """The rows of all its episodes."""
-        return [row for episode in self.episodes for row in episode]
+        """The rows to train on."""
+        played = self.episodes[: len(self.episodes) - len(self.replayed)]
+        return [row for episode in (*played, *self.replayed) for row in episode]
 
 
 @dataclass(frozen=True)

@@ -155,8 +155,12 @@ def _staleness_bound(runs: Sequence[Run]) -> Check:
 
 
 def _bound(run: Run) -> float | None:
+    """The most versions that a trained token may be old: what replay allows, where that is more."""
     value: Any = 0 if run.backend == SYNCHRONOUS else run.settings.get("rollout.max_staleness")
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    replayed: Any = run.settings.get("replay.max_age", 0) if run.settings.get("replay.share", 0.0) else 0
+    return float(max(value, replayed))
 
 
 def _logprob_gap(runs: Sequence[Run], limit: float) -> Check:

@@ -8,7 +8,7 @@ from trainers.config.areal import ArealConfig
 from trainers.config.checked import from_mapping
 from trainers.config.environment import EnvConfig
 from trainers.config.learning import AdvantageConfig, LossConfig, OptimConfig, RewardConfig, RolloutConfig
-from trainers.config.playing import SamplingConfig
+from trainers.config.playing import ReplayConfig, SamplingConfig
 from trainers.config.policy import InferenceConfig, LoaderConfig, LoraConfig, ModelConfig
 from trainers.config.run import CheckpointConfig, EvalConfig, LoggingConfig, TrainConfig
 from trainers.config.validation import ConfigError
@@ -27,6 +27,7 @@ __all__ = [
     "LossConfig",
     "ModelConfig",
     "OptimConfig",
+    "ReplayConfig",
     "RewardConfig",
     "RolloutConfig",
     "SamplingConfig",

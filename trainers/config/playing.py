@@ -36,3 +36,16 @@ class SamplingConfig:
     turns_steps: int = Field(
         default=20, ge=1, description="curriculum: over how many steps (of rollout.groups_per_step groups) it grows"
     )
+
+
+@dataclass(frozen=True, config=STRICT)
+class ReplayConfig:
+    """Past successes, for tasks whose whole group failed."""
+
+    share: float = Field(
+        default=0.0, ge=0, le=0.5, description="most of a failed group's episodes that past successes replace; 0: none"
+    )
+    per_task: int = Field(default=4, ge=1, description="successes of a task that are kept, the newest")
+    max_age: int = Field(
+        default=20, ge=1, description="most policy versions between a replayed token and its update, a bound of its own"
+    )

@@ -10,7 +10,7 @@ from pydantic.dataclasses import dataclass
 from trainers.config.areal import ArealConfig
 from trainers.config.environment import EnvConfig
 from trainers.config.learning import AdvantageConfig, LossConfig, OptimConfig, RewardConfig, RolloutConfig
-from trainers.config.playing import SamplingConfig
+from trainers.config.playing import ReplayConfig, SamplingConfig
 from trainers.config.policy import InferenceConfig, LoaderConfig, LoraConfig, ModelConfig
 from trainers.config.types import Name, PathText
 from trainers.config.validation import STRICT
@@ -120,6 +120,7 @@ class TrainConfig:
     inference: InferenceConfig = Field(default_factory=InferenceConfig)
     rollout: RolloutConfig = Field(default_factory=RolloutConfig)
     sampling: SamplingConfig = Field(default_factory=SamplingConfig)
+    replay: ReplayConfig = Field(default_factory=ReplayConfig)
     reward: RewardConfig = Field(default_factory=RewardConfig)
     advantage: AdvantageConfig = Field(default_factory=AdvantageConfig)
     loss: LossConfig = Field(default_factory=LossConfig)

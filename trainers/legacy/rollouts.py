@@ -16,6 +16,7 @@ from trainers.protocol import Collected, EpisodeSpec, Group, GroupSpec, OnCollec
 from trainers.rollouts.collection import collect, play_all, play_groups, watched
 from trainers.rollouts.event_loops import LoopThread
 from trainers.rollouts.group_spool import NO_SPOOL, GroupSpool
+from trainers.rollouts.replay import SuccessPool
 from trainers.rollouts.task_sampler import training_sampler
 
 
@@ -36,6 +37,7 @@ class SynchronousRollouts:
         self._spool = spool
         self._run_episode = components.runner_for(engine)
         self._sampler = training_sampler(config, components.train_tasks, components.difficulty)
+        self._successes = SuccessPool(config)
         self._stack = AsyncExitStack()
         self._loop = LoopThread()
         self._stats = PoolStats()
@@ -80,7 +82,8 @@ class SynchronousRollouts:
                 self._spool.put,
             )
             found |= {group.spec.group_id: group for group in played}
-            return [found[spec.group_id] for spec in specs], lost
+            version = self._engine.version
+            return [self._successes.completed(found[spec.group_id], version) for spec in specs], lost
 
         def worth_training_on(group: Group) -> bool:
             return has_signal(group.rows, self._config.advantage)

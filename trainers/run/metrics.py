@@ -48,7 +48,8 @@ class StepMetrics:
     Since the step before: seconds that episodes waited for an environment (`env_wait_s`, summed) and minutes that
     environments existed, which a provider bills (`box_minutes`). Loss figures are NaN (null in the file) in a step that
     trained on nothing; `updates_skipped` counts updates whose loss or gradient was not finite. `truncated` is the share
-    of the turns that `rollout.max_new_tokens` cut off. `groups_dropped` came too late for the staleness bound.
+    of the turns that `rollout.max_new_tokens` cut off. `groups_dropped` came too late for the staleness bound;
+    `episodes_replayed` are past successes in groups that failed, which `staleness_*` counts and `episodes` does not.
     `worlds` has, where there are several, the figures of each one's episodes. `entropy_action` and `entropy_thought`
     are those of the tokens of tool calls and of what comes before them. `repeated_actions` is the share of the turns
     that did the same as the turn before. `group_successes` counts the groups, filtered ones included, by how many of
@@ -80,6 +81,7 @@ class StepMetrics:
     groups_kept: int = 0
     groups_filtered: int = 0
     groups_dropped: int = 0
+    episodes_replayed: int = 0
     episodes: int = 0
     episodes_infra_error: int = 0
     updates_skipped: int = 0

@@ -125,6 +125,7 @@ def step_metrics(
         groups_kept=len(collected.kept),
         groups_filtered=len(collected.filtered),
         groups_dropped=len(collected.dropped),
+        episodes_replayed=sum(len(group.replayed) for group in collected.kept),
         episodes_infra_error=len(collected.lost),
         updates_skipped=sum(update.skipped for update in updates),
         staleness_mean=stale.mean,

@@ -85,21 +85,25 @@ def _toggle_pairs() -> Iterator[Goal]:
         yield Goal(f"{_slug(a)}-{_ON_OFF[on_a]}-{_slug(b)}-{_ON_OFF[on_b]}", words, validation)
 
 
-def _brightness() -> Iterator[Goal]:
+def brightness_goals() -> Iterator[Goal]:
+    """A level to set the brightness to."""
     for level in _LEVELS:
         yield Goal(str(level), {"level": str(level)}, BrightnessIs(level))
 
 
-def _timeout() -> Iterator[Goal]:
+def timeout_goals() -> Iterator[Goal]:
+    """A step of the screen timeout, up or down."""
     yield Goal("longer", {"way": "longer"}, TimeoutMoved(1))
     yield Goal("shorter", {"way": "shorter"}, TimeoutMoved(-1))
 
 
-def _battery() -> Iterator[Goal]:
+def battery_goals() -> Iterator[Goal]:
+    """Battery saver by the level of the battery."""
     yield Goal("", {"limit": str(_BATTERY_LIMIT)}, BatterySaverFollowsLevel(_BATTERY_LIMIT))
 
 
-def _notification() -> Iterator[Goal]:
+def notification_goals() -> Iterator[Goal]:
+    """The app with a badge in front."""
     yield Goal("", {}, NotifyingAppOpened())
 
 
@@ -114,7 +118,8 @@ def _contact() -> Iterator[Goal]:
     yield Goal("", {}, StarredContactOpened())
 
 
-def _word() -> Iterator[Goal]:
+def word_goals() -> Iterator[Goal]:
+    """The word of the day searched for."""
     yield Goal("", {}, PageWordSearched())
 
 
@@ -146,7 +151,7 @@ FAMILIES = (
         "brightness",
         "medium",
         8,  # as many as the longest way takes: no turns to count up from 0 % without looking
-        _brightness,
+        brightness_goals,
         ("Set the brightness to {level}%.", "Make sure the brightness is {level}%."),
         ("The brightness should be {level}%.",),
     ),
@@ -154,7 +159,7 @@ FAMILIES = (
         "timeout",
         "hard",
         9,
-        _timeout,
+        timeout_goals,
         ("Make the screen timeout one step {way}.", "Set the screen timeout one step {way}."),
         ("The screen timeout should be one step {way}.",),
     ),
@@ -162,7 +167,7 @@ FAMILIES = (
         "battery",
         "medium",
         8,
-        _battery,
+        battery_goals,
         ("If the battery is below {limit}%, turn battery saver on, otherwise off.",),
         ("Battery saver should be on if the battery is below {limit}%, otherwise off.",),
     ),
@@ -170,7 +175,7 @@ FAMILIES = (
         "notification",
         "easy",
         6,
-        _notification,
+        notification_goals,
         ("Open the app that has a notification.", "Open the app with the red badge."),
         ("Open the app that has a red badge.",),
     ),
@@ -194,7 +199,7 @@ FAMILIES = (
         "word",
         "medium",
         7,
-        _word,
+        word_goals,
         ("Search the browser for the word of the day.", "Search for the word of the day."),
         ("Open the browser and search for the word of the day.",),
     ),

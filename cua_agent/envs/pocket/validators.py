@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from cua_agent.tasks import Probe
+from cua_agent.tasks import Probe, Validator
 
 FOCUS = "dumpsys window | grep mCurrentFocus"
 BATTERY = "dumpsys battery | grep level"
@@ -153,7 +153,7 @@ class PageWordSearched:
 class All:
     """Every part holds."""
 
-    parts: tuple[SwitchesAre | BrightnessIs | TimeoutMoved | NotifyingAppOpened | AlarmIs | StarredContactOpened, ...]
+    parts: tuple[Validator, ...]
 
     async def snapshot(self, probe: Probe) -> Mapping[str, str]:
         before: dict[str, str] = {}

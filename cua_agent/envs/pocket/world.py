@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from cua_agent.envs.base import Environment
-from cua_agent.envs.pocket import tasks
+from cua_agent.envs.pocket import long_tasks, tasks
 from cua_agent.envs.pocket.state import Layout
 from cua_agent.envs.pool import EnvironmentFactory
 from cua_agent.options import STRICT
@@ -43,6 +43,9 @@ class PocketWorld:
 
     layout: Layout = Field(default="shuffled", description="order of the home screen")
     scale: int = Field(default=1, ge=1, le=8, description="screenshot pixels per logical pixel")
+    horizon: Literal["short", "long"] = Field(
+        default="short", description="tasks of a few turns, or the families that take eight and more"
+    )
     latency: LatencyOptions = Field(default_factory=LatencyOptions)
 
     def check(self) -> None:
@@ -64,8 +67,8 @@ class PocketWorld:
 
     def training_tasks(self) -> list[CUATask]:
         """Every goal of every training family."""
-        return tasks.training_tasks()
+        return (long_tasks if self.horizon == "long" else tasks).training_tasks()
 
     def eval_tasks(self, split: EvalSplit) -> list[CUATask]:
         """The same goals, or held-out wordings and combinations."""
-        return tasks.eval_tasks(split)
+        return (long_tasks if self.horizon == "long" else tasks).eval_tasks(split)

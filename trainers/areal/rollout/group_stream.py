@@ -18,6 +18,7 @@ from trainers.components import Components
 from trainers.config import TrainConfig
 from trainers.protocol import Collected, GroupSpec, OnCollecting, Usage
 from trainers.rollouts.group_spool import NO_SPOOL, GroupSpool
+from trainers.rollouts.replay import SuccessPool
 from trainers.rollouts.task_sampler import training_sampler
 
 _POLL_S = 1.0
@@ -61,6 +62,7 @@ class GroupStream:
         self._environments = environments
         self._sampler = training_sampler(config, components.train_tasks, components.difficulty, share)
         self._results = GroupResults()
+        self._successes = SuccessPool(config)
         self._workflow = GroupWorkflow(
             components.policy,
             self._environments,
@@ -68,6 +70,7 @@ class GroupStream:
             self._sampler,
             config.rollout,
             self._results,
+            self._successes,
             pixels=pixels,
             spool=spool,
         )
@@ -138,6 +141,7 @@ class GroupStream:
                 self._play(index, spec, refills)
                 return
             self._window.running[index] = refills
+            group = self._successes.completed(group, self._version)
             tensors = rows_to_tensors(self._policy, group.rows, pixels=self._pixels)
             accepted = tensors if self._accept(tensors) else None
             refills = self._window.settle(FinishedGroup(index, group), accepted, self._version)

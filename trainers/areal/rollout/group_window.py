@@ -134,6 +134,6 @@ class GroupWindow:
 
 
 def _oldest(group: Group, otherwise: int) -> int:
-    """The version of the group's oldest sampled token; `otherwise` when there is none."""
-    trained = [row.versions[row.loss_mask == 1] for row in group.rows]
+    """The version of the oldest token that was sampled for the group; `otherwise` when there is none."""
+    trained = [row.versions[row.loss_mask == 1] for episode in group.episodes for row in episode]
     return min((int(versions.min()) for versions in trained if versions.size), default=otherwise)

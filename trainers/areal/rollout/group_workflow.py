@@ -19,6 +19,7 @@ from trainers.config import RolloutConfig
 from trainers.protocol import EpisodeRunner, Group, GroupSpec
 from trainers.rollouts.collection import play_groups
 from trainers.rollouts.group_spool import NO_SPOOL, GroupSpool
+from trainers.rollouts.replay import SuccessPool
 from trainers.rollouts.task_sampler import TaskSampler
 
 logger = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ class GroupWorkflow(RolloutWorkflow):  # type: ignore[misc]
         sampler: TaskSampler,
         rollout: RolloutConfig,
         results: GroupResults,
+        successes: SuccessPool,
         *,
         pixels: bool,
         spool: GroupSpool = NO_SPOOL,
@@ -54,6 +56,7 @@ class GroupWorkflow(RolloutWorkflow):  # type: ignore[misc]
         self._sampler = sampler
         self._rollout = rollout
         self._results = results
+        self._successes = successes
         self._pixels = pixels
         self._playing: set[asyncio.Task[Any]] = set()
         self._stopped = False
@@ -98,4 +101,4 @@ class GroupWorkflow(RolloutWorkflow):  # type: ignore[misc]
         run = self._runner_for(client)
         size, retries = self._rollout.group_size, self._rollout.infra_retries
         [group], lost = await play_groups(pool, run, [spec], size, retries, on_group=self._spool.put)
-        return FinishedGroup(index, group, lost)
+        return FinishedGroup(index, self._successes.completed(group, client.version), lost)

@@ -1,0 +1,52 @@
+"""Past successes that stand in for some of the episodes of a group that failed as a whole."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from dataclasses import replace
+
+from cua_agent.trajectory import NO_VERSION
+from trainers.config import TrainConfig
+from trainers.protocol import Episode, Group
+
+
+class SuccessPool:
+    """The newest successes of each task, in this process's memory; thread-safe.
+
+    A group without a success teaches nothing. With replay the last of its failures make room for successes of the same
+    task, from other starts, as they were sampled: their tokens keep log-probs and versions, so the loss corrects for
+    their age, and staleness counts it. As in Xu et al., "MobileRL" (arXiv 2509.18119), and DART (arXiv 2509.23866).
+    """
+
+    def __init__(self, config: TrainConfig) -> None:
+        self._config = config.replay
+        self._most = int(config.replay.share * config.rollout.group_size)
+        self._successes: dict[str, deque[Episode]] = {}
+        self._lock = threading.Lock()
+
+    def completed(self, group: Group, version: int) -> Group:
+        """`group`, which policy `version` played last, with the successes it is trained with; its own ones are kept."""
+        if self._most == 0:
+            return group
+        with self._lock:
+            kept = self._successes.setdefault(group.spec.task.id, deque(maxlen=self._config.per_task))
+            wins = [episode for episode in group.episodes if episode[0].success]
+            if wins:
+                kept.extend(wins)
+                return group
+            young = [episode for episode in kept if version - _oldest(episode) <= self._config.max_age]
+        room = min(self._most, len(group.episodes) - 1)
+        chosen = young[-room:] if room > 0 else []
+        name = group.spec.group_id
+        return replace(group, replayed=[_renamed(rows, name, place) for place, rows in enumerate(chosen)])
+
+
+def _renamed(episode: Episode, group_id: str, place: int) -> Episode:
+    """The episode as a member of another group."""
+    return [replace(row, group_id=group_id, episode_id=f"{group_id}-replay{place}") for row in episode]
+
+
+def _oldest(episode: Episode) -> int:
+    """The version of its oldest sampled token."""
+    return min(int(row.versions[row.versions != NO_VERSION].min()) for row in episode if (row.versions >= 0).any())
