@@ -71,6 +71,22 @@ class RewardValues(Protocol):
         ...
 
     @property
+    def overlong_cost(self) -> float:
+        """Subtracted from an episode of `overlong_after` + `overlong_turns` turns or more, in part from one of more
+        than `overlong_after`."""
+        ...
+
+    @property
+    def overlong_after(self) -> int:
+        """Turns that cost nothing."""
+        ...
+
+    @property
+    def overlong_turns(self) -> int:
+        """Turns over which the cost grows."""
+        ...
+
+    @property
     def custom(self) -> RewardFunction | None:
         """What decides instead of all these."""
         ...
@@ -89,6 +105,9 @@ class SuccessOnly:
     minute_cost: float = 0.0
     malformed_cost: float = 0.0
     side_effect_cost: float = 0.0
+    overlong_cost: float = 0.0
+    overlong_after: int = 8
+    overlong_turns: int = 4
     custom: RewardFunction | None = None
 
 
@@ -190,7 +209,14 @@ def _cost_parts(values: RewardValues, turns: Sequence[Turn], side_effects: int) 
         "minute_cost": values.minute_cost * minutes,
         "malformed_cost": values.malformed_cost * malformed,
         "side_effect_cost": values.side_effect_cost * side_effects,
+        "overlong_cost": values.overlong_cost * overlong(len(turns), values.overlong_after, values.overlong_turns),
     }
+
+
+def overlong(turns: int, after: int, over: int) -> float:
+    """How far too long an episode is, 0 to 1: 0 up to `after` turns, 1 from `after` + `over` on, linear between. The
+    soft overlong punishment of DAPO (arXiv 2503.14476, equation 13), in turns instead of tokens."""
+    return min(max((turns - after) / over, 0.0), 1.0)
 
 
 def _custom_reward(

@@ -93,6 +93,9 @@ def test_partial_scores_are_worth_what_is_configured(outcome: Outcome, score: fl
         ({"malformed_cost": 0.05}, [turn(None), turn(), turn(None)], 0, 0.9),
         ({"side_effect_cost": 0.1}, [turn()], 3, 0.7),
         ({"turn_cost": 0.1, "malformed_cost": 0.1}, [turn(None), turn()], 0, 0.7),
+        ({"overlong_cost": 0.2, "overlong_after": 2, "overlong_turns": 4}, [turn()] * 3, 0, 0.95),
+        ({"overlong_cost": 0.2, "overlong_after": 2, "overlong_turns": 4}, [turn()] * 9, 0, 0.8),
+        ({"overlong_cost": 0.2, "overlong_after": 2}, [turn()] * 2, 0, 1.0),
         ({"turn_cost": 1.0}, [turn(), turn()], 0, 0.5),  # no more than half of what a success is above a failure
         ({"turn_cost": 1.0, "partial": 0.5}, [turn()], 0, 0.75),
     ],
@@ -110,15 +113,15 @@ SCORE = st.floats(0, 1)
 TURNS = st.lists(st.builds(turn, st.sampled_from([None, "tap"]), SCORE, SCORE), max_size=12)
 
 
-@given(st.floats(0, 0.5), st.tuples(COST, COST, COST, COST), st.tuples(TURNS, TURNS), SCORE, st.integers(0, 9))
+@given(st.floats(0, 0.5), st.tuples(COST, COST, COST, COST, COST), st.tuples(TURNS, TURNS), SCORE, st.integers(0, 9))
 def test_a_success_is_worth_more_than_anything_else_whatever_it_costs(
     partial: float,
-    costs: tuple[float, float, float, float],
+    costs: tuple[float, float, float, float, float],
     turns: tuple[list[Turn], list[Turn]],
     score: float,
     effects: int,
 ) -> None:
-    names = ("turn_cost", "minute_cost", "malformed_cost", "side_effect_cost")
+    names = ("turn_cost", "minute_cost", "malformed_cost", "side_effect_cost", "overlong_cost")
     values = RewardConfig(partial=partial, **dict(zip(names, costs, strict=True)))
     success = worth(Outcome.SUCCESS, 1.0, values, *turns[0], side_effects=effects)
     for outcome in (Outcome.FAILURE, Outcome.FALSE_CLAIM, Outcome.OUT_OF_TURNS):

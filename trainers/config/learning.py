@@ -62,6 +62,11 @@ class RewardConfig:
     side_effect_cost: float = Field(
         default=0.0, ge=0, description="subtracted for everything changed besides the goal, where the world can tell"
     )
+    overlong_cost: float = Field(
+        default=0.0, ge=0, description="subtracted from too long an episode, in part from one near it (DAPO)"
+    )
+    overlong_after: int = Field(default=8, ge=0, description="turns from which on overlong_cost begins to grow")
+    overlong_turns: int = Field(default=4, ge=1, description="further turns after which it is subtracted in full")
     function: PathText | None = Field(
         default=None, description="a reward of one's own instead: module:function(outcome, score, turns, task)"
     )
@@ -69,7 +74,7 @@ class RewardConfig:
     @model_validator(mode="after")
     def _success_is_best(self) -> RewardConfig:
         best = best_without_success(self)
-        for name in ("partial", "turn_cost", "minute_cost", "malformed_cost", "side_effect_cost"):
+        for name in ("partial", "turn_cost", "minute_cost", "malformed_cost", "side_effect_cost", "overlong_cost"):
             value = getattr(self, name)
             if value and best >= self.success:
                 raise ValueError(
