@@ -43,6 +43,8 @@ def another_value(key: str, kind: Any, default: Any) -> Any:
         "eval.patience": 4,
         "reward.partial": 0.25,
         "sampling.floor": 0.25,
+        "sampling.turns_start": 4,
+        "replay.share": 0.25,
         "reward.function": None,  # it goes with no other key of the section: test_rewards
         "model.coordinates": "absolute",
         "model.thinking": True,

@@ -44,7 +44,7 @@ def test_an_expert_needs_eight_turns_on_average_and_never_all_that_there_are() -
             asyncio.run(turns(task, seed_for("train", index)))
             for task in TASKS
             if task.category == category
-            for index in range(60)
+            for index in range(12)
         ]
         for category in CATEGORIES
     }

@@ -67,8 +67,8 @@ class PocketWorld:
 
     def training_tasks(self) -> list[CUATask]:
         """Every goal of every training family."""
-        return (long_tasks if self.horizon == "long" else tasks).training_tasks()
+        return long_tasks.training_tasks() if self.horizon == "long" else tasks.training_tasks()
 
     def eval_tasks(self, split: EvalSplit) -> list[CUATask]:
         """The same goals, or held-out wordings and combinations."""
-        return (long_tasks if self.horizon == "long" else tasks).eval_tasks(split)
+        return long_tasks.eval_tasks(split) if self.horizon == "long" else tasks.eval_tasks(split)
