@@ -9,9 +9,9 @@ import pytest
 
 from cua_agent.envs.base import EnvironmentFailure
 from tests.areal_rig import ran
-from tests.legacy_rig import CONFIG, TASKS
+from tests.legacy_rig import CONFIG, TASKS, OneTokenRunner
 from tests.tiny_random import build
-from trainers.config import SamplingConfig, TrainConfig
+from trainers.config import ReplayConfig, SamplingConfig, TrainConfig
 from trainers.protocol import EpisodeSpec
 from trainers.run.checkpoint_files import read_state
 
@@ -45,6 +45,26 @@ def test_staleness_stays_within_the_bound(weights: Path, tmp_path: Path, phase: 
     known = read_state(tmp_path / "run" / "checkpoints" / "last").task_success
     assert set(known) == {task.id for task in TASKS}
     assert 0 < sum(episodes for _, episodes in known.values()) < sum(row["episodes"] for row in rows)
+
+
+@pytest.mark.parametrize("phase", [1, 2, 3])
+def test_past_successes_are_trained_on_and_counted(weights: Path, tmp_path: Path, phase: int) -> None:
+    """Of the first two groups some episodes win, then none ever again."""
+    wins = True
+
+    def hook(spec: EpisodeSpec) -> None:
+        nonlocal wins
+        wins = spec.group_id in ("g000000", "g000001")
+
+    def reward(token: int) -> float:
+        return float(wins and token % 2 == 0)
+
+    rollout = replace(CONFIG.rollout, max_refills=0, concurrency=1)
+    config = replace(CONFIG, phase=phase, max_steps=3, rollout=rollout, replay=ReplayConfig(share=0.5))
+    rows = trained(weights, tmp_path / "run", config, runner=OneTokenRunner, hook=hook, reward=reward)
+    assert [row["episodes_replayed"] for row in rows[:1]] == [0]
+    later = [row for row in rows[1:] if row["episodes_replayed"]]
+    assert later and all(row["staleness_max"] == row["step"] - 1 and row["success_rate"] == 0.0 for row in later)
 
 
 def test_a_lost_episode_is_replaced_and_counted(weights: Path, tmp_path: Path) -> None:
