@@ -37,10 +37,11 @@ def parse_tool_call(text: str, space: Space | None = None, *, truncated: bool = 
         return Malformed(str(error))
 
 
-def render_tool_call(action: Action) -> str:
-    """The canonical text of an action; `parse_tool_call` gives the same action back."""
+def render_tool_call(action: Action, space: Space | None = None) -> str:
+    """The canonical text of an action; `parse_tool_call` gives the same action back, with a `space` positions to its
+    pixel."""
     # "<" can only stand inside strings, where its escape means the same but can form no tag or special token.
-    body = json.dumps(tool_call(action), ensure_ascii=False).replace("<", "\\u003c")
+    body = json.dumps(tool_call(action, space), ensure_ascii=False).replace("<", "\\u003c")
     return f"{CALL_START}\n{body}\n{CALL_END}"
 
 
@@ -52,35 +53,35 @@ def describe(action: Action) -> str:
     return " ".join([name, *(f"{key}={value}" for key, value in arguments.items())])
 
 
-def tool_call(action: Action) -> dict[str, Any]:
-    """The call as a mapping with the keys `name` and `arguments`."""
+def tool_call(action: Action, space: Space | None = None) -> dict[str, Any]:
+    """The call as a mapping with the keys `name` and `arguments`; positions in 0..1000 or pixels of `space`."""
     match action:
         case actions.Wait(seconds):
             return {"name": SLEEP, "arguments": {"seconds": _number(seconds)}}
         case actions.ReportTaskComplete(message):
             return {"name": REPORT_TASK_COMPLETE, "arguments": {"message": message} if message else {}}
         case _:
-            return {"name": PERFORM_ACTION, "arguments": _action_arguments(action)}
+            return {"name": PERFORM_ACTION, "arguments": _action_arguments(action, space)}
 
 
-def _action_arguments(action: Action) -> dict[str, Any]:
+def _action_arguments(action: Action, space: Space | None) -> dict[str, Any]:
     match action:
         case actions.Tap(at):
-            return {"action": "tap", **_location(at)}
+            return {"action": "tap", **_location(at, space)}
         case actions.DoubleTap(at):
-            return {"action": "double_tap", **_location(at)}
+            return {"action": "double_tap", **_location(at, space)}
         case actions.LongPress(at, seconds):
             duration = {} if seconds == actions.LongPress.seconds else {"seconds": _number(seconds)}
-            return {"action": "long_press", **_location(at), **duration}
+            return {"action": "long_press", **_location(at, space), **duration}
         case actions.TypeText(text, at, press_enter):
             enter = {"enter": True} if press_enter else {}
-            return {"action": "type", "text": text, **_location(at), **enter}
+            return {"action": "type", "text": text, **_location(at, space), **enter}
         case actions.Scroll(direction, at):
-            return {"action": "scroll", "direction": direction.value, **_location(at)}
+            return {"action": "scroll", "direction": direction.value, **_location(at, space)}
         case actions.Swipe(start, end):
-            return {"action": "swipe", **_location(start), **_location(end, "2")}
+            return {"action": "swipe", **_location(start, space), **_location(end, space, "2")}
         case actions.Drag(start, end):
-            return {"action": "drag", **_location(start), **_location(end, "2")}
+            return {"action": "drag", **_location(start, space), **_location(end, space, "2")}
         case actions.PressKey(key):
             return {"action": "key", "key": key}
         case actions.PressButton(button):
@@ -89,10 +90,10 @@ def _action_arguments(action: Action) -> dict[str, Any]:
             raise TypeError(f"{type(action).__name__} is not an action on the screen")
 
 
-def _location(at: Location | None, suffix: str = "") -> dict[str, Any]:
+def _location(at: Location | None, space: Space | None, suffix: str = "") -> dict[str, Any]:
     match at:
         case Point(x, y):
-            return {f"coordinate{suffix}": [x, y]}
+            return {f"coordinate{suffix}": [x, y] if space is None else list(at.to_pixels(*space))}
         case Target(name):
             return {f"target{suffix}": name}
         case None:

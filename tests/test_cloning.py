@@ -6,28 +6,28 @@ import itertools
 import random
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from agent_fakes import ByteCodec
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 from torch.nn.functional import cross_entropy
-from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
 
 from cua_agent import prompts
-from cua_agent.actions import ReportTaskComplete, Tap, Target
+from cua_agent.actions import Coordinates, Point, ReportTaskComplete, Tap, Target
 from cua_agent.agent import AgentConfig
-from cua_agent.cloning.clone import CloneSchedule, clone, imitation_loss, patchify_stack
+from cua_agent.cloning.clone import CloneSchedule, clone, imitation_loss
 from cua_agent.cloning.demonstrations import Noise, balanced_task, demonstrate
 from cua_agent.cloning.example import Example, as_example
 from cua_agent.cloning.examples import (
     DESCRIBE,
     EMPHASIS,
+    LOCATE,
     ExampleStream,
     Mix,
+    RecordedStream,
     collate_examples,
     description_example,
     random_screen,
@@ -41,9 +41,8 @@ from cua_agent.envs.pocket.environment import PocketEnvironment
 from cua_agent.envs.pocket.oracle import Expert
 from cua_agent.models.loaders import load_policy
 from cua_agent.models.policy import PolicyModel
-from cua_agent.models.sources import TINY_WEIGHTS
-from cua_agent.models.tiny import build_model, build_tokenizer, save_tiny
-from cua_agent.parsing import render_tool_call
+from cua_agent.models.tiny import build_model, build_tokenizer, save_tiny, start_afresh
+from cua_agent.parsing import parse_tool_call, render_tool_call
 from cua_agent.prompts import END_OF_TURN
 from cua_agent.tasks import CUATask, get_training_tasks
 from cua_agent.trajectory import NO_VERSION, Trajectory
@@ -129,6 +128,40 @@ def test_mistakes_are_labelled() -> None:
     assert reports > 0
 
 
+@pytest.mark.parametrize("coordinates", ["relative", "absolute"])
+def test_positions_are_those_of_the_elements_in_the_models_scale(coordinates: Coordinates) -> None:
+    codec = ByteCodec()
+    codec.coordinates = coordinates
+    agent = AgentConfig(grounding="coordinates", prompt="full", max_length=20_000)
+    named, placed = (
+        asyncio.run(demonstrate(codec, WORD, 3, Noise(), random.Random(0), how)) for how in (AgentConfig(), agent)
+    )
+    assert placed.success and len(placed.turns) == len(named.turns)
+    assert prompts.system_prompt("full", "coordinates", coordinates) in codec.decode(placed.input_ids.tolist())
+    for ours, theirs in zip(placed.turns, named.turns, strict=True):
+        assert (ours.point is None) == (theirs.point is None)
+        assert ours.point is None or ours.point == pytest.approx(theirs.point, abs=5)  # half a pixel of 128
+    assert all("target" not in turn.text for turn in placed.turns)
+    (first, *_) = placed.turns
+    call = parse_tool_call(first.text, codec.coordinate_space(*placed.images[0].shape[:2]))
+    assert isinstance(call, Tap) and isinstance(call.at, Point)
+
+
+def test_a_mistake_at_nothing_is_a_position_on_the_screen() -> None:
+    agent = AgentConfig(grounding="coordinates")
+    for seed in range(10):
+        row = asyncio.run(demonstrate(CODEC, TOGGLE, seed, Noise(mistake=1.0), random.Random(seed), agent))
+        assert all(turn.action is not None and "target" not in turn.text for turn in row.turns)
+
+
+def test_all_elements_and_their_places_are_asked_for_where_positions_are_given() -> None:
+    agent = AgentConfig(grounding="coordinates")
+    texts = [CODEC.decode(description_example(CODEC, 5, random.Random(n), agent).input_ids.tolist()) for n in range(12)]
+    located = [text for text in texts if LOCATE in text]
+    assert 0 < len(located) < len(texts)
+    assert all(("Home [" in text and "], Back [" in text) or "Back [" in text for text in located)
+
+
 def test_categories_are_drawn_evenly_and_emphasis_counts_more() -> None:
     tasks, rng = get_training_tasks(), random.Random(0)
     categories = {task.category for task in tasks}
@@ -151,18 +184,6 @@ def test_a_description_labels_the_answer_and_nothing_else() -> None:
     assert example.labels.tolist() == sorted(example.labels.tolist())
     (image,) = example.images
     assert np.array_equal(image, np.asarray(draw(state)))
-
-
-@settings(max_examples=30, deadline=None, derandomize=True)
-@given(n=st.integers(1, 3), rows=st.integers(1, 4), columns=st.integers(1, 4), seed=st.integers(0, 99))
-def test_patches_equal_the_image_processors(n: int, rows: int, columns: int, seed: int) -> None:
-    processor = Qwen2VLImageProcessor.from_pretrained(TINY_WEIGHTS)
-    shape = (n, 32 * rows, 32 * columns, 3)
-    images = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
-    values, grids = patchify_stack(torch.from_numpy(images))
-    expected = processor(images=list(images), return_tensors="pt", input_data_format="channels_last")
-    assert torch.equal(grids, expected["image_grid_thw"])
-    torch.testing.assert_close(values, expected["pixel_values"], rtol=0, atol=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -201,10 +222,9 @@ def test_collated_rows_are_the_examples_padded(small: PolicyModel) -> None:
         assert set(batch.input_ids[i, n:].tolist()) <= {small.special.pad_id}
         assert not batch.labels[i, n:].any()
     images = [image for example in examples for image in example.images]
-    assert [tuple(stack.shape[1:]) for stack in batch.images] == [(224, 128, 3), (32, 64, 3), (224, 128, 3)]
-    assert np.array_equal(
-        np.concatenate([s.numpy().ravel() for s in batch.images]), np.concatenate([i.ravel() for i in images])
-    )
+    assert batch.pixels is not None and batch.grids is not None
+    assert batch.grids.tolist() == [[1, image.shape[0] // 16, image.shape[1] // 16] for image in images]
+    assert np.array_equal(batch.pixels.numpy().ravel(), np.concatenate([image.ravel() for image in images]))
 
 
 def test_the_loss_is_that_of_each_row_alone(small: PolicyModel) -> None:
@@ -252,9 +272,9 @@ def test_imitation_lowers_the_loss(small: PolicyModel) -> None:
 def test_the_stream_repeats_and_uses_cloning_seeds_only(small: PolicyModel, monkeypatch: pytest.MonkeyPatch) -> None:
     seeds: list[int] = []
 
-    async def spy(codec: Codec, task: CUATask, seed: int, noise: Noise, rng: random.Random) -> Trajectory:
+    async def spy(codec: Codec, task: CUATask, seed: int, *more: Any) -> Trajectory:
         seeds.append(seed)
-        return await demonstrate(codec, task, seed, noise, rng)
+        return await demonstrate(codec, task, seed, *more)
 
     monkeypatch.setattr("cua_agent.cloning.examples.demonstrate", spy)
     mix = Mix(batch_size=8, noise=Noise(explore=0.1), descriptions=0.4)
@@ -266,6 +286,27 @@ def test_the_stream_repeats_and_uses_cloning_seeds_only(small: PolicyModel, monk
         for a, b in zip(first, other, strict=True)
     )
     assert seeds and all(0 <= seed < 1_000_000_000 for seed in seeds)
+
+
+def test_recorded_examples_all_come_before_any_again(small: PolicyModel) -> None:
+    examples = mixed_examples(small)[:3]
+    stream = iter(RecordedStream(small, examples, batch_size=1))
+    for _ in range(3):
+        lap = [chunk.input_ids.shape[1] for chunk in (next(stream)[0] for _ in examples)]
+        assert sorted(lap) == sorted(len(example.input_ids) for example in examples)
+
+
+def test_a_fresh_start_forgets_everything_and_repeats(small: PolicyModel) -> None:
+    before = {name: weight.detach().clone() for name, weight in small.model.named_parameters()}
+    drawn = []
+    for seed in (1, 1, 2):
+        start_afresh(small, seed)
+        drawn.append({name: weight.detach().clone() for name, weight in small.model.named_parameters()})
+    matrices = [name for name, weight in before.items() if weight.ndim > 1]
+    assert all(not torch.equal(before[name], drawn[0][name]) for name in matrices)
+    assert all(torch.equal(drawn[0][name], drawn[1][name]) for name in before)
+    assert all(not torch.equal(drawn[0][name], drawn[2][name]) for name in matrices)
+    small.load_trained(before)
 
 
 def png(colour: tuple[int, int, int]) -> bytes:

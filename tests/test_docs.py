@@ -14,6 +14,8 @@ import pytest
 from cua_agent.__main__ import find_task, parse_options
 from cua_agent.envs.pocket.tasks import FAMILIES, HELD_OUT_FAMILIES
 from cua_agent.envs.registry import BUILT_IN, options_of
+from trainers.clone.options import CloneConfig
+from trainers.clone.training import check_source
 from trainers.compare.options import read_arguments
 from trainers.compare.plan import plan
 from trainers.config import TrainConfig, compose
@@ -158,6 +160,12 @@ def test_watching_commands_are_understood(arguments: list[str]) -> None:
 def test_evaluating_commands_are_understood(arguments: list[str]) -> None:
     options, _, overrides = read_own(EvaluateConfig, arguments)
     assert options.checkpoint and load_config(overrides)
+
+
+@pytest.mark.parametrize("arguments", commands_of("python", "-m", "trainers.clone"), ids=" ".join)
+def test_cloning_commands_are_understood(arguments: list[str], named_directories: None) -> None:
+    options, _, overrides = read_own(CloneConfig, arguments)
+    check_source(options, load_config(overrides))
 
 
 def test_training_and_episode_commands_were_found() -> None:

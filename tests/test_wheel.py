@@ -92,7 +92,7 @@ def test_our_own_checkout_is_out_of_reach(installed: Path, folder: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "command", ["cua-train", "cua-compare", "cua-agent", "cua-doctor", "cua-watch", "cua-evaluate"]
+    "command", ["cua-train", "cua-compare", "cua-agent", "cua-doctor", "cua-watch", "cua-evaluate", "cua-clone"]
 )
 def test_every_command_says_how_it_is_used(command: str, installed: Path, folder: Path) -> None:
     words = done(f"{command} --help", installed, folder)

@@ -1,1 +1,1 @@
-"""Behaviour cloning: how the built-in tiny model is made (`scripts/build_tiny_model.py`)."""
+"""Behaviour cloning: what `python -m trainers.clone` and `scripts/build_tiny_model.py` train with."""

@@ -1,14 +1,14 @@
-"""Supervised training of a small policy on an example stream, on one device."""
+"""Supervised training of a policy on an example stream, on one device."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from cua_agent.cloning.examples import CloneBatch
@@ -43,10 +43,17 @@ def clone(
     batches: Iterator[list[CloneBatch]],
     schedule: CloneSchedule,
     report: Callable[[int, float], None],
+    parameters: Sequence[nn.Parameter] | None = None,
+    stepped: Callable[[], None] = lambda: None,
 ) -> None:
-    """Train all weights in place on batches that come in chunks; `report(step, loss)` is called after every step."""
+    """Train in place what is trainable, on batches that come in chunks; `report(step, loss)` is called after every
+    step. The optimiser steps on `parameters`, where these are not the model's own, and `stepped` takes them over.
+
+    Raises `FloatingPointError` when the loss is not finite.
+    """
     model, device = policy.model, policy.device
-    optimizer = torch.optim.AdamW(model.parameters(), lr=schedule.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    trained = list(parameters or [parameter for _, parameter in policy.trainable_parameters()])
+    optimizer = torch.optim.AdamW(trained, lr=schedule.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     model.train()
     started, step = time.monotonic(), 0
     while (progress := schedule.progress(step, time.monotonic() - started)) < 1:
@@ -54,13 +61,17 @@ def clone(
             group["lr"] = schedule.rate(step, progress)
         chunks = next(batches)
         tokens = sum(int(chunk.labels.sum()) for chunk in chunks)
-        total = 0.0
+        losses = []
         for chunk in chunks:
             loss = imitation_loss(policy, chunk, device) / tokens
             loss.backward()  # type: ignore[no-untyped-call]
-            total += float(loss.detach())
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            losses.append(loss.detach())
+        total = float(torch.stack(losses).sum())
+        if not math.isfinite(total):
+            raise FloatingPointError(f"the loss of step {step + 1} is {total}: take a lower learning rate")
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
+        stepped()
         optimizer.zero_grad(set_to_none=True)
         report(step, total)
         step += 1
@@ -70,30 +81,12 @@ def clone(
 def imitation_loss(policy: PolicyModel, batch: CloneBatch, device: torch.device) -> Tensor:
     """Summed negative log-likelihood of the labelled tokens (scalar)."""
     input_ids, labels = batch.input_ids.to(device), batch.labels.to(device)
-    pixels, grids = zip(*(patchify_stack(stack.to(device)) for stack in batch.images), strict=True)
-    hidden = policy.base_model.model(
-        input_ids=input_ids,
-        attention_mask=batch.attention_mask.to(device),
-        position_ids=batch.positions.to(device),
-        pixel_values=torch.cat(pixels),
-        image_grid_thw=torch.cat(grids),
-    ).last_hidden_state
+    pixels: tuple[Tensor | None, Tensor | None] = (None, None)
+    if batch.pixels is not None and batch.grids is not None:
+        pixels = policy.pixel_values(batch.pixels, batch.grids), batch.grids.to(device)
+    hidden = policy.hidden_states(
+        input_ids, batch.attention_mask.to(device), batch.positions.to(device), pixels, use_cache=False
+    )
     chosen = labels[:, 1:].bool()
     logits = policy.base_model.lm_head(hidden[:, :-1][chosen])  # the head on labelled tokens only
     return cross_entropy(logits.float(), input_ids[:, 1:][chosen], reduction="sum")
-
-
-def patchify_stack(images: Tensor, patch: int = 16, merge: int = 2) -> tuple[Tensor, Tensor]:
-    """What the tiny model's image processor makes of uint8 images [n, H, W, 3], on their device.
-
-    H and W are multiples of `patch * merge`. Returns `pixel_values` float32 [n * patches, 3 * 2 * patch * patch] in
-    -1..1 and `image_grid_thw` int64 [n, 3].
-    """
-    n, height, width, _ = images.shape
-    rows, columns = height // patch, width // patch
-    values = images.float().div(127.5).sub(1).permute(0, 3, 1, 2)
-    values = values.reshape(n, 3, rows // merge, merge, patch, columns // merge, merge, patch)
-    values = values.permute(0, 2, 5, 3, 6, 1, 4, 7).unsqueeze(6)  # the same image in both temporal slots
-    values = values.expand(*values.shape[:6], 2, patch, patch).reshape(n * rows * columns, -1)
-    grid = torch.tensor([[1, rows, columns]], device=images.device).expand(n, 3)
-    return values, grid

@@ -20,6 +20,8 @@ from cua_agent.prompts import preamble
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+    from cua_agent.models.policy import PolicyModel
+
 SPECIAL_TOKENS = (
     "<|endoftext|>",
     "<|im_start|>",
@@ -99,9 +101,24 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0, **sizes: Any)
     from transformers import Qwen3VLForConditionalGeneration
 
     torch.manual_seed(seed)
-    model = Qwen3VLForConditionalGeneration(tiny_config(tokenizer, **sizes))
-    # The default initialisation is far too small for the learned position embedding of so narrow a tower.
-    torch.nn.init.normal_(model.model.visual.pos_embed.weight, std=0.5)
+    return _spread_positions(Qwen3VLForConditionalGeneration(tiny_config(tokenizer, **sizes)))
+
+
+def start_afresh(policy: PolicyModel, seed: int) -> None:
+    """Give all parameters of `policy` random values, those that a new model of its configuration has."""
+    model = policy.base_model
+    config = type(model.config).from_dict(model.config.to_dict())  # without the attention that this one was given
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        fresh = _spread_positions(type(model)(config))
+    policy.load_trained(dict(fresh.named_parameters()))
+
+
+def _spread_positions(model: Any) -> Any:
+    """The default initialisation is far too small for the learned position embedding of so narrow a tower."""
+    tower: Any = getattr(model.model, "visual", None)
+    if hasattr(tower, "pos_embed"):
+        torch.nn.init.normal_(tower.pos_embed.weight, std=0.5)
     return model
 
 
@@ -115,8 +132,11 @@ def tiny_config(
     vision_hidden: int = 128,
     vision_depth: int = 4,
     vision_heads: int = 4,
+    text_init: float = 0.08,
+    vision_init: float = 0.05,
 ) -> Any:
-    """A `Qwen3VLConfig`. Its initialisation ranges are larger than those of wide models, which learn slowly here."""
+    """A `Qwen3VLConfig`. Its initialisation ranges are larger than those of wide models (0.02), which learn slowly
+    here."""
     from transformers import Qwen3VLConfig
 
     token = tokenizer.convert_tokens_to_ids
@@ -130,7 +150,7 @@ def tiny_config(
             "num_attention_heads": heads,
             "num_key_value_heads": heads,
             "head_dim": head_dim,
-            "initializer_range": 0.08,
+            "initializer_range": text_init,
             "max_position_embeddings": 4096,
             "tie_word_embeddings": True,
             "pad_token_id": token("<|endoftext|>"),
@@ -142,7 +162,7 @@ def tiny_config(
             },
         },
         vision_config={
-            "initializer_range": 0.05,
+            "initializer_range": vision_init,
             "depth": vision_depth,
             "hidden_size": vision_hidden,
             "intermediate_size": 2 * vision_hidden,

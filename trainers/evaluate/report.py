@@ -44,7 +44,7 @@ def as_json(
     content = {"split": options.split, "k": options.k, "episodes": len(done.starts), **_subject_json(done)}
     if other is not None:
         content["against"] = _subject_json(other)
-        content["difference"] = _figures_json(contrast)
+        content["difference"] = figures_json(contrast)
     return content
 
 
@@ -56,7 +56,7 @@ def _subject_json(done: Evaluated) -> dict[str, Any]:
         "step": subject.step,
         "played": sum(len(start.plays) for start in starts),
         "lost": sum(len(start.lost) for start in starts),
-        "figures": _figures_json(done.figures),
+        "figures": figures_json(done.figures),
         "settings": {key: value for key, value in settings.items() if key.startswith(_MEASURED)},
         "starts": [
             {
@@ -72,7 +72,8 @@ def _subject_json(done: Evaluated) -> dict[str, Any]:
     }
 
 
-def _figures_json(figures: Mapping[str, Figures]) -> dict[str, Any]:
+def figures_json(figures: Mapping[str, Figures]) -> dict[str, Any]:
+    """Figures as plain data."""
     return {
         name: {key: None if estimate is None else _estimate_json(estimate) for key, estimate in of.items()}
         for name, of in figures.items()

@@ -40,7 +40,7 @@ def find_subject(key: str, named: str, overrides: Sequence[str]) -> Subject:
         if weights is None or not (weights / MANIFEST).is_file():
             model = named if weights is None else str(weights)
             config = load_config([*overrides, typed_text("model.path", model)])
-            return Subject(named, _for_playing(config))
+            return model_subject(model, config)
         verify_checkpoint(weights)
         step = read_state(weights).step
     except (ExportError, CheckpointError) as error:
@@ -48,6 +48,12 @@ def find_subject(key: str, named: str, overrides: Sequence[str]) -> Subject:
     config = _for_playing(load_config([typed_text("resume", str(weights)), *overrides]))
     check_fits(weights, config)
     return Subject(str(display_path(weights)), config, weights, step, run_directory_of(weights))
+
+
+def model_subject(path: str, config: TrainConfig) -> Subject:
+    """The model at `path`, played as `config` says."""
+    playing = _for_playing(config)
+    return Subject(path, replace(playing, model=replace(playing.model, path=path)))
 
 
 def measured_alike(subject: Subject, reference: Subject) -> Subject:

@@ -24,8 +24,11 @@ _INSTALLED = {
     "cua_agent": "cua-agent",
     "trainers.watch": "cua-watch",
     "trainers.evaluate": "cua-evaluate",
+    "trainers.clone": "cua-clone",
 }
-Command = Literal["train", "compare", "cua_agent", "trainers.curves", "trainers.watch", "trainers.evaluate"]
+Command = Literal[
+    "train", "compare", "cua_agent", "trainers.curves", "trainers.watch", "trainers.evaluate", "trainers.clone"
+]
 
 
 def typed(command: Command) -> list[str]:

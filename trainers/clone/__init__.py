@@ -1,0 +1,1 @@
+"""The command `python -m trainers.clone`: a supervised start, from demonstrations or recorded episodes."""
