@@ -6,8 +6,8 @@
 Each side (legacy, or a phase of AReaL) trains one run; whatever is killed is started again by the same command. In the
 end it has every row once and no more checkpoints than one run keeps; no process, box, page, adapter or temporary file
 is left. On legacy, where nothing depends on time, it equals the uninterrupted run of its seed, row by row; on AReaL
-its final success lies within what uninterrupted runs of other seeds reach. Prints a line of JSON for each side, writes
-it to `kill_test_<side>.json` in DIR, and exits with 1 when something fails.
+its final success lies within what uninterrupted runs of some seeds, its own among them, reach. Prints a line of JSON
+for each side, writes it to `kill_test_<side>.json` in DIR, and exits with 1 when something fails.
 """
 
 from __future__ import annotations
@@ -228,7 +228,7 @@ def command(side: str, parent: Path, steps: int, seed: int, keys: list[str]) -> 
 
 
 def test_side(side: str, work: Path, options: argparse.Namespace) -> Outcome:
-    """One run with kills, and uninterrupted ones of other seeds."""
+    """One run with kills, and uninterrupted ones."""
     outcome, chance = Outcome(side), random.Random(f"{options.seed}/{side}")
 
     def runs_in(name: str, seed: int, surroundings: Surroundings) -> Runs:
@@ -247,7 +247,7 @@ def test_side(side: str, work: Path, options: argparse.Namespace) -> Outcome:
         if side == "legacy" and options.uninterrupted:
             compare_rows(lineage_of(killed.directories()[-1]), uninterrupted(0, surroundings), outcome)
             return outcome
-        for seed in range(1, options.uninterrupted + 1):
+        for seed in range(options.uninterrupted):  # its own among them: what is played matters, too
             uninterrupted(seed, surroundings)
     if len(outcome.uninterrupted) > 1:
         low, high = outcome.interval()

@@ -16,6 +16,8 @@ from trainers.config.overrides import parse_override
 from trainers.config.texts import as_typed, text_keys
 from trainers.run.directory import masked_config, to_yaml
 
+pytestmark = pytest.mark.slow
+
 TEXTS = text_keys(TrainConfig)
 LOOKS_LIKE_SOMETHING_ELSE = [
     *("20240101_120000", "1_000", "4e12", "1.50", "0b111", "0x1f", "0o17", "007", "-1", "+1", ".5", "1.", "inf", "nan"),
@@ -142,7 +144,6 @@ def test_a_text_without_quotes_in_a_file_is_refused_where_yaml_reads_something_e
         assert "write it in quotes" in str(error)
 
 
-@pytest.mark.slow
 @settings(deadline=None, max_examples=100)
 @given(TEXT)
 def test_a_saved_configuration_is_read_back_with_the_same_texts(text: str) -> None:

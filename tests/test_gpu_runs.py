@@ -25,6 +25,8 @@ from trainers.config import ConfigError
 from trainers.config.compose import load_config
 from trainers.distributed.torchrun import check_processes
 
+pytestmark = pytest.mark.slow
+
 RUNS = {run.name: run for run in every_run()}
 REFUSED = [run for run in RUNS.values() if run.refused]
 RAN = [run for run in RUNS.values() if not run.refused]

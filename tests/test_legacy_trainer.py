@@ -30,6 +30,8 @@ from trainers.run import interrupts
 from trainers.run.checkpoint_files import CheckpointError, verify_checkpoint
 from trainers.run.resuming import find_checkpoint
 
+pytestmark = pytest.mark.slow
+
 
 def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
@@ -73,7 +75,6 @@ def test_the_rows_figures_describe_the_step(make_rig: MakeRig) -> None:
     assert rig.engine.version == 2
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("lora", [False, True])
 def test_it_learns(make_rig: MakeRig, lora: bool) -> None:
     config = replace(

@@ -35,6 +35,8 @@ from trainers.run.resuming import (
     starting_point,
 )
 
+pytestmark = pytest.mark.slow
+
 
 def part(directory: Path, first: int, last: int, loss: float, evaluated: tuple[int, ...] = (), **about: Any) -> Path:
     """A run directory with rows of the steps `first` to `last`."""

@@ -72,6 +72,7 @@ def test_a_shape_is_that_of_the_loaded_model() -> None:
     assert shape.largest_tensor == max(counts.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("adapter", [True, False])
 def test_a_layer_keeps_what_autograd_saves(dtype: Any, adapter: bool) -> None:

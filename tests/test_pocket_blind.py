@@ -28,6 +28,8 @@ from cua_agent.envs.pocket.environment import PocketEnvironment
 from cua_agent.envs.pocket.state import ALARM_TIMES, APPS, DIALOGS, NAMES, TIMEOUTS, TOGGLES, WORDS
 from cua_agent.tasks import CUATask, get_eval_tasks, get_training_tasks, seed_for
 
+pytestmark = pytest.mark.slow
+
 BAR = 0.6
 GOALS = 2  # of each family
 LEARN, CHOOSE, TEST = range(25), range(100, 112), range(200, 800)  # seeds; those of TEST are shared by a family's goals
@@ -103,7 +105,6 @@ async def open_loop_success(task: CUATask, test: range = TEST) -> float:
     return sum([await replay(environment, task, best, index) for index in test]) / len(test)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("category", CATEGORIES)
 def test_no_fixed_sequence_of_actions_solves_a_family(category: str) -> None:
     rate = mean_success(category, open_loop_success)
@@ -163,7 +164,7 @@ async def blind_plan_success(task: CUATask, test: range = TEST) -> float:
 
 @pytest.mark.parametrize(
     "category",
-    [pytest.param(category, marks=(pytest.mark.slow,) if category == "brightness" else ()) for category in CATEGORIES],
+    CATEGORIES,
 )
 def test_no_plan_solves_a_family_even_when_well_navigated(category: str) -> None:
     rate = mean_success(category, blind_plan_success)

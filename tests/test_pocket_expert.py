@@ -15,6 +15,8 @@ from cua_agent.envs.pocket.screens import elements
 from cua_agent.envs.pocket.state import TOGGLES, PhoneState, make_state
 from cua_agent.tasks import CUATask, get_eval_tasks, get_training_tasks, seed_for
 
+pytestmark = pytest.mark.slow
+
 TASKS = get_training_tasks() + get_eval_tasks(split="templates")
 CATEGORIES = sorted({task.category for task in TASKS})
 

@@ -14,6 +14,8 @@ from trainers.config.compose import compose_run, load_config
 from trainers.config.overrides import typed_text
 from trainers.run.directory import create_run_directory
 
+pytestmark = pytest.mark.slow
+
 
 def saved_run(output_dir: Path, *overrides: str, name: str = "former") -> str:
     """The directory of a run that was started with `overrides`."""
@@ -186,7 +188,6 @@ ANY_TEXT = st.text(
 )
 
 
-@pytest.mark.slow
 @settings(deadline=None, max_examples=25)
 @given(ANY_TEXT)
 def test_any_text_goes_through_a_shell_and_the_override_grammar(text: str) -> None:

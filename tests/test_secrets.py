@@ -296,6 +296,7 @@ def test_a_server_is_not_started_with_a_key_on_its_command_line(
     assert "planted-plain" not in printed.out + printed.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gone", ["/dev/full", "pipe"])
 def test_output_that_nobody_can_read_any_more_ends_nothing(gone: str) -> None:
     talks = (
