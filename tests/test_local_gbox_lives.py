@@ -177,11 +177,11 @@ def test_quota_over_http() -> None:
 
 
 def test_create_that_takes_too_long() -> None:
-    with running(LocalGBoxOptions(create_latency=Latency("constant", 5.0))) as server, sdk(server) as client:
+    with running(LocalGBoxOptions(create_latency=Latency("constant", 60.0))) as server, sdk(server) as client:
         start = time.monotonic()
         with pytest.raises(APIStatusError, match=r"did not run within 0\.1 s and was deleted") as raised:
             client(lambda c: c.v1.boxes.create_android(api_timeout="100ms"))
-        assert raised.value.status_code == 408 and time.monotonic() - start < 4
+        assert raised.value.status_code == 408 and time.monotonic() - start < 50
         assert server.ledger()["summary"]["ended"] == {"create timed out": 1}
 
 

@@ -107,7 +107,7 @@ def test_missing_models_are_one_quick_line(monkeypatch: pytest.MonkeyPatch, tmp_
         assert message.startswith(f"model.path={path!r}: ")
         assert "\n" not in message
         assert "'tiny', 'smollm2', a local directory with config.json, or a hub id" in message
-        assert time.monotonic() - start < 10
+        assert time.monotonic() - start < 60
 
 
 def test_other_architectures_and_types_are_refused(tmp_path: Path) -> None:
