@@ -169,7 +169,8 @@ def opened(
 
     prepare_process(directory)
     policy: Any = SimpleNamespace(
-        special=SimpleNamespace(pad_id=0, image_token_id=99), load_trained=lambda weights: _nothing(weights)
+        special=SimpleNamespace(pad_id=0, image_token_id=99, call_id=None),
+        load_trained=lambda weights: _nothing(weights),
     )
     engine = PolicyRolloutEngine(rollout_config(config, directory), VersionEngine(delay_s=token_s), policy)
     engine.initialize(train_data_parallel_size=1)
