@@ -84,7 +84,8 @@ def test_a_run_goes_through_every_backend_and_back(weights: Path, tmp_path: Path
     assert [row["step"] for row in rows] == [row["policy_version"] for row in rows] == [1, 2, 3, 4, 5]
     assert [row["lr"] for row in rows] == pytest.approx(rates)
     assert [row["staleness_max"] for row in rows] == [0] * 5
-    assert len({tuple(sorted(key for key in row if not key.startswith("outcome/"))) for row in rows}) == 1
+    of_what_happened = ("outcome/", "advantage/", "groups_with_successes/")
+    assert len({tuple(sorted(key for key in row if not key.startswith(of_what_happened))) for row in rows}) == 1
     assert [(row["split"], row["step"]) for row in evaluation_rows(lineage) if row["split"] == "seeds"] == [
         ("seeds", step) for step in range(6)
     ]

@@ -219,9 +219,11 @@ def test_a_resumed_run_may_change_to_another_world_and_back(tmp_path: Path) -> N
     ("typed", "args"),
     [
         (["env.layout=fixed", "env.latency.kind=constant", "env.latency.mean_s=0.5"],
-         {"layout": "fixed", "scale": 1, "latency": {"kind": "constant", "mean_s": 0.5, "sigma": 1.0}}),
+         {"layout": "fixed", "scale": 1, "horizon": "short",
+          "latency": {"kind": "constant", "mean_s": 0.5, "sigma": 1.0}}),
         (["env.latency={kind:constant,mean_s:0.5}"],
-         {"layout": "shuffled", "scale": 1, "latency": {"kind": "constant", "mean_s": 0.5, "sigma": 1.0}}),
+         {"layout": "shuffled", "scale": 1, "horizon": "short",
+          "latency": {"kind": "constant", "mean_s": 0.5, "sigma": 1.0}}),
         (["env=miniwob", "env.browser_path=/a b"], {"browser_path": "/a b"}),
     ],
 )  # fmt: skip
