@@ -133,8 +133,8 @@ def tuned(**changes: Callable[[Any], Any]) -> Wrap:
     return wrap
 
 
-def other_epsilon(original: Wrap, parameters: Any, **settings: Any) -> Any:
-    return original(parameters, **settings, eps=1e-6)
+def other_epsilon(original: Wrap, *args: Any, **settings: Any) -> Any:
+    return original(*args, **settings, eps=1e-6)
 
 
 def decay_as_gradient(original: Wrap, self: Any, *args: Any) -> None:
