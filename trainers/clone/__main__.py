@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import sys
 import time
-import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -15,13 +13,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cua_agent.error_text import type_and_line
-from cua_agent.exit_status import BAD_CONFIGURATION, DONE, FAILED, INTERRUPTED
+from cua_agent.exit_status import DONE
 from cua_agent.secrets import masked_output
 from trainers.clone.options import CloneConfig, help_text
+from trainers.command.ending import check_options, exit_status_of
 from trainers.command.process import prepare_process
 from trainers.config import ConfigError, TrainConfig
-from trainers.config.presets import OPTION, joined_options, split_options
+from trainers.config.presets import joined_options
 from trainers.run.commands import typed
 
 if TYPE_CHECKING:
@@ -38,19 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if {"--help", "-h"} & set(arguments):
         print(help_text(shlex.join(typed("trainers.clone"))))
         return DONE
-    try:
-        return _clone(joined_options(arguments))
-    except ConfigError as error:
-        _trace(error)
-        print(f"error: {error}", file=sys.stderr)
-        return BAD_CONFIGURATION
-    except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
-        return INTERRUPTED
-    except Exception as error:
-        _trace(error)
-        print(f"error: {type_and_line(error)}", file=sys.stderr)
-        return FAILED
+    return exit_status_of(lambda: _clone(arguments), interrupted="interrupted; nothing was written")
 
 
 def _clone(arguments: Sequence[str]) -> int:
@@ -58,9 +44,8 @@ def _clone(arguments: Sequence[str]) -> int:
     from trainers.config.overrides import key_of
     from trainers.config.own_keys import read_own
 
-    for option in split_options(arguments)[1]:
-        if option.startswith("-"):
-            raise ConfigError(f"{option}: unknown option; allowed: --help, {OPTION} <directory>, key=value")
+    arguments = joined_options(arguments)
+    check_options(arguments)
     options, directories, overrides = read_own(CloneConfig, arguments)
     for override in overrides:
         if key_of(override) == "resume":
@@ -148,11 +133,6 @@ def _progress(options: CloneConfig) -> Iterator[OnStep]:
                 print(words, flush=True)
 
         yield on_step
-
-
-def _trace(error: Exception) -> None:
-    if os.environ.get("HYDRA_FULL_ERROR") == "1":
-        traceback.print_exception(error)
 
 
 if __name__ == "__main__":

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import signal
 import sys
-import traceback
 from collections.abc import Sequence
 
 from cua_agent.exit_status import BAD_CONFIGURATION, DONE, FAILED, INTERRUPTED
 from cua_agent.secrets import masked_output
+from trainers.command.ending import check_options, print_trace_on_demand
 from trainers.config import ConfigError
-from trainers.config.presets import OPTION, joined_options, split_options
+from trainers.config.presets import joined_options
 from trainers.run.commands import TRAIN, typed
 
 
@@ -27,14 +26,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return DONE if arguments else BAD_CONFIGURATION
     try:
         arguments = joined_options(arguments)
-        for option in split_options(arguments)[1]:
-            if option.startswith("-"):
-                raise ConfigError(f"{option}: unknown option; allowed: --help, {OPTION} <directory>, key=value")
+        check_options(arguments)
         _interrupt_on_signals()
         return _compare(arguments)
     except ConfigError as error:
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
-            traceback.print_exception(error)
+        print_trace_on_demand(error)
         print(f"error: {error}", file=sys.stderr)
         return BAD_CONFIGURATION
     except KeyboardInterrupt:

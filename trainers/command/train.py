@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import shutil
 import sys
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from cua_agent.exit_status import BAD_CONFIGURATION, DONE, FAILED, INTERRUPTED
 from cua_agent.secrets import mask_text, masked_output
+from trainers.command.ending import print_trace_on_demand
 from trainers.command.process import let_process_0_end_first, prepare_process, say
 from trainers.command.starts import Start, begin, compose
 from trainers.command.sweep import sweep
@@ -71,8 +71,7 @@ def _show(config: TrainConfig) -> int:
 
 
 def _refuse(error: ConfigError) -> int:
-    if os.environ.get("HYDRA_FULL_ERROR") == "1":
-        traceback.print_exception(error)
+    print_trace_on_demand(error)
     say(f"error: {error}")
     let_process_0_end_first()
     return BAD_CONFIGURATION
@@ -156,8 +155,7 @@ def _train(config: TrainConfig, directory: Path, process_group: ProcessGroup) ->
 def _report_failure(error: Exception, directory: Path) -> int:
     from trainers.run.disk import NoSpace, full_in_words, is_full
 
-    if os.environ.get("HYDRA_FULL_ERROR") == "1":
-        traceback.print_exception(error)
+    print_trace_on_demand(error)
     first_line = next(iter(str(error).splitlines()), "")
     line = f"{type(error).__name__}: {first_line}"
     if is_full(error):

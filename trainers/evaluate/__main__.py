@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
-import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from cua_agent.error_text import type_and_line
-from cua_agent.exit_status import BAD_CONFIGURATION, DONE, FAILED, INTERRUPTED
+from cua_agent.exit_status import BAD_CONFIGURATION, DONE
 from cua_agent.secrets import masked_output
+from trainers.command.ending import check_options, exit_status_of
 from trainers.command.process import prepare_process
-from trainers.config import ConfigError
-from trainers.config.presets import OPTION, joined_options, split_options
+from trainers.config.presets import joined_options
 from trainers.evaluate.options import EvaluateConfig, help_text
 from trainers.protocol import OnDone
 from trainers.run.commands import typed
@@ -28,27 +25,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         text = help_text(shlex.join(typed("trainers.evaluate")))
         print(text, file=sys.stdout if arguments else sys.stderr)
         return DONE if arguments else BAD_CONFIGURATION
-    try:
-        return _evaluate(joined_options(arguments))
-    except ConfigError as error:
-        _trace(error)
-        print(f"error: {error}", file=sys.stderr)
-        return BAD_CONFIGURATION
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return INTERRUPTED
-    except Exception as error:
-        _trace(error)
-        print(f"error: {type_and_line(error)}", file=sys.stderr)
-        return FAILED
+    return exit_status_of(lambda: _evaluate(arguments), interrupted="interrupted")
 
 
 def _evaluate(arguments: Sequence[str]) -> int:
     from trainers.config.own_keys import read_own
 
-    for option in split_options(arguments)[1]:
-        if option.startswith("-"):
-            raise ConfigError(f"{option}: unknown option; allowed: --help, {OPTION} <directory>, key=value")
+    arguments = joined_options(arguments)
+    check_options(arguments)
     options, directories, overrides = read_own(EvaluateConfig, arguments)
     return _play(options, [*directories, *overrides])
 
@@ -103,11 +87,6 @@ def _bar(name: str) -> Iterator[OnDone]:
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         bar = bars.add_task(name, total=None)
         yield lambda done, total: bars.update(bar, completed=done, total=total)
-
-
-def _trace(error: Exception) -> None:
-    if os.environ.get("HYDRA_FULL_ERROR") == "1":
-        traceback.print_exception(error)
 
 
 if __name__ == "__main__":
