@@ -16,12 +16,13 @@ from cua_agent.acting import act
 from cua_agent.actions import Action, Point
 from cua_agent.conversation import Codec, Context, Conversation, EpisodeInfo, Screen
 from cua_agent.envs.base import Environment, EnvironmentFailure, Observation, TellsSideEffects
+from cua_agent.image_hash import image_hash
 from cua_agent.inference.base import GenerateRequest, GenerateResponse, InferenceEngine, InferenceFailure
 from cua_agent.parsing import describe
 from cua_agent.prompts import Grounding, PromptStyle, system_prompt
 from cua_agent.rewards import RewardValues, SuccessOnly, checked_score, outcome_of, reward_of, turn_rewards
 from cua_agent.tasks import CUATask
-from cua_agent.trajectory import Outcome, Trajectory, Turn, state_of
+from cua_agent.trajectory import Outcome, Trajectory, Turn
 from cua_agent.verdict import Verdict, heard
 
 logger = logging.getLogger(__name__)
@@ -296,7 +297,7 @@ async def side_effects_of(environment: Environment, values: RewardValues) -> int
 
 def state_seen(observation: Observation) -> str:
     """The name of the world's state: as the environment tells it, else that of the pixels."""
-    return observation.state or state_of(np.asarray(observation.screenshot.convert("RGB")))
+    return observation.state or image_hash(np.asarray(observation.screenshot.convert("RGB")))
 
 
 def screen_of(observation: Observation, seen: Seen) -> Screen:

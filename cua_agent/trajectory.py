@@ -7,7 +7,6 @@ from enum import StrEnum
 
 import numpy as np
 import numpy.typing as npt
-import xxhash
 from PIL import Image
 
 NO_VERSION = -1
@@ -31,8 +30,8 @@ class Turn:
     `action` is the parsed action as text (None when the call was malformed), `result` the observation's text,
     `screenshot` what the model looked at when it acted (None once dropped to save memory), `point` the normalised
     position acted on (None when the action has none). `truncated`: the token limit cut the turn off. `state` names the
-    state of the world that the model acted in, see `state_of` (None when it was not kept). `reward` is what the turn
-    brought by itself; what is left of the episode's came with its last turn.
+    state of the world that the model acted in, or is the hash of its pixels (None when it was not kept). `reward` is
+    what the turn brought by itself; what is left of the episode's came with its last turn.
     """
 
     text: str
@@ -45,13 +44,6 @@ class Turn:
     state: str | None = None
     reward: float = 0.0
     screenshot: Image.Image | None = field(default=None, repr=False, compare=False)
-
-
-def state_of(screenshot: npt.NDArray[np.uint8]) -> str:
-    """The name of the state that shows itself as `screenshot` [H, W, 3], where nothing tells more: its pixels."""
-    digest = xxhash.xxh3_128(repr(screenshot.shape).encode())
-    digest.update(np.ascontiguousarray(screenshot).reshape(-1).data)
-    return digest.hexdigest()
 
 
 @dataclass

@@ -14,9 +14,10 @@ from PIL import Image
 from cua_agent.actions import Action, Coordinates, Point, ReportTaskComplete, Swipe, Tap, Target, TypeText, Wait
 from cua_agent.agent import AgentConfig, Episode, StandaloneGBoxCUAAgent, sampling_seed, state_seen
 from cua_agent.envs.base import EnvironmentFailure, Observation, StepResult
+from cua_agent.image_hash import image_hash
 from cua_agent.inference.base import GenerateRequest, GenerateResponse, InferenceFailure
 from cua_agent.parsing import Malformed, parse_tool_call, render_tool_call
-from cua_agent.trajectory import Outcome, state_of
+from cua_agent.trajectory import Outcome
 from tests.agent_fakes import ByteCodec, ScriptedEngine, ScriptedEnvironment, screenshot, task
 
 CODEC = ByteCodec()
@@ -359,5 +360,5 @@ def test_turns_name_the_state_that_they_acted_in_when_asked() -> None:
     assert {turn.state for turn in plain.turns} == {None}
     seen, _ = play([TAP, DONE], ScriptedEnvironment(WIFI), config=replace(CONFIG, keep_states=True))
     shown = [np.asarray(turn.screenshot) for turn in seen.turns if turn.screenshot]
-    assert [turn.state for turn in seen.turns] == [state_of(pixels) for pixels in shown]
+    assert [turn.state for turn in seen.turns] == [image_hash(pixels) for pixels in shown]
     assert state_seen(Observation(screenshot(), state="told")) == "told"

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cua_agent.trajectory import Outcome, Trajectory, Turn, state_of
+from cua_agent.image_hash import image_hash
+from cua_agent.trajectory import Outcome, Trajectory, Turn
 from tests.toy_world import trajectory
 from trainers.config import AdvantageConfig
 from trainers.grpo.advantages import group_advantages
@@ -119,7 +120,7 @@ def test_a_turn_whose_state_is_unknown_is_known_by_its_pixels() -> None:
         pytest.approx([1 / 3, 1 / 2, 1 / 3]),
         pytest.approx([-2 / 3, -1 / 2]),
     ]
-    assert state_of(red) != state_of(blue) != state_of(blue.reshape(1, 4, 3))
+    assert image_hash(red) != image_hash(blue) != image_hash(blue.reshape(1, 4, 3))
     with pytest.raises(ValueError, match="episode 'a': no state is known of turn 1"):
         step_advantages([replace(a, images=[])], HALF)
     with pytest.raises(ValueError, match="3 turns are trained, 2 are recorded"):

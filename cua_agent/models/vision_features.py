@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -13,11 +12,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from cua_agent.image_hash import image_hash
+
 MOST_BYTES = 2**28
 """Of the features kept: a screenshot of the built-in phone takes 40 KB, a large one of an 8B model 24 MB."""
 
 Image = npt.NDArray[np.uint8]
-Key = tuple[tuple[int, ...], bytes]
 Features = tuple[Tensor, ...]
 """Of one screenshot: what takes the place of its placeholders [tokens, width], and what deeper layers add to that."""
 
@@ -38,12 +38,12 @@ class VisionFeatures:
     def __init__(self, policy: Seeing, most_bytes: int = MOST_BYTES) -> None:
         self._policy = policy
         self._most_bytes = most_bytes
-        self._kept: dict[Key, Features] = {}
+        self._kept: dict[str, Features] = {}
         self._bytes = 0
 
     def of(self, images: Sequence[Image]) -> list[Features]:
         """The features of each of `images`, uint8 [H, W, 3]; what is not known goes through the tower, once."""
-        keys = [_key(image) for image in images]
+        keys = [image_hash(image) for image in images]
         asked = dict(zip(keys, images, strict=True))
         unknown = [key for key in asked if key not in self._kept]
         found = {key: self._kept.pop(key) for key in asked if key in self._kept}
@@ -82,10 +82,6 @@ def in_place_of_tower(model: Any, features: Sequence[Features]) -> Iterator[None
         yield
     finally:
         del model.get_image_features
-
-
-def _key(image: Image) -> Key:
-    return image.shape, hashlib.blake2b(image.tobytes(), digest_size=16).digest()
 
 
 def _size(features: Features) -> int:

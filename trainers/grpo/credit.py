@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from cua_agent.trajectory import Trajectory, state_of
+from cua_agent.image_hash import image_hash
+from cua_agent.trajectory import Trajectory
 from trainers.config import AdvantageConfig
 from trainers.grpo.relative import relative
 
@@ -84,7 +85,7 @@ def turn_starts(row: Trajectory) -> list[str]:
         raise ValueError(f"episode {row.episode_id!r}: {trained} turns are trained, {len(row.turns)} are recorded")
     shown = row.images[len(row.images) - trained :] if len(row.images) >= trained else [None] * trained
     starts = [
-        turn.state or (state_of(image) if image is not None else None)
+        turn.state or (image_hash(image) if image is not None else None)
         for turn, image in zip(row.turns, shown, strict=True)
     ]
     if None in starts:
