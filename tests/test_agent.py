@@ -341,6 +341,7 @@ class EndlessEngine(ScriptedEngine):
         return GenerateResponse(ids, [0.0] * len(ids), [0] * len(ids), "length")
 
 
+@pytest.mark.slow
 def test_a_thousand_malformed_calls_cost_a_turn_each() -> None:
     calls, turns = malformed_calls(1000), 20
     engine = EndlessEngine(calls)

@@ -152,12 +152,14 @@ def test_what_could_not_be_saved_is_refused_before_training(tmp_path: Path, monk
     assert not list((tmp_path / "outputs").iterdir())
 
 
+@pytest.mark.slow
 def test_the_process_itself_exits_with_that_status_and_line(tmp_path: Path) -> None:
     done = command("backend=nothing", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: backend=nothing: no such backend; allowed: areal, legacy\n"
 
 
+@pytest.mark.slow
 def test_the_whole_traceback_on_demand(tmp_path: Path) -> None:
     done = command("max_steps=0", cwd=tmp_path, HYDRA_FULL_ERROR="1")
     assert done.returncode == 2
@@ -165,6 +167,7 @@ def test_the_whole_traceback_on_demand(tmp_path: Path) -> None:
     assert done.stderr.splitlines()[-1].startswith("error: max_steps=0")
 
 
+@pytest.mark.slow
 def test_config_prints_what_would_run_and_runs_nothing(tmp_path: Path) -> None:
     done = command("--config", "experiment=quick", "seed=3", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
@@ -173,6 +176,7 @@ def test_config_prints_what_would_run_and_runs_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_console_script_is_the_same_command(tmp_path: Path) -> None:
     script = Path(sys.executable).with_name("cua-train")
     done = subprocess.run([script, "seed=-1"], capture_output=True, text=True, cwd=tmp_path)
@@ -180,6 +184,7 @@ def test_the_console_script_is_the_same_command(tmp_path: Path) -> None:
     assert done.stderr.startswith("error: seed=-1")
 
 
+@pytest.mark.slow
 def test_a_finished_run_says_where_its_results_are(monkeypatch, tmp_path, capsys) -> None:
     status, trainer, directory = run_with(monkeypatch, tmp_path, lambda: RESULT)
     assert (status, trainer.closed) == (0, 1)

@@ -175,6 +175,7 @@ def test_what_is_missing_is_trained_what_fails_is_told_and_a_second_call_runs_on
     assert set(again) - set(runs) == {"legacy-default-seed13-2"}
 
 
+@pytest.mark.slow
 def test_nothing_is_written_when_every_run_failed(fake_train: object, tmp_path: Path, capsys) -> None:
     assert command.main(["backends=[legacy]", "seeds=[13]", "out=report"]) == 1
     assert capsys.readouterr().err.endswith("error: no run finished, nothing to compare\n")
@@ -200,6 +201,7 @@ def test_runs_are_found_by_configuration_whatever_they_are_called(fake_train: ob
     assert find([wanted])[0].finished == mine.relative_to(tmp_path)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_unless_a_later_one_failed(fake_train: tuple[str, ...], tmp_path: Path) -> None:
     options = CompareConfig(backends=("legacy",), seeds=(3,))
     (wanted,) = plan(options, [])

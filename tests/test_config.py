@@ -122,6 +122,7 @@ SPECIAL_OPTIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", GROUPS)
 def test_every_preset_composes(group: str) -> None:
     needs = {
@@ -215,6 +216,7 @@ JSON = st.recursive(
 ANY_KEY = st.sampled_from(sorted(LEAVES)) | st.text(max_size=20)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=300)
 @given(ANY_KEY, JSON)
 def test_any_value_of_any_key_is_taken_or_refused_in_one_line(key: str, value: Any) -> None:

@@ -189,6 +189,7 @@ def numbers(*overrides: str, tasks: int = 5) -> list[str]:
     return [finding.what for finding in problems(load_config(overrides), tasks)]
 
 
+@pytest.mark.slow
 def test_numbers_that_do_not_go_together_are_found() -> None:
     small = ("rollout.group_size=4", "rollout.groups_per_step=2")
     assert groups_in_flight(load_config([*small, "rollout.max_staleness=2"])) == 6

@@ -152,6 +152,7 @@ def test_screens_stay_within_their_budget_and_the_oldest_go_first(tmp_path: Path
     assert not kept[0] and kept[-1] and kept == sorted(kept)
 
 
+@pytest.mark.slow
 def test_two_processes_of_200_steps_stay_within_the_budget(tmp_path: Path) -> None:
     budget, number, best = 3e6, 0, 0
     stores = [ScreenStore(tmp_path, str(process), budget) for process in range(2)]

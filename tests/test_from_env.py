@@ -242,6 +242,7 @@ def test_a_file_that_cannot_be_converted_is_refused_in_one_line(
     assert printed.err.count("\n") == 1
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=200)
 @given(st.dictionaries(st.sampled_from([variable.name for variable in VARIABLES]), st.text(max_size=12), max_size=3))
 def test_any_value_is_converted_or_refused_in_one_line(values: dict[str, str]) -> None:

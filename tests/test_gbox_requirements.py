@@ -30,6 +30,7 @@ def no_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GBOX_API_KEY", raising=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["train"], ["cua_agent.__main__", "task=battery/w0"]], ids=["train", "play"])
 def test_a_missing_key_is_one_line_before_the_model_is_loaded(arguments: list[str], tmp_path: Path) -> None:
     program = (

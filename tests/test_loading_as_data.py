@@ -65,6 +65,7 @@ def unsafe_loads(source: str) -> Iterator[str]:
                 yield f"{node.lineno}: {name}"
 
 
+@pytest.mark.slow
 def test_no_module_loads_what_could_be_code() -> None:
     files = [
         file for folder in ("cua_agent", "trainers", "scripts", "benchmarks") for file in (ROOT / folder).rglob("*.py")

@@ -45,6 +45,7 @@ def test_logprobs_equal_a_full_forward_pass_in_any_batch_composition(family: tin
     check()
 
 
+@pytest.mark.slow
 def test_samples_do_not_depend_on_who_shares_the_batch() -> None:
     together = serve(policy(), many(9))
     alone = [serve(policy(), [episode], max_batch=1)[0] for episode in many(9)]
@@ -65,6 +66,7 @@ def test_seed_decides_the_sample_and_greedy_takes_the_most_likely_token() -> Non
     assert sum(greedy.logprobs) / len(greedy.logprobs) > sum(first.logprobs) / len(first.logprobs)
 
 
+@pytest.mark.slow
 def test_sampled_frequencies_follow_the_distribution() -> None:
     """2,000 samples of one next token: every frequent token's share is its probability within four standard errors."""
     n = 2000
@@ -190,6 +192,7 @@ def test_turns_extend_the_cache_instead_of_prefilling_again(monkeypatch: pytest.
     assert sum(fed) == len(episode.ids) - 1  # every token once; the last one sampled is never fed
 
 
+@pytest.mark.slow
 def test_a_small_prefill_budget_only_splits_the_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     together = serve(policy(), many(7))
     monkeypatch.setattr("cua_agent.inference.local.PREFILL_TOKENS", 100)

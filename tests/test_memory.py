@@ -47,6 +47,7 @@ def test_estimates_are_near_what_was_measured(size: str, settings: dict[str, Any
     assert gib / 1.1 < estimate.allocated / GIB < gib * 1.1
 
 
+@pytest.mark.slow
 def test_the_table_of_the_docs_is_the_estimate() -> None:
     text = (Path(__file__).parents[1] / "docs" / "gpu.md").read_text()
     rows = re.findall(r"^\| (\d+B) \| ([\d.]+) \| ((?:\d+ \| ){7})$", text.replace(" |\n", " | \n"), re.MULTILINE)

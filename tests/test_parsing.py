@@ -206,6 +206,7 @@ def broken_calls(draw: st.DrawFn) -> str:
     return text[: draw(st.integers(0, len(text)))] if draw(st.booleans()) else text
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.text() | broken_calls() | st.text().map(call))
 def test_the_parser_never_raises(text: str) -> None:

@@ -40,6 +40,7 @@ def test_presets_of_a_directory_build_on_each_other_and_on_ours(folder: Path) ->
     assert "mine" not in refusal("experiment=mine").partition("allowed")[2]
 
 
+@pytest.mark.slow
 def test_a_run_of_such_a_preset_is_resumed_without_the_directory(folder: Path, tmp_path: Path) -> None:
     found = compose_run([f"--config-dir={folder}", "experiment=mine", f"output_dir={tmp_path}", "run_name=former"])
     former = create_run_directory(found.config, presets=found.presets)
@@ -139,6 +140,7 @@ def train(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_a_sweep_with_one_bad_value_starts_nothing(tmp_path: Path) -> None:
     done = train(tmp_path, "-m", "rollout.group_size=4,1", "experiment=quick")
     assert (done.returncode, done.stdout) == (2, "")

@@ -63,6 +63,7 @@ def assert_same(a, b):
             assert mine == other and type(mine) is type(other), field.name
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.lists(st.tuples(trajectories(), number), max_size=4))
 def test_what_is_written_is_read(rows):

@@ -152,6 +152,7 @@ def free_port() -> int:
         return port
 
 
+@pytest.mark.slow
 def test_signals_are_passed_on_and_nothing_stays_behind(capsys: pytest.CaptureFixture[str]) -> None:
     port = free_port()
     command = ServerCommand([sys.executable, "-c", SERVER, str(port)], {}, f"http://127.0.0.1:{port}")

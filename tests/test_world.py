@@ -203,6 +203,7 @@ def test_a_resumed_run_has_its_world_and_what_is_typed_is_told(tmp_path: Path) -
     assert found.config.env.args["title"] == "007"
 
 
+@pytest.mark.slow
 def test_a_resumed_run_may_change_to_another_world_and_back(tmp_path: Path) -> None:
     former = saved(tmp_path, f"env={HERE}:SquareWorld", "env.args.size=4")
     found = compose_run([f"resume={former}", "env=pocket"])
