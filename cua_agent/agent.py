@@ -7,7 +7,7 @@ import hashlib
 import logging
 import time
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -15,13 +15,14 @@ from PIL import Image
 from cua_agent.acting import act
 from cua_agent.actions import Action, Point
 from cua_agent.conversation import Codec, Context, Conversation, EpisodeInfo, Screen
-from cua_agent.envs.base import Environment, EnvironmentFailure, Observation, TellsSideEffects
+from cua_agent.envs.base import Environment, EnvironmentFailure, Forkable, Observation, TellsSideEffects
 from cua_agent.image_hash import image_hash
 from cua_agent.inference.base import GenerateRequest, GenerateResponse, InferenceEngine, InferenceFailure
 from cua_agent.parsing import describe
 from cua_agent.prompts import Grounding, PromptStyle, system_prompt
 from cua_agent.rewards import RewardValues, SuccessOnly, checked_score, outcome_of, reward_of, turn_rewards
 from cua_agent.tasks import CUATask
+from cua_agent.trail import BranchPoint, Trail
 from cua_agent.trajectory import Outcome, Trajectory, Turn
 from cua_agent.verdict import Verdict, heard
 
@@ -92,7 +93,7 @@ class Episode:
 @dataclass
 class Progress:
     """What an episode has come to; readable at any time, by any thread, also after a failure. `phases` are what it
-    waited for, and since when (of `time.time`)."""
+    waited for, and since when (of `time.time`); `worlds` those that its turns began in, where they are kept."""
 
     conversation: Conversation
     goal: str
@@ -105,6 +106,7 @@ class Progress:
     reset_s: float = 0.0
     phases: list[tuple[str, float]] = field(default_factory=lambda: [("starting", time.time())])
     verdict: Verdict = field(default_factory=Verdict)
+    worlds: list[object] | None = None
 
     def wait_for(self, what: str) -> None:
         """The episode goes on when `what` is done."""
@@ -148,20 +150,34 @@ class StandaloneGBoxCUAAgent:
         """The token rows of one episode; see `play`."""
         return (await self.play(task, seed, group_id=group_id, episode_id=episode_id)).trajectories
 
-    async def play(self, task: CUATask, seed: int, *, group_id: str, episode_id: str) -> Episode:
-        """Play `task` in the world that `seed` determines.
+    async def play(
+        self,
+        task: CUATask,
+        seed: int,
+        *,
+        group_id: str,
+        episode_id: str,
+        begin: BranchPoint | None = None,
+        leaves_trail: bool = False,
+    ) -> Episode:
+        """Play `task` in the world that `seed` determines, or from `begin` on, where another episode of both was.
 
         `episode_id` must be unique among running episodes; with `seed` it determines the sampling, too. An episode
-        that the environment, the engine or the clock breaks off ends as `infra_error`. Raises
+        that the environment, the engine or the clock breaks off ends as `infra_error`. With `leaves_trail` the
+        first row has what others can branch off from; the environment is `Forkable` then, and with `begin`. Raises
         `ContextTooShort` or `NoDescription`.
         """
         config = self._config
         conversation = Conversation(self._policy, self.system, config.context, config.last_k)
         progress = self.progress = Progress(conversation, task.description)
+        if begin is not None:
+            progress.conversation, progress.goal = begin.trail.conversation.branch(begin.turn), begin.trail.goal
+            progress.turns = begin.trail.turns[: begin.turn]
+        progress.worlds = [] if leaves_trail else None
         failure: Exception | None = None
         try:
             async with asyncio.timeout(config.timeout_s):
-                await self._play(task, seed, episode_id, progress)
+                await self._play(task, seed, episode_id, progress, begin)
             outcome = outcome_of(progress.score, claimed=progress.claimed, world_done=progress.world_done)
         except (EnvironmentFailure, InferenceFailure, TimeoutError) as error:
             failure = self._late(progress, error) if isinstance(error, TimeoutError) else error
@@ -172,7 +188,10 @@ class StandaloneGBoxCUAAgent:
         reward = reward_of(outcome, progress.score, self._reward, progress.turns, task, progress.side_effects)
         own = turn_rewards(self._reward, progress.turns, progress.side_effects)
         progress.turns = [replace(turn, reward=each) for turn, each in zip(progress.turns, own, strict=True)]
-        info = EpisodeInfo(reward, outcome, task.id, group_id, episode_id, seed, progress.score)
+        fork = None if begin is None else begin.fork
+        info = EpisodeInfo(reward, outcome, task.id, group_id, episode_id, seed, progress.score, fork)
+        rows = progress.conversation.to_trajectories(info, progress.turns)
+        rows[0].trail = _trail(progress, episode_id)
         return Episode(
             task=task,
             seed=seed,
@@ -181,7 +200,7 @@ class StandaloneGBoxCUAAgent:
             score=progress.score,
             reward=reward,
             turns=progress.turns,
-            trajectories=progress.conversation.to_trajectories(info, progress.turns),
+            trajectories=rows,
             reset_s=progress.reset_s,
             failure=failure,
             final_screenshot=self._kept(progress.seen),
@@ -189,16 +208,22 @@ class StandaloneGBoxCUAAgent:
             verdict=progress.verdict,
         )
 
-    async def _play(self, task: CUATask, seed: int, episode_id: str, progress: Progress) -> None:
+    async def _play(
+        self, task: CUATask, seed: int, episode_id: str, progress: Progress, begin: BranchPoint | None
+    ) -> None:
         conversation = progress.conversation
         started = time.monotonic()
         played = task
         if self._config.keep_screenshots:
             played, progress.verdict = heard(task)
-        seen = progress.seen = await self._environment.reset(played, seed)
+        if begin is None:
+            seen = progress.seen = await self._environment.reset(played, seed)
+            progress.goal = seen.text or task.description
+            conversation.start(progress.goal, screen_of(seen, self._config.observation))
+        else:
+            progress.verdict.start = begin.trail.verdict.start
+            seen = progress.seen = await self._forkable.restore(played, begin.world)
         progress.reset_s = time.monotonic() - started
-        progress.goal = seen.text or task.description
-        conversation.start(progress.goal, screen_of(seen, self._config.observation))
         turn_limit = min(task.max_steps, self._config.max_turns)
         while self._has_room(conversation):
             seen = await self._take_turn(seed, episode_id, progress, seen)
@@ -211,6 +236,12 @@ class StandaloneGBoxCUAAgent:
         progress.wait_for("scoring")
         progress.score = checked_score(await self._environment.compute_reward(), task)
         progress.side_effects = await side_effects_of(self._environment, self._reward)
+
+    @property
+    def _forkable(self) -> Forkable:
+        """The environment, of a world that says so."""
+        environment: Any = self._environment
+        return environment  # type: ignore[no-any-return]
 
     def _late(self, progress: Progress, error: TimeoutError) -> EnvironmentFailure:
         """Nobody knows what the world is doing: it is not fit for another episode."""
@@ -230,6 +261,8 @@ class StandaloneGBoxCUAAgent:
 
     async def _take_turn(self, seed: int, episode_id: str, progress: Progress, seen: Observation) -> Observation:
         """Sample one turn, act on it, record it; returns what is seen afterwards."""
+        if progress.worlds is not None:
+            progress.worlds.append(await self._forkable.snapshot())
         started = time.monotonic()
         progress.wait_for("sampling")
         response = await self._generate(seed, episode_id, progress.conversation)
@@ -287,6 +320,13 @@ class StandaloneGBoxCUAAgent:
         """What the model wrote, without the token that ended its turn."""
         ids = response.output_ids
         return self._policy.decode(ids[:-1] if ids and ids[-1] in self._policy.special.stop_ids else ids)
+
+
+def _trail(progress: Progress, episode_id: str) -> Trail | None:
+    """What an episode came through, where its worlds were kept."""
+    if progress.worlds is None:
+        return None
+    return Trail(episode_id, progress.goal, progress.conversation, progress.turns, progress.worlds, progress.verdict)
 
 
 async def side_effects_of(environment: Environment, values: RewardValues) -> int:

@@ -12,8 +12,9 @@ A model without eyes is shown each screen in words instead; the words come and g
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal, Protocol
 
@@ -23,7 +24,7 @@ import numpy.typing as npt
 from cua_agent.actions import Coordinates, Space
 from cua_agent.inference.base import GenerateResponse
 from cua_agent.prompts import first_prompt, next_prompt
-from cua_agent.trajectory import NO_VERSION, Outcome, Trajectory, Turn
+from cua_agent.trajectory import NO_VERSION, Fork, Outcome, Trajectory, Turn
 
 Context = Literal["full", "last_k", "folded"]
 Screenshot = npt.NDArray[np.uint8]
@@ -96,6 +97,7 @@ class EpisodeInfo:
     episode_id: str
     seed: int
     score: float = 0.0
+    fork: Fork | None = None
 
 
 @dataclass
@@ -123,6 +125,7 @@ class Conversation:
         self._last_k = last_k
         self._exchanges: list[_Exchange] = []
         self._former: list[int] = []  # the present row up to and including the last answer
+        self._given = 0  # turns of another conversation that this one branched off
 
     def start(self, goal: str, screen: Screen) -> None:
         """Open with the goal and the first screen."""
@@ -147,8 +150,16 @@ class Conversation:
             [] if self._context == "full" else encode(text_without_screen)
         )  # with all screens nobody asks for it
         self._exchanges.append(_Exchange(encode(text), without_screen, image))
-        if self._first_shown(self.turns) != self._first_shown(self.turns - 1):
+        if not self._shares_row(self.turns):
             self._former = []
+
+    def branch(self, turn: int) -> Conversation:
+        """Another one that has the same turns before `turn`, which is to be answered next; those it does not train."""
+        other = copy.copy(self)
+        other._exchanges = [*self._exchanges[:turn], replace(self._exchanges[turn], response=None)]
+        other._given = turn
+        other._former = other._tokens(turn - 1, answered=True)[0] if other._shares_row(turn) else []
+        return other
 
     @property
     def turns(self) -> int:
@@ -188,7 +199,8 @@ class Conversation:
         """
         answered = self.turns
         count = max(1, self._row(answered - 1) + 1)
-        rows = [[turn for turn in range(answered) if self._row(turn) == row] for row in range(count)]
+        rows = [[turn for turn in range(self._given, answered) if self._row(turn) == row] for row in range(count)]
+        rows = [row for row in rows if row] or [[]]
         return [self._trajectory(trained, info, turns, weight=1 / len(rows)) for trained in rows]
 
     def _trajectory(self, trained: list[int], info: EpisodeInfo, turns: Sequence[Turn], weight: float) -> Trajectory:
@@ -239,6 +251,10 @@ class Conversation:
     def _first_shown(self, turn: int) -> int:
         """The oldest turn whose screen is shown at `turn`."""
         return self._row(turn) * (self._last_k if self._context == "folded" else 1)
+
+    def _shares_row(self, turn: int) -> bool:
+        """Whether `turn` goes on with the row of the turn before it."""
+        return turn > 0 and self._first_shown(turn) == self._first_shown(turn - 1)
 
     def _row(self, turn: int) -> int:
         """Index of the row that trains `turn`."""

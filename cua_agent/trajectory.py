@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+
+if TYPE_CHECKING:
+    from cua_agent.trail import Trail
 
 NO_VERSION = -1
 """Policy version of tokens that no policy sampled (prompts, observations)."""
@@ -46,6 +50,14 @@ class Turn:
     screenshot: Image.Image | None = field(default=None, repr=False, compare=False)
 
 
+@dataclass(frozen=True)
+class Fork:
+    """Where an episode branched off: what comes before turn `turn` (from 0) is that of `episode_id`."""
+
+    episode_id: str
+    turn: int
+
+
 @dataclass
 class Trajectory:
     """One token row of an episode (`context=full`: the only one; `context=last_k`: one of several).
@@ -54,7 +66,9 @@ class Trajectory:
     (of the sampled tokens at the sampling temperature, 0 elsewhere), `versions` int32 (weight version that served
     the token, -1 elsewhere). `images` are uint8 arrays [H, W, 3] in the order of their placeholders in `input_ids`.
     `weight` is 1 / (rows of the episode), so that every episode counts once; `score` is how well its goal held at the
-    end, 0..1. `turns` are those of this row.
+    end, 0..1. `turns` are those of this row. An episode that branched off another says where (`fork`); what it has
+    from there is in its rows, but not trained, and `turns` are its own ones. `trail` is what others can branch off
+    from (None once nobody will).
     """
 
     input_ids: npt.NDArray[np.int64] = field(repr=False)
@@ -71,6 +85,8 @@ class Trajectory:
     turns: tuple[Turn, ...] = ()
     weight: float = 1.0
     score: float = 0.0
+    fork: Fork | None = None
+    trail: Trail | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         n = len(self.input_ids)

@@ -110,11 +110,11 @@ SAVER = BatterySaverFollowsLevel(50)
         (PageWordSearched(), {"screen": "Browser", "draft": {"Address bar": "river"}}, 0),  # typed, not searched
         (PageWordSearched(), {"screen": "home", "query": "river"}, 0),
         (All((WIFI_ON, BrightnessIs(75))), {"toggles": on("Wi-Fi"), "brightness": 75}, 1),
-        (All((WIFI_ON, BrightnessIs(75))), {"toggles": on("Wi-Fi")}, 0),
-        (All((WIFI_ON, BrightnessIs(75))), {"brightness": 75}, 0),
+        (All((WIFI_ON, BrightnessIs(75))), {"toggles": on("Wi-Fi")}, 0.5),
+        (All((WIFI_ON, BrightnessIs(75))), {"brightness": 75}, 0.5),
     ],
 )
-def test_scores(validator: Validator, changes: dict[str, Any], expected: int) -> None:
+def test_scores(validator: Validator, changes: dict[str, Any], expected: float) -> None:
     assert score(validator, **changes) == expected
 
 

@@ -196,7 +196,14 @@ def agent_runner(
     async def run(environment: Environment, spec: EpisodeSpec) -> list[Trajectory]:
         keep = episodes is not None and episodes.wants(spec)
         agent = StandaloneGBoxCUAAgent(policy, engine, environment, replace(how, keep_screenshots=keep), config.reward)
-        play = agent.play(spec.task, spec.seed, group_id=spec.group_id, episode_id=spec.episode_id)
+        play = agent.play(
+            spec.task,
+            spec.seed,
+            group_id=spec.group_id,
+            episode_id=spec.episode_id,
+            begin=spec.begin,
+            leaves_trail=spec.leaves_trail,
+        )
         if episodes is None:
             episode = await play
         else:

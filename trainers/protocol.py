@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from cua_agent.envs.base import Environment
 from cua_agent.tasks import CUATask, world_of
+from cua_agent.trail import BranchPoint
 from cua_agent.trajectory import Trajectory
 
 if TYPE_CHECKING:
@@ -212,12 +213,15 @@ class GroupSpec:
 
 @dataclass(frozen=True)
 class EpisodeSpec:
-    """One episode to play; `episode_id` is unique in a run, a replacement's included."""
+    """One episode to play, from its start or where another was (`begin`); `episode_id` is unique in a run, a
+    replacement's included. One that `leaves_trail` is branched off from later."""
 
     task: CUATask
     seed: int
     group_id: str
     episode_id: str
+    begin: BranchPoint | None = None
+    leaves_trail: bool = False
 
 
 class EpisodeRunner(Protocol):
@@ -228,17 +232,19 @@ class EpisodeRunner(Protocol):
 
 @dataclass(frozen=True)
 class Group:
-    """The scored episodes of one group, and past ones that are trained on in place of as many of its last."""
+    """The scored episodes of one group, others that branched off one of them, and past ones that are trained on in
+    place of as many of its last."""
 
     spec: GroupSpec
     episodes: list[Episode]
+    branches: list[Episode] = field(default_factory=list)
     replayed: list[Episode] = field(default_factory=list)
 
     @property
     def rows(self) -> list[Trajectory]:
         """The rows to train on."""
         played = self.episodes[: len(self.episodes) - len(self.replayed)]
-        return [row for episode in (*played, *self.replayed) for row in episode]
+        return [row for episode in (*played, *self.branches, *self.replayed) for row in episode]
 
 
 @dataclass(frozen=True)
@@ -261,7 +267,7 @@ class Collected:
 
     @property
     def episodes(self) -> list[Episode]:
-        """All scored episodes, those of filtered groups included."""
+        """All scored episodes that were played from their start, those of filtered groups included."""
         return [episode for group in (*self.kept, *self.filtered) for episode in group.episodes]
 
     @property

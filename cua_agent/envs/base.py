@@ -69,6 +69,19 @@ class HearsReports(Protocol):
         ...
 
 
+@runtime_checkable
+class Forkable(Protocol):
+    """An environment whose world can be copied in the midst of an episode; its `World` says so with `FORKS = True`."""
+
+    async def snapshot(self) -> object:
+        """The world as it is, which nothing that happens later changes."""
+        ...
+
+    async def restore(self, task: CUATask, snapshot: object) -> Observation:
+        """Go on with `task` from there, in place of a `reset`; in this environment or in another one of its world."""
+        ...
+
+
 class Environment(Protocol):
     """One device or page. Not safe for concurrent episodes; every method may raise `EnvironmentFailure`."""
 

@@ -89,6 +89,15 @@ class GuardedEnvironment:
         if isinstance(self._world, HearsReports):
             await self._bounded("report", self._world.report, message)
 
+    async def snapshot(self) -> object:
+        """The world as it is; only of one that can be copied."""
+        return await self._bounded("snapshot", self._world.snapshot)
+
+    async def restore(self, task: CUATask, snapshot: object) -> Observation:
+        """Go on with `task` from `snapshot`."""
+        observation: Observation = await self._bounded("restore", self._world.restore, task, snapshot)
+        return observation
+
     async def is_fit(self) -> bool:
         """Whether the world says that it can play another episode, where it can say."""
         if not isinstance(self._world, SelfChecking):

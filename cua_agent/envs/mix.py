@@ -21,6 +21,7 @@ from cua_agent.actions import Action, Point
 from cua_agent.envs.base import (
     Environment,
     EnvironmentFailure,
+    Forkable,
     Observation,
     StepResult,
     TellsSideEffects,
@@ -87,6 +88,11 @@ class MixWorld:
     def DESCRIBES_SCREENS(self) -> bool:  # noqa: N802 - see `World`
         """Whether all worlds do."""
         return all(getattr(world, "DESCRIBES_SCREENS", False) for world in self.parts.values())
+
+    @property
+    def FORKS(self) -> bool:  # noqa: N802 - see `World`
+        """Whether all worlds do."""
+        return all(getattr(world, "FORKS", False) for world in self.parts.values())
 
     def check(self) -> None:
         """Raises `WorldUnavailable` when one of the worlds is."""
@@ -231,15 +237,8 @@ class MixedEnvironment:
         return self._kept.environment
 
     async def reset(self, task: CUATask, seed: int) -> Observation:
-        world, _, _ = task.id.partition(IN_WORLD)
-        kept, self._kept = self._kept, None
-        if kept is not None:
-            self._shelf.put_back(kept)
-        self._kept = kept = await self._shelf.take(world)
-        kept.episodes += 1
-        mark = f"{world}{IN_WORLD}"
-        own = replace(task, id=task.id.removeprefix(mark), category=task.category.removeprefix(mark))
-        return await kept.environment.reset(own, seed)
+        environment, own = await self._entered(task)
+        return await environment.reset(own, seed)
 
     async def step(self, action: Action) -> StepResult:
         return await self._environment.step(action)
@@ -254,6 +253,29 @@ class MixedEnvironment:
         """What the world says that the episode changed besides its goal; 0 where it cannot say."""
         environment = self._environment
         return await environment.side_effects() if isinstance(environment, TellsSideEffects) else 0
+
+    async def snapshot(self) -> object:
+        """That of the episode's world; only where it can be copied."""
+        assert isinstance(self._environment, Forkable)
+        return await self._environment.snapshot()
+
+    async def restore(self, task: CUATask, snapshot: object) -> Observation:
+        """Go on with `task` from `snapshot`."""
+        environment, own = await self._entered(task)
+        assert isinstance(environment, Forkable)
+        return await environment.restore(own, snapshot)
+
+    async def _entered(self, task: CUATask) -> tuple[Environment, CUATask]:
+        """An environment of the task's world, in exchange for that of the last episode, and the task as it knows it."""
+        world, _, _ = task.id.partition(IN_WORLD)
+        kept, self._kept = self._kept, None
+        if kept is not None:
+            self._shelf.put_back(kept)
+        self._kept = kept = await self._shelf.take(world)
+        kept.episodes += 1
+        mark = f"{world}{IN_WORLD}"
+        own = replace(task, id=task.id.removeprefix(mark), category=task.category.removeprefix(mark))
+        return kept.environment, own
 
     async def close(self) -> None:
         if self._closed:

@@ -15,10 +15,11 @@ class World(Protocol):
     """A world is a frozen pydantic dataclass: its fields are its options (`env.args`), with their types, bounds,
     defaults and descriptions. Making one is cheap and touches nothing; processes make their own from the same options.
 
-    Three names may be added. An option called `run` that is None takes the name of the run directory, to label what a
+    Four names may be added. An option called `run` that is None takes the name of the run directory, to label what a
     run shares with others. `PRACTICAL`, a class attribute, is a set of options that change nothing of what the agent is
     shown: a run that is resumed with another value of them keeps its best evaluation. A world whose environments
-    describe their screens in words says so with a class attribute `DESCRIBES_SCREENS = True`.
+    describe their screens in words says so with a class attribute `DESCRIBES_SCREENS = True`, one whose
+    environments are `Forkable` with `FORKS = True`.
     """
 
     def check(self) -> None:

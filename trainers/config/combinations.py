@@ -13,7 +13,11 @@ from trainers.config.validation import ConfigError
 def check_combinations(config: TrainConfig) -> None:
     """Raise `ConfigError` on the first combination that cannot work."""
     problems = chain(
-        _loader_problems(config), _model_problems(config), _vllm_problems(config), cluster_problems(config)
+        _loader_problems(config),
+        _model_problems(config),
+        _fork_problems(config),
+        _vllm_problems(config),
+        cluster_problems(config),
     )
     problem = next(problems, None)
     if problem is not None:
@@ -80,6 +84,20 @@ def _model_problems(config: TrainConfig) -> Iterator[str]:
         yield (
             f"model.observation=text with env.name={config.env.name}: it cannot tell its screens in words; set "
             "env=pocket, or model.observation=screenshot with a model that has eyes"
+        )
+
+
+def _fork_problems(config: TrainConfig) -> Iterator[str]:
+    forked, size = config.advantage.forked, config.rollout.group_size
+    if forked and not getattr(config.env.world, "FORKS", False):
+        yield (
+            f"advantage.credit=fork with env.name={config.env.name}: it cannot be copied in the midst of an episode; "
+            "set env=pocket, or advantage.credit=gigpo"
+        )
+    if forked >= size:
+        yield (
+            f"advantage.branches={forked} with rollout.group_size={size}: allowed: fewer, somebody has to begin at the "
+            "start"
         )
 
 

@@ -116,13 +116,21 @@ class AdvantageConfig:
     )
     normalise_by_std: bool = Field(default=True, description="divide by the group's standard deviation")
     min_group_std: float = Field(default=1e-4, ge=0, description="groups below have no signal and are filtered")
-    credit: Literal["episode", "gigpo", "turn"] = Field(
+    credit: Literal["episode", "gigpo", "turn", "fork"] = Field(
         default="episode",
         description="what a turn is judged by besides its episode: nothing, what siblings came to from the same state "
-        "(GiGPO), or from their turn of the same number",
+        "(GiGPO), from their turn of the same number, or what episodes came to that branch off at its beginning",
     )
-    step_weight: float = Field(default=1.0, ge=0, description="gigpo, turn: weight of that judgement")
+    branches: int = Field(
+        default=4, ge=1, description="fork: how many of a group's episodes branch off another one of it"
+    )
+    step_weight: float = Field(default=1.0, ge=0, description="gigpo, turn, fork: weight of that judgement")
     discount: float = Field(default=0.95, gt=0, le=1, description="gigpo, turn: what a reward is worth a turn earlier")
+
+    @property
+    def forked(self) -> int:
+        """How many of a group's episodes branch off another one."""
+        return self.branches if self.credit == "fork" else 0
 
     @model_validator(mode="after")
     def _without_deviation(self) -> AdvantageConfig:

@@ -49,7 +49,9 @@ def record_of(ended: Ended, screens: Sequence[str | None], mask: Mask) -> dict[s
     parts = reward_parts(
         episode.outcome, episode.score, ended.reward, episode.turns, episode.side_effects, episode.reward
     )
-    tokens = [token for row in episode.trajectories for token in _sampled(row, ended.decode)]
+    given = 0 if spec.begin is None else spec.begin.turn  # turns of the episode that it branched off
+    sampled = [turn for row in episode.trajectories for turn in _sampled(row, ended.decode)]
+    tokens: list[list[tuple[str, float, int]]] = [[]] * given + sampled
     row: dict[str, Any] = {
         "id": spec.episode_id,
         "group": spec.group_id,

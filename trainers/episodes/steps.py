@@ -50,7 +50,9 @@ def group_rows(step: int, version: int, collected: Collected, batch: Batch) -> I
                 "state": state,
                 "why": "" if state == "kept" else without_signal(group),
                 "advantages": {
-                    rows[0].episode_id: advantages.get(rows[0].episode_id) for rows in group.episodes if rows
+                    rows[0].episode_id: advantages.get(rows[0].episode_id)
+                    for rows in (*group.episodes, *group.branches)
+                    if rows
                 },
             }
     for name in collected.dropped:
@@ -60,7 +62,8 @@ def group_rows(step: int, version: int, collected: Collected, batch: Batch) -> I
 
 def without_signal(group: Group) -> str:
     """Why nothing can be learnt from a group."""
-    rewards = sorted({rows[0].reward for rows in group.episodes if rows})
+    played = (*group.episodes, *group.branches)
+    rewards = sorted({rows[0].reward for rows in played if rows})
     if len(rewards) == 1:
-        return f"no signal: all {len(group.episodes)} rewards are {rewards[0]:g}"
-    return f"no signal: {len(group.episodes)} episodes, rewards {', '.join(f'{reward:g}' for reward in rewards)}"
+        return f"no signal: all {len(played)} rewards are {rewards[0]:g}"
+    return f"no signal: {len(played)} episodes, rewards {', '.join(f'{reward:g}' for reward in rewards)}"

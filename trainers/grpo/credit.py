@@ -16,6 +16,7 @@ import numpy.typing as npt
 from cua_agent.image_hash import image_hash
 from cua_agent.trajectory import Trajectory
 from trainers.config import AdvantageConfig
+from trainers.grpo.forking import fork_advantages
 from trainers.grpo.relative import relative
 
 
@@ -43,6 +44,8 @@ def step_advantages(rows: Sequence[Trajectory], config: AdvantageConfig) -> list
     Rows of an episode come in the order in which they were played; `credit` is not episode. Raises `ValueError` with
     `credit=gigpo` as `turn_starts`.
     """
+    if config.credit == "fork":
+        return fork_advantages(rows, [trained_turns(row) for row in rows], config)
     episodes: dict[str, _Steps] = {}
     for row in rows:
         steps = episodes.setdefault(row.episode_id, _Steps(row.group_id))

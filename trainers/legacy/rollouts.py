@@ -80,6 +80,7 @@ class SynchronousRollouts:
                 rollout.infra_retries,
                 on_done,
                 self._spool.put,
+                self._config.advantage.forked,
             )
             found |= {group.spec.group_id: group for group in played}
             version = self._engine.version

@@ -10,7 +10,8 @@ from typing import Any, Protocol
 from cua_agent.envs.base import EnvironmentFailure
 from cua_agent.envs.pool import EnvironmentPool
 from cua_agent.inference.base import InferenceFailure
-from trainers.protocol import Collected, EpisodeRunner, EpisodeSpec, Group, GroupSpec, OnDone, Played
+from trainers.protocol import Collected, Episode, EpisodeRunner, EpisodeSpec, Group, GroupSpec, OnDone, Played
+from trainers.rollouts.branching import branch_specs, member_specs, without_trails
 
 
 async def play_episode(pool: EnvironmentPool, run: EpisodeRunner, spec: EpisodeSpec, retries: int) -> Played:
@@ -69,20 +70,25 @@ async def play_groups(
     retries: int,
     on_done: OnDone | None = None,
     on_group: Callable[[Group], None] | None = None,
+    branches: int = 0,
 ) -> tuple[list[Group], list[str]]:
-    """One round: `group_size` episodes of every group, all together. Returns the groups and why each lost episode was;
-    an episode that its replacements could not save is missing from its group. `on_group` gets each as soon as it is
-    finished, in another thread."""
-    episodes = [
-        EpisodeSpec(spec.task, spec.seed, spec.group_id, f"{spec.group_id}-{member}")
-        for spec in specs
-        for member in range(group_size)
-    ]
+    """One round: `group_size` episodes of every group, all together; the last `branches` of each begin where one of its
+    others was, once all of these are played. Returns the groups and why each lost episode was; an episode that its
+    replacements could not save is missing from its group. `on_group` gets each as soon as it is finished, in another
+    thread."""
+    whole = range(group_size - branches)
+    first = [each for spec in specs for each in member_specs(spec, whole, trail=branches > 0)]
     members: dict[str, dict[str, Played]] = {spec.group_id: {} for spec in specs}
+    total = len(specs) * group_size
+
+    def scored(spec: GroupSpec, numbers: range) -> list[Episode]:
+        played = [members[spec.group_id].get(f"{spec.group_id}-{member}") for member in numbers]
+        return [each.rows for each in played if each is not None and each.rows is not None]
 
     def group_of(spec: GroupSpec) -> Group:
-        played = [members[spec.group_id].get(f"{spec.group_id}-{member}") for member in range(group_size)]
-        return Group(spec, [each.rows for each in played if each is not None and each.rows is not None])
+        episodes = without_trails(scored(spec, range(group_size))) if branches else scored(spec, range(group_size))
+        forked = [rows for rows in episodes if rows[0].fork is not None]
+        return Group(spec, [rows for rows in episodes if rows[0].fork is None], forked)
 
     async def on_played(episode: EpisodeSpec, played: Played) -> None:
         members[episode.group_id][episode.episode_id] = played
@@ -90,7 +96,14 @@ async def play_groups(
             spec = next(spec for spec in specs if spec.group_id == episode.group_id)
             await asyncio.to_thread(on_group, group_of(spec))
 
-    played = await play_all(pool, run, episodes, retries, on_done, on_played)
+    def done_after(before: int) -> OnDone | None:
+        return None if on_done is None else lambda done, _: on_done(before + done, total)
+
+    played = await play_all(pool, run, first, retries, done_after(0), on_played)
+    if branches:
+        last = range(len(whole), group_size)
+        forked = [each for spec in specs for each in branch_specs(spec, scored(spec, whole), last)]
+        played += await play_all(pool, run, forked, retries, done_after(len(first)), on_played)
     return [group_of(spec) for spec in specs], [reason for each in played for reason in each.lost]
 
 

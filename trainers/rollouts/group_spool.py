@@ -85,7 +85,9 @@ class GroupSpool:
         episodes: dict[str, list[int]] = {}
         for index, row in enumerate(rows):
             episodes.setdefault(row.episode_id, []).append(index)
-        return Group(replace(spec, task=task), [[rows[index] for index in members] for members in episodes.values()])
+        played = [[rows[index] for index in members] for members in episodes.values()]
+        whole = [rows for rows in played if rows[0].fork is None]
+        return Group(replace(spec, task=task), whole, [rows for rows in played if rows[0].fork is not None])
 
     def trained(self, step: int, group_ids: Iterable[str]) -> None:
         """A step has used these groups, or dropped them."""

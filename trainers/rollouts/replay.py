@@ -32,8 +32,8 @@ class SuccessPool:
         with self._lock:
             kept = self._successes.setdefault(group.spec.task.id, deque(maxlen=self._config.per_task))
             wins = [episode for episode in group.episodes if episode[0].success]
-            if wins:
-                kept.extend(wins)
+            kept.extend(wins)
+            if wins or any(branch[0].success for branch in group.branches):
                 return group
             young = [episode for episode in kept if version - _oldest(episode) <= self._config.max_age]
         room = min(self._most, len(group.episodes) - 1)

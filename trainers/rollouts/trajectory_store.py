@@ -13,7 +13,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load, save
 
 from cua_agent.error_text import first_line
-from cua_agent.trajectory import NO_VERSION, Outcome, Trajectory, Turn
+from cua_agent.trajectory import NO_VERSION, Fork, Outcome, Trajectory, Turn
 from trainers.protocol import Batch
 
 FORMAT = "cua-grpo-batch-1"
@@ -179,6 +179,7 @@ def _describe(trajectory: Trajectory, images: list[str]) -> dict[str, Any]:
     return {
         **{name: getattr(trajectory, name) for name in (*SCALARS, "score")},
         "outcome": trajectory.outcome.value,
+        "fork": None if trajectory.fork is None else asdict(trajectory.fork),
         "turns": [{name: getattr(turn, name) for name in TURN_FIELDS} for turn in trajectory.turns],
         "images": images,
     }
@@ -194,7 +195,8 @@ def _restore(
     return Trajectory(
         **values,
         **{name: row[name] for name in SCALARS},
-        score=row.get("score", 0.0),  # batches that were recorded before there was one
+        score=row.get("score", 0.0),  # batches that were recorded before there was one, or a fork
+        fork=Fork(**row["fork"]) if row.get("fork") else None,
         outcome=Outcome(row["outcome"]),
         images=[images[name] for name in row["images"]],
         turns=tuple(_turn(turn) for turn in row["turns"]),

@@ -49,6 +49,7 @@ class StepMetrics:
     environments existed, which a provider bills (`box_minutes`). Loss figures are NaN (null in the file) in a step that
     trained on nothing; `updates_skipped` counts updates whose loss or gradient was not finite. `truncated` is the share
     of the turns that `rollout.max_new_tokens` cut off. `groups_dropped` came too late for the staleness bound;
+    `episodes_branched` went on from a turn of another one, which `episodes`, success and rewards do not count;
     `episodes_replayed` are past successes in groups that failed, which `staleness_*` counts and `episodes` does not.
     `worlds` has, where there are several, the figures of each one's episodes. `entropy_action` and `entropy_thought`
     are those of the tokens of tool calls and of what comes before them. `repeated_actions` is the share of the turns
@@ -81,6 +82,7 @@ class StepMetrics:
     groups_kept: int = 0
     groups_filtered: int = 0
     groups_dropped: int = 0
+    episodes_branched: int = 0
     episodes_replayed: int = 0
     episodes: int = 0
     episodes_infra_error: int = 0

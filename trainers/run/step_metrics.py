@@ -77,6 +77,7 @@ def advantage_by_turn(batch: Batch) -> dict[str, float]:
     ranges: dict[int, list[float]] = {}
     played: Counter[str] = Counter()
     for row, advantage, steps in zip(batch.trajectories, batch.advantages, batch.steps, strict=True):
+        played.setdefault(row.episode_id, row.fork.turn if row.fork else 0)
         for step in steps or [0.0] * len(row.turns):
             ranges.setdefault(played[row.episode_id].bit_length(), []).append(advantage + step)
             played[row.episode_id] += 1
@@ -125,6 +126,7 @@ def step_metrics(
         groups_kept=len(collected.kept),
         groups_filtered=len(collected.filtered),
         groups_dropped=len(collected.dropped),
+        episodes_branched=sum(len(group.branches) for group in (*collected.kept, *collected.filtered)),
         episodes_replayed=sum(len(group.replayed) for group in collected.kept),
         episodes_infra_error=len(collected.lost),
         updates_skipped=sum(update.skipped for update in updates),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import Mapping
+from typing import cast
 
 from cua_agent.actions import Action, Point, Wait
 from cua_agent.envs.base import Observation, StepResult
@@ -57,6 +59,15 @@ class PocketEnvironment:
         error = apply_action(self.state, action)
         await self._delay()
         return StepResult(self._observe(error or ""), error=error)
+
+    async def snapshot(self) -> tuple[PhoneState, Mapping[str, str]]:
+        return copy.deepcopy(self.state), self.before
+
+    async def restore(self, task: CUATask, snapshot: object) -> Observation:
+        state, self.before = cast(tuple[PhoneState, Mapping[str, str]], snapshot)
+        self._task, self._state = task, copy.deepcopy(state)
+        await self._delay()
+        return self._observe()
 
     async def locate(self, target: str) -> Point | None:
         element = find_element(self.state, target)

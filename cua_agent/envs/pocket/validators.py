@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import fmean
 
 from cua_agent.tasks import Probe, Validator
 
@@ -151,7 +152,7 @@ class PageWordSearched:
 
 @dataclass(frozen=True)
 class All:
-    """Every part holds."""
+    """Every part holds; in part when only some do: the mean of their scores."""
 
     parts: tuple[Validator, ...]
 
@@ -162,4 +163,4 @@ class All:
         return before
 
     async def score(self, probe: Probe, before: Mapping[str, str]) -> float:
-        return float(all([await part.score(probe, before) for part in self.parts]))
+        return fmean([await part.score(probe, before) for part in self.parts])

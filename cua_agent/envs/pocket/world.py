@@ -40,6 +40,7 @@ class PocketWorld:
     """Simulated Android phones."""
 
     DESCRIBES_SCREENS = True
+    FORKS = True
 
     layout: Layout = Field(default="shuffled", description="order of the home screen")
     scale: int = Field(default=1, ge=1, le=8, description="screenshot pixels per logical pixel")

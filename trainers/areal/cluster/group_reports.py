@@ -39,6 +39,7 @@ def pack_report(report: Report) -> str:
             "worker": report.worker,
             "stats": asdict(report.stats),
             "episodes": _pack_episodes(finished.group.episodes),
+            "branches": _pack_episodes(finished.group.branches),
             "replayed": _pack_episodes(finished.group.replayed),
         }
     )
@@ -47,7 +48,8 @@ def pack_report(report: Report) -> str:
 def unpack_report(text: str, spec_of: Callable[[int], GroupSpec]) -> Report:
     """What `pack_report` made text of; `spec_of` a place in the training sequence what was drawn for it."""
     said = json.loads(text)
-    group = Group(spec_of(said["index"]), _unpack_episodes(said["episodes"]), _unpack_episodes(said["replayed"]))
+    played = (_unpack_episodes(said[part]) for part in ("episodes", "branches", "replayed"))
+    group = Group(spec_of(said["index"]), *played)
     return Report(FinishedGroup(said["index"], group, said["lost"]), said["worker"], PoolStats(**said["stats"]))
 
 

@@ -155,6 +155,7 @@ class WorkerEngine(PolicyRolloutEngine):
             self._run.rollout,
             results,
             self._successes,
+            branches=self._run.advantage.forked,
             pixels=True,
         )
         tensors = await workflow.arun_episode(self, {"index": index, "task": task})

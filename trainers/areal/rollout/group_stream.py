@@ -71,6 +71,7 @@ class GroupStream:
             config.rollout,
             self._results,
             self._successes,
+            branches=config.advantage.forked,
             pixels=pixels,
             spool=spool,
         )

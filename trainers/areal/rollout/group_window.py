@@ -135,5 +135,6 @@ class GroupWindow:
 
 def _oldest(group: Group, otherwise: int) -> int:
     """The version of the oldest token that was sampled for the group; `otherwise` when there is none."""
-    trained = [row.versions[row.loss_mask == 1] for episode in group.episodes for row in episode]
+    played = (*group.episodes, *group.branches)
+    trained = [row.versions[row.loss_mask == 1] for episode in played for row in episode]
     return min((int(versions.min()) for versions in trained if versions.size), default=otherwise)

@@ -28,7 +28,8 @@ RunnerFor = Callable[[Engine], EpisodeRunner]
 
 
 class GroupWorkflow(RolloutWorkflow):  # type: ignore[misc]
-    """Plays one group: the same task from the same start, `rollout.group_size` episodes together.
+    """Plays one group: the same task from the same start, `rollout.group_size` episodes together, of which `branches`
+    branch off another one.
 
     `data` is `{"index": n, "task": id}`, the n-th group of the training sequence and the task drawn for it. The result
     is AReaL's tensor contract with one or several rows an episode, or None when the group was lost. A lost episode is
@@ -46,6 +47,7 @@ class GroupWorkflow(RolloutWorkflow):  # type: ignore[misc]
         results: GroupResults,
         successes: SuccessPool,
         *,
+        branches: int,
         pixels: bool,
         spool: GroupSpool = NO_SPOOL,
     ) -> None:
@@ -57,6 +59,7 @@ class GroupWorkflow(RolloutWorkflow):  # type: ignore[misc]
         self._rollout = rollout
         self._results = results
         self._successes = successes
+        self._branches = branches
         self._pixels = pixels
         self._playing: set[asyncio.Task[Any]] = set()
         self._stopped = False
@@ -100,5 +103,7 @@ class GroupWorkflow(RolloutWorkflow):  # type: ignore[misc]
         client = EngineClient(engine, before_turn=lambda: self._results.start(index, engine.get_version))
         run = self._runner_for(client)
         size, retries = self._rollout.group_size, self._rollout.infra_retries
-        [group], lost = await play_groups(pool, run, [spec], size, retries, on_group=self._spool.put)
+        [group], lost = await play_groups(
+            pool, run, [spec], size, retries, on_group=self._spool.put, branches=self._branches
+        )
         return FinishedGroup(index, self._successes.completed(group, client.version), lost)
