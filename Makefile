@@ -56,7 +56,7 @@ parity: $(SETUP) ## prove that every phase of the asynchronous backend computes 
 test: $(SETUP) browser lint ## all checks
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(PYTHON) -m pytest --numprocesses=2 --dist=loadfile
 
-test-fast: $(SETUP) lint ## the checks that need no browser and no training
+test-fast: $(SETUP) lint ## the checks that need no browser, no training and little time
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(PYTHON) -m pytest -m "not slow" --numprocesses=logical
 
 test-vllm: $(SETUP) $(VLLM) ## the checks against a real vLLM server, which they start
