@@ -111,7 +111,11 @@ class TrainConfig:
     )
     n_nodes: int = Field(default=1, ge=1, description="scheduler: machines")
     n_gpus: int = Field(default=0, ge=0, description="scheduler: GPUs of each machine, a process each; 0: on the CPU")
-    threads: int = Field(default=2, ge=1, description="torch threads on the CPU")
+    threads: int = Field(
+        default=2,
+        ge=1,
+        description="torch threads of a process on the CPU; sampling and training at the same time share them",
+    )
     scheduler: SchedulerConfig = Field(default_factory=SchedulerConfig)
     env: EnvConfig = Field(default_factory=EnvConfig)
     model: ModelConfig = Field(default_factory=ModelConfig)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from cua_agent.models.policy import PolicyModel
@@ -14,6 +15,7 @@ from trainers.areal.rollout.evaluation_player import EvaluationPlayer
 from trainers.areal.rollout.group_stream import GroupStream
 from trainers.areal.rollout.loop_environments import LoopEnvironments
 from trainers.areal.rollout.rollout_engine import PolicyRolloutEngine
+from trainers.areal.rollout.thread_shares import compute_with, thread_shares
 from trainers.components import Components, build_engine
 from trainers.config import TrainConfig
 from trainers.distributed.process_group import SINGLE_PROCESS, ProcessGroup
@@ -73,9 +75,13 @@ class RolloutWorker:
         self.engine.update_weights(version, trained_weights() if self._serves_a_copy else {})
 
     def open(self) -> None:
-        """Start what environments share. Closes the worker and raises when this machine cannot run the world."""
+        """Start what environments share, and divide torch's threads between sampling and the calling thread, which
+        trains. Closes the worker and raises when this machine cannot run the world."""
         try:
             self.engine.run(self.environments.pool())
+            if (shares := thread_shares(self._config)) is not None:
+                self.engine.run(compute_with(shares.sampling))
+                torch.set_num_threads(shares.training)  # the last word: a part of it counts for the whole process
         except BaseException:
             self.close()
             raise
