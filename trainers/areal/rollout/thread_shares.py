@@ -34,4 +34,5 @@ def thread_shares(config: TrainConfig) -> ThreadShares | None:
 
 async def compute_with(threads: int) -> None:
     """For the thread of the event loop that this runs on, from now on."""
+    torch.get_num_threads()  # a thread that asks for the first time takes the number of whoever set one last
     torch.set_num_threads(threads)
