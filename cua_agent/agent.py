@@ -22,6 +22,7 @@ from cua_agent.parsing import describe
 from cua_agent.prompts import Grounding, PromptStyle, system_prompt
 from cua_agent.rewards import RewardValues, SuccessOnly, checked_score, outcome_of, reward_of, turn_rewards
 from cua_agent.tasks import CUATask
+from cua_agent.touch import touched
 from cua_agent.trail import BranchPoint, Trail
 from cua_agent.trajectory import Outcome, Trajectory, Turn
 from cua_agent.verdict import Verdict, heard
@@ -72,7 +73,7 @@ class Episode:
 
     `score` is how well the goal held at the end (0..1), `failure` why infrastructure lost the episode (outcome
     infra_error only; `EnvironmentFailure` or `InferenceFailure`), `final_screenshot` the last screen and `verdict` what
-    the validator asked (with `keep_screenshots` only).
+    the validator asked (with `keep_screenshots` only). `phases`: see `Progress`.
     """
 
     task: CUATask
@@ -88,6 +89,7 @@ class Episode:
     final_screenshot: Image.Image | None = field(default=None, repr=False)
     side_effects: int = 0
     verdict: Verdict = field(default_factory=Verdict)
+    phases: list[tuple[str, float]] = field(default_factory=list, repr=False)
 
 
 @dataclass
@@ -206,6 +208,7 @@ class StandaloneGBoxCUAAgent:
             final_screenshot=self._kept(progress.seen),
             side_effects=progress.side_effects,
             verdict=progress.verdict,
+            phases=progress.phases,
         )
 
     async def _play(
@@ -280,6 +283,7 @@ class StandaloneGBoxCUAAgent:
             truncated=truncated,
         )
         progress.claimed, progress.world_done = effect.claimed, effect.world_done
+        point, kept = _point_of(effect.executed), self._kept(seen)
         progress.seen = effect.observation
         progress.turns.append(
             Turn(
@@ -288,10 +292,11 @@ class StandaloneGBoxCUAAgent:
                 result=effect.observation.text,
                 generate_s=generated - started,
                 env_s=time.monotonic() - generated,
-                point=_point_of(effect.executed),
+                point=point,
                 truncated=truncated,
                 state=state_seen(seen) if self._config.keep_states else None,
-                screenshot=self._kept(seen),
+                screenshot=kept,
+                touch=touched(seen.places, point) if kept and seen.places and point else (),
             )
         )
         return effect.observation

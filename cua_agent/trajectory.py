@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from cua_agent.touch import Touch
+
 if TYPE_CHECKING:
     from cua_agent.trail import Trail
 
@@ -35,7 +37,8 @@ class Turn:
     `screenshot` what the model looked at when it acted (None once dropped to save memory), `point` the normalised
     position acted on (None when the action has none). `truncated`: the token limit cut the turn off. `state` names the
     state of the world that the model acted in, or is the hash of its pixels (None when it was not kept). `reward` is
-    what the turn brought by itself; what is left of the episode's came with its last turn.
+    what the turn brought by itself; what is left of the episode's came with its last turn. `touch` is what stood at
+    `point` and near it (empty where nobody can tell).
     """
 
     text: str
@@ -48,6 +51,7 @@ class Turn:
     state: str | None = None
     reward: float = 0.0
     screenshot: Image.Image | None = field(default=None, repr=False, compare=False)
+    touch: tuple[Touch, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True)

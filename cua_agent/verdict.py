@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,18 +14,40 @@ from cua_agent.tasks import CUATask, Probe
 
 @dataclass
 class Verdict:
-    """The `validator` as it describes itself, what it noted at the `start`, and at the end each question it `asked`
-    with the answer."""
+    """The `validator` as it describes itself, its `rule` (its class's docstring and source of `score`, where they can
+    be had), what it noted at the `start`, and at the end each question it `asked` with the answer."""
 
     validator: str = ""
     start: Mapping[str, str] = field(default_factory=dict)
     asked: list[tuple[str, str]] = field(default_factory=list)
+    rule: str = ""
 
 
 def heard(task: CUATask) -> tuple[CUATask, Verdict]:
     """`task` with a validator that scores just the same, and the verdict that it fills meanwhile."""
-    verdict = Verdict(repr(task.validation))
+    kind = type(task.validation)
+    verdict = Verdict(_described(task.validation), rule=_rule(kind))
     return replace(task, validation=_Heard(task.validation, verdict)), verdict
+
+
+def _described(validator: Any) -> str:
+    """Its own words; its class and attributes where it has none."""
+    if type(validator).__repr__ is not object.__repr__:
+        return repr(validator)
+    attributes = ", ".join(f"{name}={value!r}" for name, value in getattr(validator, "__dict__", {}).items())
+    return f"{type(validator).__qualname__}({attributes})"
+
+
+@functools.cache
+def _rule(kind: type) -> str:
+    words = inspect.cleandoc(kind.__doc__ or "")
+    if words.startswith(f"{kind.__name__}("):  # what a dataclass without words is given
+        words = ""
+    try:
+        source = textwrap.dedent(inspect.getsource(kind.score))  # type: ignore[attr-defined]
+    except (OSError, TypeError, AttributeError):
+        source = ""
+    return "\n\n".join(filter(None, (words, source.rstrip())))
 
 
 class _Heard:

@@ -1,7 +1,8 @@
-"""Draws the pictures of the documentation: screens of the simulated phone, and a trace page as a browser shows it.
+"""Draws the pictures of the documentation: screens of the simulated phone, and pages as a browser shows them.
 
-    python scripts/make_doc_images.py                       both, the episode played by the built-in model
+    python scripts/make_doc_images.py                       all, the episodes played by the built-in model
     python scripts/make_doc_images.py --only phone          without model and browser
+    python scripts/make_doc_images.py --only watch          the pages on a run, which it trains for a few minutes
     python scripts/make_doc_images.py --model outputs/my-run/checkpoints/best
 
 The learning curves are drawn by `python -m trainers.curves`.
@@ -13,6 +14,7 @@ import argparse
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from PIL import Image
@@ -30,6 +32,13 @@ SCALE, GAP = 3, 24
 BACKGROUND = (255, 255, 255)
 TASK = "word/w0"
 TRACE_WIDTH = 760  # CSS pixels
+WATCHED = (
+    *("experiment=quick", "max_steps=2", "eval.baseline=false", "eval.episodes=8", "run_name=my-run", "seed=3"),
+    *("rollout.group_size=8", "rollout.groups_per_step=4", "rollout.concurrency=32", "logging.tensorboard=false"),
+    "env.args.latency={kind:lognormal,mean_s:2,sigma:0.5}",
+)
+WATCHED_SIZE = {"width": 1280, "height": 900}
+PATIENCE_MS = 600_000
 
 
 def phone_screen(screen: str) -> PhoneState:
@@ -70,17 +79,53 @@ def draw_trace(path: Path, model: str, seed: int | None, browser: str) -> None:
             chromium.close()
 
 
+def draw_watch(folder: Path, browser: str) -> None:
+    """Trains on 32 slow phones and photographs the pages: the wall meanwhile, a group and an episode afterwards."""
+    from playwright.sync_api import sync_playwright
+
+    with tempfile.TemporaryDirectory() as outputs:
+        run = Path(outputs) / "my-run"
+        training = subprocess.Popen([sys.executable, "train.py", *WATCHED, f"output_dir={outputs}"], cwd=ROOT)
+        while not (run / "config.yaml").exists() and training.poll() is None:
+            time.sleep(0.5)
+        watching = [sys.executable, "-m", "trainers.watch", str(run)]
+        with subprocess.Popen(watching, cwd=ROOT, stdout=subprocess.PIPE, text=True) as server, sync_playwright() as p:
+            assert server.stdout is not None
+            server.stdout.readline()
+            base = server.stdout.readline().split()[0]
+            chromium = p.chromium.launch(executable_path=browser, args=["--no-sandbox", "--disable-gpu"])
+            page = chromium.new_page(viewport=WATCHED_SIZE, color_scheme="light")
+            page.set_default_timeout(PATIENCE_MS)
+            page.goto(base)
+            page.locator(".times .time").first.wait_for()
+            page.locator(".device:not(.idle)").nth(23).wait_for()
+            page.screenshot(path=folder / "watch_now.png")
+            training.wait()
+            page.goto(f"{base}#0/groups")
+            page.locator(".strip").nth(7).wait_for()
+            page.wait_for_timeout(2000)  # for the pictures
+            page.screenshot(path=folder / "watch_group.png", full_page=True)
+            page.locator(".strip:has(.badge.false_claim) .heading a, .strip .heading a").first.click()
+            page.locator(".turns").wait_for()
+            page.wait_for_timeout(2000)
+            page.screenshot(path=folder / "watch_episode.png")
+            chromium.close()
+            server.terminate()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=("phone", "trace"), help="draw one of the two")
+    parser.add_argument("--only", choices=("phone", "trace", "watch"), help="draw only this")
     parser.add_argument("--model", default="tiny", help="who plays the episode of the trace (default: tiny)")
     parser.add_argument("--seed", type=int, help="start state of the trace's phone")
     parser.add_argument("--browser-path", default=DEFAULT_BROWSER)
     options = parser.parse_args()
     IMAGES.mkdir(parents=True, exist_ok=True)
-    if options.only != "trace":
+    if options.only in (None, "phone"):
         draw_phone(IMAGES / "phone.png")
-    if options.only != "phone":
+    if options.only in (None, "watch"):
+        draw_watch(IMAGES, options.browser_path)
+    if options.only in (None, "trace"):
         draw_trace(IMAGES / "trace.png", options.model, options.seed, options.browser_path)
 
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from cua_agent.actions import ReportTaskComplete, Tap, Target, TypeText
+from cua_agent.actions import Point, ReportTaskComplete, Tap, Target, TypeText
 from cua_agent.agent import AgentConfig, StandaloneGBoxCUAAgent
 from cua_agent.envs.base import EnvironmentFailure, Observation
 from cua_agent.envs.gbox.start import android_start
@@ -22,6 +22,7 @@ from cua_agent.envs.pocket.validators import SwitchesAre
 from cua_agent.parsing import render_tool_call
 from cua_agent.rewards import SuccessOnly, reward_of, reward_parts
 from cua_agent.tasks import CUATask, get_training_tasks
+from cua_agent.touch import Place
 from cua_agent.trajectory import Outcome, Turn
 from cua_agent.verdict import heard
 from tests.agent_fakes import ByteCodec, ScriptedEngine, ScriptedEnvironment
@@ -70,6 +71,8 @@ def test_a_row_tells_what_was_seen_said_and_asked(tmp_path: Path) -> None:
     assert (row["version"], row["seed"], row["goal"]) == (7, 3, WIFI_ON.description)
     assert [turn["text"] for turn in row["turns"]] == [TAP, DONE]
     assert row["turns"][0]["point"] and row["turns"][1]["point"] is None
+    nearest = row["turns"][0]["touch"][0]
+    assert (nearest["place"]["name"], nearest["right"], nearest["below"]) == ("Leo", 0, 0)
     assert "".join(piece for piece, _, _ in row["turns"][0]["tokens"]) == f"{TAP}<|im_end|>"
     screens = [turn["screen"] for turn in row["turns"]] + [row["final"]]
     assert len(set(screens)) == 2  # the first screen, and the one that the tap led to, which the report left
@@ -91,18 +94,20 @@ class Bank(ScriptedEnvironment):
     """A world that shows a secret."""
 
     async def reset(self, task: CUATask, seed: int) -> Observation:
-        return replace(await super().reset(task, seed), private=True)
+        places = (Place("My account", 0, 0, 1000, 1000),)
+        return replace(await super().reset(task, seed), private=True, places=places)
 
 
 def test_what_a_task_declares_secret_is_nowhere_in_the_recording(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BANK_TOKEN", "of-the-environment")
-    said = render_tool_call(TypeText("hunter2-hunter2"))
+    said = render_tool_call(TypeText("hunter2-hunter2", Point(500, 500)))
     task = replace(toy_task(), max_steps=5, description="Log in with hunter2-hunter2.", secrets=("hunter2-hunter2",))
     (row,) = play_and_record(tmp_path, [said, "of-the-environment", DONE], task=task, environment=Bank({}))
     assert row["goal"] == "Log in with ***."
     assert row["turns"][0]["tokens"] == [] and row["turns"][0]["screen"] is None
+    assert row["turns"][0]["point"] == [500, 500] and row["turns"][0]["touch"] == []
     assert row["turns"][2]["tokens"]
     recorded = b"".join(file.read_bytes() for file in (tmp_path / "episodes").rglob("*") if file.is_file())
     assert b"hunter2" not in recorded and b"of-the-environment" not in recorded

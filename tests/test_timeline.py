@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +39,10 @@ def hand_made(directory: Path) -> None:
             log.append(row)
 
 
-def check_events(content: Mapping[str, Any]) -> dict[str, set[str]]:
+def check_events(trace: Path) -> dict[str, set[str]]:
     """Hold a trace to the JSON object format of trace events; the names of the tracks by that of their group."""
+    content = json.loads(trace.read_text(encoding="utf-8"), parse_constant=pytest.fail)  # NaN is no JSON
+    assert set(content) == {"traceEvents", "displayTimeUnit"}
     assert isinstance(content["traceEvents"], list) and content["displayTimeUnit"] in ("ms", "ns")
     names: dict[tuple[str, int, int], str] = {}
     spans = defaultdict(list)
@@ -51,9 +52,11 @@ def check_events(content: Mapping[str, Any]) -> dict[str, set[str]]:
         assert isinstance(event["ts"], int) and event["ts"] >= 0
         if event["ph"] == "M":
             assert event["name"] in ("process_name", "process_sort_index", "thread_name", "thread_sort_index")
+            assert event["name"].endswith("_sort_index") or isinstance(event["args"]["name"], str)
             names[event["name"], event["pid"], event["tid"]] = str(event["args"].get("name"))
         elif event["ph"] == "X":
             assert isinstance(event["dur"], int) and event["dur"] >= 0 and isinstance(event.get("args", {}), dict)
+            assert isinstance(event.get("cat", ""), str) and event["ts"] < 5e15  # microseconds since the epoch
             spans[event["pid"], event["tid"]].append((event["ts"], -event["dur"]))
     tracks = defaultdict(set)
     for (pid, tid), own in spans.items():
@@ -69,8 +72,9 @@ def check_events(content: Mapping[str, Any]) -> dict[str, set[str]]:
 
 def test_the_trace_keeps_to_the_format_with_a_track_each(tmp_path: Path) -> None:
     hand_made(tmp_path)
-    content = json.loads(write_trace(tmp_path).read_text())
-    assert check_events(content) == {
+    trace = write_trace(tmp_path)
+    content = json.loads(trace.read_text())
+    assert check_events(trace) == {
         "run": {"waiting for rollouts", "training", "publishing weights", "evaluation"},
         "devices of process 0": {"device 0", "device 1"},
         "model requests of process 0": {"device 0", "device 1"},
@@ -89,8 +93,9 @@ def test_areals_own_spans_are_moved_to_our_clock(tmp_path: Path) -> None:
         {"name": "train.ppo_update", "ph": "X", "ts": 1_000_500, "dur": 9, "pid": 7, "tid": 1, "args": {}},
     ]
     own.write_text("".join(json.dumps(event) + "\n" for event in events) + '{"name": "cut sh')
-    content = json.loads(write_trace(tmp_path).read_text())
-    check_events(content)
+    trace = write_trace(tmp_path)
+    content = json.loads(trace.read_text())
+    check_events(trace)
     (moved,) = [event for event in content["traceEvents"] if event["name"] == "train.ppo_update"]
     assert moved["ts"] == 101_000_000
 
@@ -150,7 +155,7 @@ def test_the_timeline_answers_how_long_devices_waited(backend: tuple[str, ...], 
     command = [sys.executable, "train.py", *backend, *keys, slow, f"output_dir={tmp_path}", "run_name=run"]
     subprocess.run(command, check=True, capture_output=True)
     run = tmp_path / "run"
-    tracks = check_events(json.loads((run / "trace.json").read_text()))
+    tracks = check_events(run / "trace.json")
     assert {"run", "devices of process 0", "model requests of process 0"} <= set(tracks)
     assert tracks["devices of process 0"] == {f"device {number}" for number in range(6)}
     if "phase=3" in backend:

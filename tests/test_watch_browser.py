@@ -1,28 +1,18 @@
 """The pages in a real browser: a run of the phone while it trains and afterwards, and one full of planted markup."""
 
 import json
-import shutil
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
-from cua_agent.envs.web.browser import DEFAULT_BROWSER
+from tests.watch_browser_rig import PATIENCE_MS, Pages, browsing, needs_browser, served
 from tests.watch_rig import PLANTED, record_run
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(shutil.which(DEFAULT_BROWSER) is None, reason="no browser: make browser"),
-    pytest.mark.timeout(1800),
-]
+pytestmark = needs_browser
 RUN = (
     *("backend=legacy", "experiment=quick", "run_name=phone", "threads=1", "max_steps=2", "seed=3"),
     *(
@@ -32,67 +22,7 @@ RUN = (
         "env.args.latency={kind:constant,mean_s:1}",
     ),
 )
-PATIENCE_MS = 300_000
 VIEWS = ("now", "groups", "episodes", "evaluations", "curves")
-
-
-@dataclass
-class Pages:
-    """A browser's page, where the server is, and every address that the page asked for."""
-
-    page: Any
-    base: str
-    asked: list[str] = field(default_factory=list)
-    errors: list[str] = field(default_factory=list)
-
-    def open(self, view: str) -> None:
-        """Go to a view and wait until it is drawn."""
-        self.page.goto(f"{self.base}#{view}")
-        self.page.locator(f'#view[data-view="{view.split("/")[1]}"] > *').first.wait_for()
-
-    def until(self, holds: str) -> None:
-        """Wait for a JavaScript expression; a page's policy allows none that the page itself would have to look at."""
-        deadline = time.monotonic() + PATIENCE_MS / 1000
-        while not self.page.evaluate(holds):
-            assert time.monotonic() < deadline, holds
-            time.sleep(0.2)
-
-    def texts(self, selector: str) -> list[str]:
-        """What stands in the elements."""
-        return list(self.page.locator(selector).all_inner_texts())
-
-
-@contextmanager
-def browsing(base: str) -> Iterator[Pages]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=DEFAULT_BROWSER, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1280, "height": 900})
-        page.set_default_timeout(PATIENCE_MS)
-        pages = Pages(page, base)
-        page.on("request", lambda request: pages.asked.append(request.url))
-        page.on("pageerror", lambda error: pages.errors.append(str(error)))
-        page.on("console", lambda said: pages.errors.append(said.text) if said.type == "error" else None)
-        try:
-            yield pages
-        finally:
-            browser.close()
-    assert pages.errors == []
-
-
-@contextmanager
-def served(*runs: Path) -> Iterator[str]:
-    """The address of a server of the runs."""
-    command = [sys.executable, "-m", "trainers.watch", *map(str, runs)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout is not None
-        try:
-            server.stdout.readline()
-            yield server.stdout.readline().split()[0]
-        finally:
-            server.send_signal(signal.SIGINT)
-            assert server.wait(60) == 0
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +44,7 @@ def test_a_run_while_it_trains_and_when_it_is_over(training: tuple[Path, "subpro
             process.wait(0.5)
     with served(run) as base, browsing(base) as pages:
         the_wall_shows_devices_live(pages)
+        every_view_shows_what_is_there_so_far(pages)
         assert process.wait(PATIENCE_MS / 1000) == 0, process.stdout and process.stdout.read()
         the_end_is_told(pages)
         a_step_opens_its_strip(pages)
@@ -135,6 +66,21 @@ def the_wall_shows_devices_live(pages: Pages) -> None:
     pages.until("/g\\d{6}/.test(document.querySelector('#view table')?.innerText)")  # the queue
 
 
+def every_view_shows_what_is_there_so_far(pages: Pages) -> None:
+    for view, selector in {
+        "evaluations": ".seeds .cell",
+        "episodes": ".episodes tbody tr",
+        "groups": ".item .dot",
+        "curves": ".chart circle",
+    }.items():
+        while not pages.page.locator(selector).count():
+            pages.open(f"0/{view}")
+            pages.page.reload()
+            pages.page.locator(f'#view[data-view="{view}"] > *').first.wait_for()
+    pages.page.keyboard.press("1")
+    pages.page.locator(".wall, .empty").first.wait_for()
+
+
 def the_end_is_told(pages: Pages) -> None:
     pages.page.get_by_text("The run is over: max_steps").wait_for()
     assert "2 / 2" in pages.texts(".figure b")
@@ -147,6 +93,8 @@ def a_step_opens_its_strip(pages: Pages) -> None:
     lanes = pages.texts("#strip .time > span")
     assert lanes[:3] == ["waiting for rollouts", "training", "publishing weights"] and "device 0" in lanes
     assert pages.page.locator("#strip .lane .k-model").count() > 4
+    assert pages.page.locator(".tasks tbody tr").count() >= 2
+    assert all(" of 4" in text for text in pages.texts(".tasks td:first-child"))
     pages.page.keyboard.press("Escape")
     pages.page.locator(".times").wait_for()
 
@@ -164,6 +112,14 @@ def groups_stand_side_by_side(pages: Pages) -> None:
     first = page.locator(".item.current").inner_text()
     page.keyboard.press("j")
     pages.until(f"document.querySelector('.item.current').innerText !== {json.dumps(first)}")
+    page.keyboard.press("k")
+    pages.until(f"document.querySelector('.item.current').innerText === {json.dumps(first)}")
+    page.get_by_label("Step", exact=True).fill("2")
+    page.keyboard.press("Enter")
+    pages.until("[...document.querySelectorAll('.item')].every((item) => item.innerText.includes('step 2'))")
+    page.get_by_label("Step", exact=True).fill("")
+    page.keyboard.press("Enter")
+    page.keyboard.press("Escape")
 
 
 def episodes_are_found_and_explained(pages: Pages) -> None:
@@ -208,7 +164,7 @@ def curves_are_drawn(pages: Pages) -> None:
 
 def a_narrow_screen_has_room_for_all(pages: Pages) -> None:
     pages.page.set_viewport_size({"width": 360, "height": 740})
-    for view in VIEWS:
+    for view in (*VIEWS, "now/2", "episodes/0"):
         pages.open(f"0/{view}")
         assert pages.page.evaluate("document.documentElement.scrollWidth") <= 360, view
 
@@ -232,10 +188,12 @@ def test_an_export_opens_from_disk(tmp_path: Path) -> None:
 def nothing_of_it_runs(pages: Pages) -> None:
     shown = {
         "0/now": "td.bad",
+        "0/now/1": ".tasks a",
         "0/groups": "h1",
         "0/groups/0/g11": "figcaption",
         "0/episodes": ".episodes a",
         "0/episodes/0": ".verdict pre",
+        "0/episodes/1": "ul.notice",
         "0/evaluations": ".seeds a",
         "0/curves": ".chart",
     }

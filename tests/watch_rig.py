@@ -9,6 +9,7 @@ from PIL import Image
 from cua_agent.agent import Episode
 from cua_agent.envs.base import EnvironmentFailure
 from cua_agent.rewards import SuccessOnly
+from cua_agent.touch import Place, Touch
 from cua_agent.trajectory import Outcome, Turn
 from cua_agent.verdict import Verdict
 from tests.toy_world import toy_task, trajectory
@@ -52,11 +53,12 @@ def write(log: EpisodeLog, group: str, name: str, reward: float | None, version:
     outcome = Outcome.INFRA_ERROR if reward is None else Outcome.SUCCESS if reward else Outcome.FALSE_CLAIM
     task = replace(toy_task(), description=goal)
     shade = Image.new("RGB", (64, 112), (int(200 * (reward or 0)), 90, 120))
-    turn = Turn(goal, f"tap target={goal}", f"error: {goal}", 1.5, 0.25, (500, 250), screenshot=shade)
+    touch = (Touch(Place(goal, 300, 100, 700, 200), 0, 50),)
+    turn = Turn(goal, f"tap target={goal}", f"error: {goal}", 1.5, 0.25, (500, 250), screenshot=shade, touch=touch)
     episode = Episode(
         task, 5, goal, outcome, reward or 0.0, reward or 0.0, [turn], [trajectory(reward or 0.0)], 0.1,
         EnvironmentFailure(goal) if reward is None else None, shade,
-        verdict=Verdict(f"Always({goal})", {"wifi": "0"}, [("get wifi", "1"), (goal, goal)]),
+        verdict=Verdict(f"Always({goal})", {"wifi": "0"}, [("get wifi", "1"), (goal, goal)], goal),
     )  # fmt: skip
     spec = EpisodeSpec(task, 5, group, name)
     log._writing(lambda: log._write(Ended(spec, episode, version, 1.0, [shade, shade], SuccessOnly(), str)))

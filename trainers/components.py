@@ -208,9 +208,9 @@ def agent_runner(
             episode = await play
         else:
             version = engine.version
-            with episodes.playing(spec, agent, version):
+            with episodes.playing(spec, agent, version) as device:
                 episode = await play
-            episodes.ended(spec, episode, version, policy.decode)
+            episodes.ended(spec, episode, version, policy.decode, device)
         if episode.failure is not None:
             raise episode.failure
         return [_without_screens(row) for row in episode.trajectories] if keep else episode.trajectories

@@ -9,6 +9,7 @@ from PIL import Image
 
 from cua_agent.actions import Action, Point
 from cua_agent.tasks import CUATask
+from cua_agent.touch import Place
 
 
 class EnvironmentFailure(Exception):  # noqa: N818 (an event of the world, not a fault of the program)
@@ -28,7 +29,8 @@ class Observation:
 
     `description` is the screen in words, for models without eyes; None where an environment cannot tell it. A
     `private` screen shows what no record of the episode may show. `state` is the same text whenever the world is in the
-    same state, and another whenever it is not; None where an environment cannot tell.
+    same state, and another whenever it is not; None where an environment cannot tell. `places` is what can be touched,
+    for records of the episode; None where telling it would cost something.
     """
 
     screenshot: Image.Image
@@ -36,6 +38,7 @@ class Observation:
     description: str | None = None
     private: bool = False
     state: str | None = None
+    places: tuple[Place, ...] | None = None
 
 
 @dataclass(frozen=True)

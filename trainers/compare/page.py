@@ -9,6 +9,7 @@ from trainers.compare import words
 from trainers.compare.charts import Chart, draw_sections
 from trainers.compare.comparison import Comparison
 from trainers.compare.picture import footnote, sentences, title
+from trainers.compare.samples import samples_of
 from trainers.compare.style import looks
 from trainers.compare.tables import figure_table, run_table
 
@@ -38,6 +39,7 @@ def write_page(comparison: Comparison, output: Path) -> Path:
         figures=figure_table(comparison),
         settings=comparison.settings,
         runs=run_table(comparison),
+        samples=samples_of(comparison.arms),
         notes=comparison.notes,
         margin=words.points(-comparison.margin),
     )

@@ -69,8 +69,8 @@ class EpisodeLog:
         return every > 0 and (not number.isdecimal() or int(number) % every == 0)
 
     @contextmanager
-    def playing(self, spec: EpisodeSpec, agent: StandaloneGBoxCUAAgent, version: int) -> Iterator[None]:
-        """The live state shows `agent` play `spec` inside, and the timeline that it did."""
+    def playing(self, spec: EpisodeSpec, agent: StandaloneGBoxCUAAgent, version: int) -> Iterator[int]:
+        """The live state shows `agent` play `spec` inside, and the timeline that it did; gives the device's number."""
         self._system = agent.system
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name="episode log", daemon=True)
@@ -78,15 +78,22 @@ class EpisodeLog:
         began, device = time.time(), 0
         try:
             with self._board.playing(spec, agent, version) as device:
-                yield
+                yield device
         finally:
             phases = agent.progress.phases if agent.progress is not None else []
             row = episode_row(spec.episode_id, spec.task.id, device, version, began, time.time(), phases)
             with suppress(Full):
                 self._queue.put_nowait(row)
 
-    def ended(self, spec: EpisodeSpec, episode: Episode, version: int, decode: Callable[[Sequence[int]], str]) -> None:
-        """An episode ended, lost ones included."""
+    def ended(
+        self,
+        spec: EpisodeSpec,
+        episode: Episode,
+        version: int,
+        decode: Callable[[Sequence[int]], str],
+        device: int = 0,
+    ) -> None:
+        """An episode ended on a device, lost ones included."""
         if episode.failure is not None:
             self._board.lost(spec, str(episode.failure))
         if not self.wants(spec) or self._writing.broken:
@@ -100,7 +107,7 @@ class EpisodeLog:
         kept = screens if fits else [None] * len(screens)
         try:
             text_of = partial(self._text, decode)
-            self._queue.put_nowait(Ended(spec, episode, version, time.time(), kept, self._reward, text_of))
+            self._queue.put_nowait(Ended(spec, episode, version, time.time(), kept, self._reward, text_of, device))
         except Full:
             with self._lock:
                 self._pixels -= size if fits else 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -26,8 +26,9 @@ Mask = Callable[[str], str]
 
 @dataclass(frozen=True)
 class Ended:
-    """An episode that ended, begun under policy `version`, at `time` (of `time.time`). `screens` are what was seen
-    before each turn and at the end; None for those that are not kept. `decode` gives the text of a token id."""
+    """An episode that ended on `device`, begun under policy `version`, at `time` (of `time.time`). `screens` are what
+    was seen before each turn and at the end; None for those that are not kept. `decode` gives the text of a token id.
+    """
 
     spec: EpisodeSpec
     episode: Episode
@@ -36,6 +37,7 @@ class Ended:
     screens: Sequence[Image.Image | None]
     reward: RewardValues
     decode: Callable[[int], str]
+    device: int = 0
 
 
 def is_evaluation(spec: EpisodeSpec) -> bool:
@@ -67,9 +69,12 @@ def record_of(ended: Ended, screens: Sequence[str | None], mask: Mask) -> dict[s
         "reward": episode.reward,
         "parts": parts,
         "failure": None if episode.failure is None else str(episode.failure) or type(episode.failure).__name__,
+        "device": ended.device,
         "reset_s": round(episode.reset_s, 3),
+        "broken_off": _broken_off(ended),
         "verdict": {
             "validator": episode.verdict.validator[:SHOWN],
+            "rule": episode.verdict.rule[:SHOWN],
             "start": {str(key): str(value)[:SHOWN] for key, value in episode.verdict.start.items()},
             "asked": [[str(text)[:SHOWN] for text in pair] for pair in episode.verdict.asked],
         },
@@ -83,6 +88,14 @@ def record_of(ended: Ended, screens: Sequence[str | None], mask: Mask) -> dict[s
     return masked
 
 
+def _broken_off(ended: Ended) -> list[Any] | None:
+    """What an episode was waiting for when it was lost, and for how many seconds."""
+    if ended.episode.failure is None or not ended.episode.phases:
+        return None
+    what, since = ended.episode.phases[-1]
+    return [what, round(ended.time - since, 1)]
+
+
 def _turn(turn: Any, screen: str | None) -> dict[str, Any]:
     return {
         "text": turn.text,
@@ -91,6 +104,7 @@ def _turn(turn: Any, screen: str | None) -> dict[str, Any]:
         "generate_s": round(turn.generate_s, 3),
         "env_s": round(turn.env_s, 3),
         "point": turn.point,
+        "touch": [asdict(touch) for touch in turn.touch],
         "truncated": turn.truncated,
         "screen": screen,
     }

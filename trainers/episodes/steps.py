@@ -62,8 +62,10 @@ def group_rows(step: int, version: int, collected: Collected, batch: Batch) -> I
 
 def without_signal(group: Group) -> str:
     """Why nothing can be learnt from a group."""
-    played = (*group.episodes, *group.branches)
-    rewards = sorted({rows[0].reward for rows in played if rows})
+    played = [rows for rows in (*group.episodes, *group.branches) if rows]
+    if len(played) < 2:
+        return f"no signal: {'every episode' if not played else 'all but one episode'} was lost"
+    rewards = sorted({rows[0].reward for rows in played})
     if len(rewards) == 1:
         return f"no signal: all {len(played)} rewards are {rewards[0]:g}"
     return f"no signal: {len(played)} episodes, rewards {', '.join(f'{reward:g}' for reward in rewards)}"

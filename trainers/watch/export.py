@@ -36,6 +36,7 @@ def _names(recordings: Sequence[Recording]) -> Iterator[str]:
     for run, recording in enumerate(recordings):
         yield from (f"{run}/{view}" for view in ("now", "groups", "episodes", "evaluations"))
         yield from (f"{run}/strip/{row['step']}" for row in now(recording)["steps"])
+        yield from (f"{run}/tasks/{step}" for step in sorted({group["step"] for group in recording.groups.values()}))
         listed = list(recording.episodes())
         yield from (f"{run}/episode/{number}" for number, _ in listed)
         groups = {(entry.part, str(entry.about["group"])) for _, entry in listed if not entry.about["evaluation"]}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from trainers.episodes.files import EPISODES, SCREENS, STEPS, SYSTEM
 from trainers.episodes.tail import Place, Tail
 from trainers.run.lineage import Part, is_step, lineage_of
+from trainers.watch.findings import Finding, beside, findings, touches_of
 
 _SAID = 400
 """Characters of an episode's calls that a search looks at."""
@@ -20,11 +21,13 @@ GroupKey = tuple[int, str]
 
 @dataclass(frozen=True)
 class Entry:
-    """An episode: its part of the lineage, where its row stands, and the row without what takes room."""
+    """An episode: its part of the lineage, where its row stands, the row without what takes room, and what it touched
+    (of one that failed)."""
 
     part: int
     place: Place
     about: Mapping[str, Any]
+    touches: Sequence[Sequence[Mapping[str, Any]]]
 
 
 @dataclass
@@ -51,6 +54,7 @@ class Recording:
         self.entries: list[Entry] = []
         self.groups: dict[GroupKey, dict[str, Any]] = {}
         self.evaluations: list[dict[str, Any]] = []
+        self._touched: dict[str, set[str]] = {}
         self._readers = [_Reader(part.directory) for part in self.parts]
 
     @property
@@ -64,7 +68,11 @@ class Recording:
             for _, row in reader.rows(STEPS):
                 self._step_row(part, row)
             for place, row in reader.rows():
-                self.entries.append(Entry(part, place, _about(row)))
+                won, touches = row.get("outcome") == "success", touches_of(row)
+                self.entries.append(Entry(part, place, _about(row), [] if won else touches))
+                if won:
+                    names = (near[0]["place"]["name"] for near in touches)
+                    self._touched.setdefault(str(row.get("task")), set()).update(names)
 
     def episodes(self) -> Iterator[tuple[int, Entry]]:
         """All episodes that belong to the lineage, with their numbers; what a part did behind the beginning of the next
@@ -83,6 +91,11 @@ class Recording:
     def group_of(self, entry: Entry) -> Mapping[str, Any]:
         """What became of the episode's group; empty while nothing did."""
         return self.groups.get((entry.part, str(entry.about["group"])), {})
+
+    def findings_of(self, entry: Entry) -> list[Finding]:
+        """What stands out in an episode, also beside the successes of its task."""
+        names = self._touched.get(str(entry.about["task"]), set())
+        return [*(beside(entry.touches, names) if names else ()), *entry.about["findings"]]
 
     def screen(self, part: int, name: str) -> Path:
         """The file of a screen."""
@@ -127,4 +140,5 @@ def _about(row: Mapping[str, Any]) -> dict[str, Any]:
         "failure": row.get("failure"),
         "turns": len(turns),
         "said": said[:_SAID],
+        "findings": findings(row),
     }

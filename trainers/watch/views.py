@@ -15,6 +15,7 @@ from trainers.run.curves import read_curve
 from trainers.run.files import last_error, read_rows
 from trainers.run.lineage import lineage_of, training_rows
 from trainers.run.metrics import json_safe
+from trainers.watch.findings import answers, common
 from trainers.watch.recording import Entry, Recording
 from trainers.watch.strip import strip
 
@@ -44,6 +45,8 @@ def answer(recordings: Sequence[Recording], name: str) -> Any | None:
         return None if whole is None else whole(recording)
     if kind == "strip":
         return strip(recording.directory, int(number))
+    if kind == "tasks":
+        return tasks(recording, int(number))
     if kind == "episode":
         return episode(recording, int(number))
     return group_episodes(recording, int(number), group) if kind == "group" and group else None
@@ -63,7 +66,7 @@ def now(recording: Recording) -> dict[str, Any]:
         for group in state.get("groups", [])
         if (part, group.get("group")) not in recording.groups
     ]
-    lost = [entry for entry in recording.entries if entry.about["outcome"] == "infra_error"]
+    lost = [(number, entry) for number, entry in recording.episodes() if entry.about["outcome"] == "infra_error"]
     return {
         "time": present,
         "live": bool(alive),
@@ -76,7 +79,7 @@ def now(recording: Recording) -> dict[str, Any]:
         "screens_dropped": sum(int(_number(state.get("screens_dropped"))) for state in live),
         "queue": waiting,
         "steps": [{key: json_safe(value) for key, value in row.items()} for row in rows[-_STEPS:]],
-        "lost": [{**entry.about} for entry in lost[-_LOST:]][::-1],
+        "lost": [{"n": number, **entry.about} for number, entry in lost[-_LOST:]][::-1],
         "lost_count": len(lost),
     }
 
@@ -99,14 +102,14 @@ def settings(recording: Recording) -> dict[str, Any]:
     return {key: saved[key] for key in _SHOWN_KEYS if key in saved}
 
 
-def groups(recording: Recording) -> list[dict[str, Any]]:
-    """All training groups, the newest first."""
+def groups(recording: Recording, step: int | None = None) -> list[dict[str, Any]]:
+    """All training groups, or those of a step, the newest first."""
     found: dict[tuple[int, str], dict[str, Any]] = {}
     over = not _alive(_live(recording), time.time())
     unused = {"state": "unused", "why": "the run ended before a step used it"} if over else {}
     for number, entry in recording.episodes():
         about = entry.about
-        if about["evaluation"]:
+        if about["evaluation"] or (step is not None and recording.step_of(entry) != step):
             continue
         key = entry.part, str(about["group"])
         group = found.setdefault(
@@ -116,10 +119,25 @@ def groups(recording: Recording) -> list[dict[str, Any]]:
                 "part": entry.part,
                 **{name: recording.groups.get(key, unused).get(name) for name in ("step", "state", "why")},
                 "members": [],
+                "findings": [],
             },
         )
         group["members"].append({"n": number, "outcome": about["outcome"], "reward": about["reward"]})
+        group["findings"].append(recording.findings_of(entry))
+    for group in found.values():
+        group["findings"] = common(group["findings"])
     return sorted(found.values(), key=lambda group: (group["step"] is None, group["step"] or 0, group["group"]))[::-1]
+
+
+def tasks(recording: Recording, step: int) -> list[dict[str, Any]]:
+    """The groups of a step, those that failed most first."""
+    return sorted(groups(recording, step), key=_success)
+
+
+def _success(group: dict[str, Any]) -> float:
+    """Share of the episodes that count and succeeded; -1 when none counts."""
+    outcomes = [member["outcome"] for member in group["members"] if member["outcome"] != "infra_error"]
+    return outcomes.count("success") / len(outcomes) if outcomes else -1.0
 
 
 def group_episodes(recording: Recording, part: int, group: str) -> list[dict[str, Any]]:
@@ -141,7 +159,23 @@ def episode(recording: Recording, number: int) -> dict[str, Any] | None:
     """One episode with everything that was recorded."""
     if number >= len(recording.entries):
         return None
-    return {**_whole(recording, number, recording.entries[number]), "system": recording.system()}
+    entry = recording.entries[number]
+    return {
+        **_whole(recording, number, entry),
+        "system": recording.system(),
+        "success": None if entry.about["outcome"] == "success" else _nearest_success(recording, number),
+    }
+
+
+def _nearest_success(recording: Recording, number: int) -> int | None:
+    """The number of a success of the same task as the episode's, the one that ended nearest to it."""
+    task = recording.entries[number].about["task"]
+    won = [
+        other
+        for other, entry in recording.episodes()
+        if entry.about["task"] == task and entry.about["outcome"] == "success"
+    ]
+    return min(won, key=lambda other: abs(other - number), default=None)
 
 
 def evaluations(recording: Recording) -> dict[str, Any]:
@@ -177,6 +211,7 @@ def _listed(recording: Recording, number: int, entry: Entry) -> dict[str, Any]:
         "n": number,
         "part": entry.part,
         **entry.about,
+        "findings": recording.findings_of(entry),
         "step": recording.step_of(entry),
         "state": group.get("state"),
         "why": group.get("why"),
@@ -186,7 +221,9 @@ def _listed(recording: Recording, number: int, entry: Entry) -> dict[str, Any]:
 
 
 def _whole(recording: Recording, number: int, entry: Entry) -> dict[str, Any]:
-    return {**entry.place.read(), **{k: v for k, v in _listed(recording, number, entry).items() if k != "turns"}}
+    row = entry.place.read()
+    listed = {key: value for key, value in _listed(recording, number, entry).items() if key != "turns"}
+    return {**row, **listed, "answers": answers(row.get("verdict") or {})}
 
 
 def _number(value: Any) -> float:

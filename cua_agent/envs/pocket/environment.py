@@ -13,10 +13,11 @@ from cua_agent.envs.pocket.describe import describe_screen
 from cua_agent.envs.pocket.draw import draw
 from cua_agent.envs.pocket.gestures import apply_action
 from cua_agent.envs.pocket.latency import Latency
-from cua_agent.envs.pocket.screens import HEIGHT, WIDTH, find_element
+from cua_agent.envs.pocket.screens import HEIGHT, WIDTH, elements, find_element
 from cua_agent.envs.pocket.shell import run_command
 from cua_agent.envs.pocket.state import Layout, PhoneState, make_state
 from cua_agent.tasks import CUATask
+from cua_agent.touch import Place
 
 MAX_WAIT_S = 0.05  # a simulated phone has nothing to wait for
 
@@ -87,7 +88,8 @@ class PocketEnvironment:
 
     def _observe(self, text: str = "") -> Observation:
         state = self.state
-        return Observation(draw(state, self.scale), text, describe_screen(state), state=state.identity())
+        places = tuple(Place.of_pixels(each.name, each.box, WIDTH, HEIGHT) for each in elements(state))
+        return Observation(draw(state, self.scale), text, describe_screen(state), state=state.identity(), places=places)
 
     async def _delay(self) -> None:
         seconds = self.latency.sample()

@@ -72,6 +72,21 @@ function figure(name, value, note) {
   return h("div", { class: "figure" }, h("b", null, value), h("span", null, name), note ? h("small", null, note) : null);
 }
 
+/** How many of the episodes of a group something was seen in. */
+function commonly(group) {
+  return group.findings.map(([kind, count]) => `${kind} ${count} of ${group.members.length}`).join(" · ");
+}
+
+/** How often a group succeeded: `won` of the `scored`, and how many of its episodes were `lost`. */
+function tally(group) {
+  const count = (outcome) => group.members.filter((member) => member.outcome === outcome).length;
+  return { won: count(GOOD), scored: group.members.length - count("infra_error"), lost: count("infra_error") };
+}
+
+function dots(members) {
+  return h("span", { class: "dots" }, members.map((member) => h("i", { class: "dot " + String(member.outcome).replace(/\W/g, ""), title: words(member.outcome) })));
+}
+
 function link(to, ...children) {
   return h("a", { href: "#" + to }, children);
 }

@@ -28,7 +28,7 @@ function found(all) {
     (!search.outcome || episode.outcome === search.outcome)
     && (!search.kind || (search.kind === "evaluation") === episode.evaluation)
     && (search.step === "" || String(episode.step) === search.step)
-    && (!text || [episode.id, episode.task, episode.goal, episode.said, episode.failure || ""].some((each) => String(each).toLowerCase().includes(text))));
+    && (!text || [episode.id, episode.task, episode.goal, episode.said, episode.failure || "", episode.findings.flat().join(" ")].some((each) => String(each).toLowerCase().includes(text))));
   return matches.sort((a, b) => (a.outcome === GOOD) - (b.outcome === GOOD) || b.n - a.n);
 }
 
@@ -41,7 +41,7 @@ function episodeTable(run, all) {
       h("thead", null, h("tr", null, ["outcome", "goal", "step", "turns", "reward", "episode"].map(cell))),
       h("tbody", null, matches.slice(0, SHOWN).map((episode) => h("tr", null,
         h("td", null, badge(episode.outcome)),
-        h("td", null, link(`${run}/episodes/${episode.n}`, episode.goal || episode.task), h("small", { class: "mono" }, episode.failure || episode.said)),
+        h("td", null, link(`${run}/episodes/${episode.n}`, episode.goal || episode.task), episode.findings.length ? h("small", { class: "bad" }, episode.findings[0][1]) : null, h("small", { class: "mono" }, episode.said)),
         h("td", null, episode.step === null ? "–" : episode.step), h("td", null, episode.turns), h("td", null, number(episode.reward)),
         h("td", { class: "mono" }, episode.id))))))];
 }
@@ -51,36 +51,36 @@ async function showEpisode(run, n) {
   if (!episode) return [empty("There is no such episode.")];
   const group = episode.evaluation ? null : link(`${run}/groups/${episode.part}/${episode.group}`, "its group " + episode.group);
   return [
-    h("p", null, link(`${run}/episodes`, "← all episodes"), group ? [" · ", group] : null),
+    h("p", null, link(`${run}/episodes`, "← all episodes"), group ? [" · ", group] : null,
+      typeof episode.success === "number" ? [" · ", link(`${run}/episodes/${episode.success}`, "a success of the same task")] : null),
     h("h1", null, episode.goal), badge(episode.outcome),
     h("div", { class: "figures" },
       figure("reward", number(episode.reward), Object.entries(episode.parts || {}).map(([name, value]) => words(name) + " " + signed(value)).join(", ")),
       figure("advantage", signed(episode.advantage), words(episode.state || "")),
       figure("score", number(episode.score)), figure("seed", episode.seed),
       figure(episode.evaluation ? "evaluated after step" : "step", episode.step === null ? "–" : episode.step),
-      figure("policy version", episode.version)),
-    episode.failure ? h("p", { class: "notice bad" }, "Lost to infrastructure: " + episode.failure) : null,
+      figure("policy version", episode.version), typeof episode.device === "number" ? figure("device", episode.device) : null),
+    episode.findings.length ? [h("h2", null, "What stands out"), h("ul", { class: "notice bad" }, episode.findings.map(([, text]) => h("li", null, text)))] : null,
     episode.why ? h("p", { class: "notice" }, words(episode.state) + ": " + episode.why) : null,
-    h("h2", null, "Why it scored so"), verdict(episode.verdict || {}),
+    h("h2", null, "Why it scored so"), verdict(run, episode),
     h("h2", null, "Turns"), tokenLegend(),
     h("ol", { class: "turns" }, episode.turns.map((turn, index) => turnCard(run, episode, turn, index)), endCard(run, episode)),
     h("details", null, h("summary", null, "What the prompt begins with"), h("pre", null, episode.system || "")),
   ];
 }
 
-function verdict(told) {
+/** The last screen, and beside it what the validator wants, asked and heard. */
+function verdict(run, episode) {
+  const told = episode.verdict || {};
   if (!told.validator) return empty("The validator was not listened to.");
-  const start = Object.entries(told.start || {});
-  return h("div", { class: "verdict" },
+  return h("div", { class: "turn" }, shot(run, episode.part, episode.final, null, "Screen that was scored"), h("div", { class: "verdict" },
     h("pre", null, told.validator),
-    told.asked && told.asked.length ? h("table", null,
+    episode.answers.length ? h("table", null,
       h("thead", null, h("tr", null, ["asked at the end", "answer", "at the start"].map((name) => h("th", null, name)))),
-      h("tbody", null, told.asked.map(([question, answer]) => {
-        const before = start.find(([key]) => question === key || question.endsWith(" " + key));
-        const changed = before && before[1].trim() !== answer.trim();
-        return h("tr", null, h("td", { class: "mono" }, question), h("td", { class: "mono" + (changed ? " changed" : "") }, answer.trim() || "(nothing)"),
-          h("td", { class: "mono soft" }, before ? before[1].trim() : ""));
-      }))) : empty("It asked nothing at the end."));
+      h("tbody", null, episode.answers.map(([question, answer, before]) =>
+        h("tr", null, h("td", { class: "mono" }, question), h("td", { class: "mono" + (before !== null && before !== answer ? " changed" : "") }, answer || "(nothing)"),
+          h("td", { class: "mono soft" }, before))))) : empty("It asked nothing at the end."),
+    told.rule ? h("details", { open: episode.outcome !== GOOD }, h("summary", null, "How it decides"), h("pre", null, told.rule)) : null));
 }
 
 function tokenLegend() {
@@ -103,9 +103,10 @@ function tokens(turn, episode) {
 }
 
 function turnCard(run, episode, turn, index) {
-  return h("li", { class: "turn" }, shot(run, episode.part, turn.screen, turn.point, `Screen before turn ${index + 1}`),
+  return h("li", { class: "turn" }, shot(run, episode.part, turn.screen, turn.point, `Screen before turn ${index + 1}`, turn.touch),
     h("div", null, h("h3", { class: turn.action ? null : "bad" }, `${index + 1}. ` + (turn.action || "malformed call")), tokens(turn, episode),
       h("p", { class: turn.result ? "bad" : "soft" }, "→ " + (turn.result || "ok")),
+      touchNote("p", turn.touch),
       h("p", { class: "soft" }, `model ${seconds(turn.generate_s)}, device ${seconds(turn.env_s)}` + (turn.point ? `, at (${turn.point[0]}, ${turn.point[1]}) of 1000` : "") + (turn.truncated ? ", cut off by rollout.max_new_tokens" : ""))));
 }
 

@@ -26,23 +26,29 @@ async function route(keepPlace) {
   }
   if (mine !== drawing) return;
   const list = document.querySelector(".list"), scrolled = list ? list.scrollTop : 0;
-  const main = document.getElementById("view");
+  const main = document.getElementById("view"), drawn = h("main", null, content);
+  if (keepPlace && main.dataset.view === view[0]) patchChildren(main, drawn);
+  else main.replaceChildren(...drawn.childNodes);
   main.dataset.view = view[0];
-  const drawn = h("div", null, content);
-  keepPictures(main, drawn);
-  main.replaceChildren(...drawn.childNodes);
   const after = document.querySelector(".list");
   if (after) after.scrollTop = scrolled;
   if (!keepPlace) window.scrollTo(0, 0);
 }
 
-/** Pictures that are there already are moved over: they do not flicker. */
-function keepPictures(before, after) {
-  const there = new Map([...before.querySelectorAll("img")].map((image) => [image.src, image]));
-  for (const image of after.querySelectorAll("img")) {
-    if (there.has(image.src)) image.replaceWith(there.get(image.src));
-    there.delete(image.src);
-  }
+/** Make the children of `before` what those of `after` are; what is the same stays, pictures and focus with it. */
+function patchChildren(before, after) {
+  const [there, drawn] = [[...before.childNodes], [...after.childNodes]];
+  drawn.forEach((node, index) => (index < there.length ? patch(there[index], node) : before.append(node)));
+  there.slice(drawn.length).forEach((node) => node.remove());
+}
+
+function patch(before, after) {
+  if (before.isEqualNode(after)) return;
+  if (before.nodeName !== after.nodeName || ["IMG", "svg", "SELECT", "INPUT"].includes(before.nodeName)) { before.replaceWith(after); return; }
+  if (before.nodeType === Node.TEXT_NODE) { before.data = after.data; return; }
+  for (const { name } of [...before.attributes]) if (!after.hasAttribute(name)) before.removeAttribute(name);
+  for (const { name, value } of after.attributes) if (before.getAttribute(name) !== value) before.setAttribute(name, value);
+  patchChildren(before, after);
 }
 
 /** Go to the next or former thing of the list that is shown. */

@@ -5,10 +5,12 @@ const TIMES = [["rollout_s", "waiting for rollouts"], ["train_s", "training"], [
 
 const KINDS = [["waiting", "run waits for rollouts"], ["training", "training"], ["publishing", "publishing weights"], ["evaluation", "evaluation"],
   ["reset", "device resets"], ["model", "device waits for the model"], ["device", "device acts"], ["scoring", "scoring"]];
-const stripsOfSteps = new Map();
+const stripsOfSteps = new Map(), tasksOfSteps = new Map();
 
 async function showNow(run, chosen) {
   const state = await load(run + "/now"), strip = chosen ? await stripOfStep(run, chosen[0], state) : null;
+  const step = chosen ? Number(chosen[0]) : Math.max(0, ...state.steps.map((row) => row.step)), tasks = await tasksAt(run, step);
+  const tasksOfStep = [h("h2", null, "Tasks of a step, failures first"), taskTable(run, step, tasks)];
   const behind = EXPORTED ? 0 : Date.now() / 1000 - state.time;
   const last = state.steps[state.steps.length - 1] || {};
   const playing = state.devices.filter((device) => device.waits_for !== "idle");
@@ -23,11 +25,12 @@ async function showNow(run, chosen) {
       figure("episodes lost", state.lost_count)),
     state.error ? h("p", { class: "notice bad" }, state.error) : null,
     state.screens_dropped ? h("p", { class: "notice" }, `${state.screens_dropped} episodes were recorded without screens: they came faster than they could be written.`) : null,
-    h("h2", null, "Where the time of a step goes"), timeBars(run, state.steps), strip,
+    h("h2", null, "Where the time of a step goes"), timeBars(run, state.steps), chosen ? [strip, ...tasksOfStep] : null,
     h("h2", null, "Devices"),
     state.live ? h("div", { class: "wall" }, state.devices.map((device) => deviceCard(run, state, device, state.time + behind))) : empty(whyNobody(state)),
     h("h2", null, "Groups under way"), queue(state),
-    h("h2", null, "Lost episodes"), lostList(state),
+    chosen ? null : tasksOfStep,
+    h("h2", null, "Lost episodes"), lostList(run, state),
   ];
 }
 
@@ -99,8 +102,31 @@ function queue(state) {
     })));
 }
 
-function lostList(state) {
+function lostList(run, state) {
   if (!state.lost.length) return empty("None.");
   return h("table", null, h("tbody", null, state.lost.map((lost) => h("tr", null,
-    h("td", { class: "mono" }, lost.id), h("td", null, lost.task), h("td", { class: "bad" }, lost.failure || "")))));
+    h("td", { class: "mono" }, link(`${run}/episodes/${lost.n}`, lost.id)), h("td", null, lost.task),
+    h("td", null, lost.device === null ? "" : "device " + lost.device), h("td", { class: "bad" }, lost.failure || "")))));
+}
+
+/** The groups of a step; kept, because a step has them all when it ends. */
+async function tasksAt(run, step) {
+  const name = `${run}/tasks/${step}`, found = tasksOfSteps.get(name) || await load(name) || [];
+  if (found.length) tasksOfSteps.set(name, found);
+  return found;
+}
+
+/** The groups that a step used or left, with what was seen in their episodes. */
+function taskTable(run, step, groups) {
+  const go = (event) => { if (event.target.value !== "") location.hash = `#${run}/now/${Number(event.target.value)}`; };
+  return [h("p", null, h("label", null, "Step ", h("input", { type: "number", id: "step", min: "1", value: step, "aria-label": "Step", onchange: go }))),
+    groups.length ? h("div", { class: "scroll" }, h("table", { class: "tasks" },
+      h("thead", null, h("tr", null, ["succeeded", "goal", "seen in its episodes", "group"].map((name) => h("th", null, name)))),
+      h("tbody", null, groups.map((group) => {
+        const { won, scored, lost } = tally(group);
+        return h("tr", null,
+          h("td", { class: won ? null : "bad" }, `${won} of ${scored}` + (lost ? `, ${lost} lost` : ""), dots(group.members)),
+          h("td", null, link(`${run}/groups/${group.part}/${group.group}`, group.goal), h("small", { class: "mono" }, group.task)),
+          h("td", null, commonly(group)), h("td", { class: "mono" }, group.group, h("small", null, group.state)));
+      })))) : empty(`No group of step ${step} is recorded.`)];
 }
