@@ -32,7 +32,7 @@ def heard(task: CUATask) -> tuple[CUATask, Verdict]:
 
 def _described(validator: Any) -> str:
     """Its own words; its class and attributes where it has none."""
-    if type(validator).__repr__ is not object.__repr__:
+    if not repr(validator).startswith(f"<{type(validator).__module__}."):  # what `object` says of itself
         return repr(validator)
     attributes = ", ".join(f"{name}={value!r}" for name, value in getattr(validator, "__dict__", {}).items())
     return f"{type(validator).__qualname__}({attributes})"

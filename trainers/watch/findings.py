@@ -33,7 +33,7 @@ def findings(row: Row) -> list[Finding]:
     if row.get("outcome") == "success":
         return []
     turns = [turn for turn in row.get("turns") or [] if isinstance(turn, dict)]
-    looked: Sequence[Callable[[Row, list[Row]], Iterator[Finding]]] = (
+    looked: Sequence[Callable[[Row, Sequence[Row]], Iterator[Finding]]] = (
         *(_lost, _slow, _malformed, _missed, _refused),
         *(_without_effect, _repeated, _out_of_turns),
     )
@@ -74,7 +74,7 @@ def beside(touches: Sequence[Sequence[Row]], names: Collection[str]) -> list[Fin
     return [("touches beside the goal", f"{text}: {_asides(found)} (of 1000).")]
 
 
-def _lost(row: Row, turns: list[Row]) -> Iterator[Finding]:
+def _lost(row: Row, turns: Sequence[Row]) -> Iterator[Finding]:
     if row.get("outcome") != "infra_error":
         return
     told = ["Lost"]
@@ -86,7 +86,7 @@ def _lost(row: Row, turns: list[Row]) -> Iterator[Finding]:
     yield "lost to infrastructure", f"{' '.join(told)}: {row.get('failure') or 'no cause was told'}"
 
 
-def _slow(row: Row, turns: list[Row]) -> Iterator[Finding]:
+def _slow(row: Row, turns: Sequence[Row]) -> Iterator[Finding]:
     slow = [(turn.get("env_s") or 0, number) for number, turn in enumerate(turns, start=1)]
     seconds, number = max(slow, default=(0, 0))
     if seconds > SLOW_S:
@@ -96,7 +96,7 @@ def _slow(row: Row, turns: list[Row]) -> Iterator[Finding]:
         yield "the device was slow", f"Turn {number} waited {seconds:.0f} s for {device}{usual}."
 
 
-def _malformed(_: Row, turns: list[Row]) -> Iterator[Finding]:
+def _malformed(_: Row, turns: Sequence[Row]) -> Iterator[Finding]:
     cut = [turn for turn in turns if turn.get("truncated")]
     wrong = [turn for turn in turns if not turn.get("action")]
     if cut:
@@ -106,7 +106,7 @@ def _malformed(_: Row, turns: list[Row]) -> Iterator[Finding]:
         yield "malformed calls", f"{_share(wrong, turns, 'call', 'calls')} malformed: {why}"
 
 
-def _missed(row: Row, _: list[Row]) -> Iterator[Finding]:
+def _missed(row: Row, _: Sequence[Row]) -> Iterator[Finding]:
     nearest = [near[0] for near in touches_of(row)]
     missed = [touch for touch in nearest if touch["right"] or touch["below"]]
     if missed:
@@ -116,7 +116,7 @@ def _missed(row: Row, _: list[Row]) -> Iterator[Finding]:
         yield "touches on nothing", f"{share} on nothing{side}: {_asides(missed)} (of 1000)."
 
 
-def _refused(row: Row, turns: list[Row]) -> Iterator[Finding]:
+def _refused(row: Row, turns: Sequence[Row]) -> Iterator[Finding]:
     claimed = row.get("outcome") == "false_claim"
     if not claimed and row.get("outcome") != "out_of_turns":
         return
@@ -141,7 +141,7 @@ def _refused(row: Row, turns: list[Row]) -> Iterator[Finding]:
         yield "did something, not accepted", f"Changed what is asked about; {score}. {told}"
 
 
-def _without_effect(row: Row, turns: list[Row]) -> Iterator[Finding]:
+def _without_effect(row: Row, turns: Sequence[Row]) -> Iterator[Finding]:
     screens = [_pixels(name) for name in (*(turn.get("screen") for turn in turns), row.get("final"))]
     acted = [
         (before, after)
@@ -154,13 +154,13 @@ def _without_effect(row: Row, turns: list[Row]) -> Iterator[Finding]:
         yield "actions without effect", f"{text} followed by the same screen."
 
 
-def _repeated(_: Row, turns: list[Row]) -> Iterator[Finding]:
+def _repeated(_: Row, turns: Sequence[Row]) -> Iterator[Finding]:
     done = Counter((turn.get("screen"), turn["action"]) for turn in turns if turn.get("action") and turn.get("screen"))
     if done and (most := done.most_common(1)[0])[1] > 2:
         yield "the same again and again", f"{_quoted(most[0][1])} {most[1]} times on the same screen."
 
 
-def _out_of_turns(row: Row, turns: list[Row]) -> Iterator[Finding]:
+def _out_of_turns(row: Row, turns: Sequence[Row]) -> Iterator[Finding]:
     if row.get("outcome") == "out_of_turns":
         yield "out of turns", f"It never reported that it was done, in {_count(len(turns), 'turn')}."
 

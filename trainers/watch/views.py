@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -41,8 +41,7 @@ def answer(recordings: Sequence[Recording], name: str) -> Any | None:
         return None
     recording, kind, number, group = recordings[int(match[1])], match[2], match[3], match[4]
     if number is None:
-        whole = {"now": now, "groups": groups, "episodes": episodes, "evaluations": evaluations}.get(kind)
-        return None if whole is None else whole(recording)
+        return _WHOLE[kind](recording) if kind in _WHOLE else None
     if kind == "strip":
         return strip(recording.directory, int(number))
     if kind == "tasks":
@@ -203,6 +202,15 @@ def curves(recording: Recording) -> dict[str, Any]:
     lineage = lineage_of(recording.directory)
     rows = [{key: json_safe(value) for key, value in row.items()} for row in training_rows(lineage)]
     return {**asdict(read_curve(recording.directory, lineage)), "rows": rows, "notes": list(lineage.notes)}
+
+
+_WHOLE: dict[str, Callable[[Recording], Any]] = {
+    "now": now,
+    "groups": groups,
+    "episodes": episodes,
+    "evaluations": evaluations,
+}
+"""The views of a whole run."""
 
 
 def _listed(recording: Recording, number: int, entry: Entry) -> dict[str, Any]:
