@@ -3,10 +3,12 @@
 torchrun --nproc_per_node=2 tests/process_group_loading.py <model directory> <directory of the results>
 """
 
+import gc
 import json
 import re
 import sys
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -69,8 +71,12 @@ def loaded(weights: Path, process_group: ProcessGroup, directory: Path, *, lora:
     config = configuration(weights, lora=lora)
     with measured() as growth:
         policy = build_policy(config, sharded=sharded)
+        held = [weakref.ref(p) for p in [*policy.model.parameters(), *(policy.reference_weights or {}).values()]]
         learner = Phase2Learner(policy, config, process_group)
     with closing(learner):
+        gc.collect()
+        kept = [list(parameter.shape) for ref in held if (parameter := ref()) is not None]
+        dtypes = sorted({f"{p.requires_grad} {p.dtype}" for p in policy.model.parameters()})
         gathered = {name: whole(parameter) for name, parameter in policy.model.named_parameters()}
         spec = LoraSpec(r=4, seed=config.seed) if lora else None
         expected = dict(load_policy(str(weights), dtype="bfloat16", lora=spec).model.named_parameters())
@@ -83,7 +89,8 @@ def loaded(weights: Path, process_group: ProcessGroup, directory: Path, *, lora:
         with measured() as again:
             learner.load(directory / "checkpoint")
         moved = float(learner.loss_and_gradients(batch).metrics["kl"])
-    return {"peak": growth.peak, "resumed": again.peak, "wrong": wrong, "kl": reference, "kl_after": moved}
+    held_as = {"kept": kept, "dtypes": dtypes, "wrong": wrong}
+    return {"peak": growth.peak, "resumed": again.peak, **held_as, "kl": reference, "kl_after": moved}
 
 
 def main(weights: Path, directory: Path) -> None:

@@ -68,8 +68,9 @@ def test_the_smallest_steps_move_the_weights_and_a_checkpoint_keeps_them(
         assert torch.equal(parameter, trained[name].bfloat16())
 
 
-def test_the_model_that_samples_holds_the_rounded_master_weights(model: Path, tmp_path: Path) -> None:
-    with opened_side(half(side_config(model)), "legacy") as opened:
+@pytest.mark.parametrize("side", SIDES)
+def test_the_model_holds_the_rounded_master_weights(model: Path, tmp_path: Path, side: Side) -> None:
+    with opened_side(half(side_config(model)), side) as opened:
         opened.trainer.update(batch(one_group(opened)))
         masters = saved(opened, tmp_path / "saved")
         for name, parameter in opened.components.policy.trainable_parameters():
@@ -88,15 +89,6 @@ def test_an_adapter_samples_from_the_rounded_master_weights_too(model: Path, tmp
         for name, parameter in held.items():
             assert torch.equal(parameter, masters[name].bfloat16())
         assert any(not torch.equal(weight, weight.bfloat16().float()) for weight in masters.values())
-
-
-@pytest.mark.parametrize("side", ["phase2", "phase3"])
-def test_what_is_frozen_stays_in_bfloat16(model: Path, side: Side) -> None:
-    config = side_config(model)
-    with opened_side(half(replace(config, model=replace(config.model, freeze_vision=True))), side) as opened:
-        opened.trainer.update(batch(one_group(opened)))
-        held = {(p.requires_grad, p.dtype) for p in opened.components.policy.model.parameters()}
-    assert held == {(True, torch.float32), (False, torch.bfloat16)}
 
 
 def gradients(config: TrainConfig, side: Side) -> Mapping[str, Tensor]:

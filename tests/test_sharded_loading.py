@@ -22,7 +22,9 @@ def test_no_process_holds_the_whole_model(tmp_path: Path, monkeypatch: pytest.Mo
     for rank in range(2):
         results = json.loads((tmp_path / f"{rank}.json").read_text())
         for name, result in results.items():
+            assert result["dtypes"] == ["False torch.bfloat16", "True torch.float32"], name
             assert result["wrong"] == [], name
+            assert result["kept"] == [], name  # whole weights are gone once they are sharded
             assert result["kl"] == pytest.approx(0, abs=1e-6), name  # the reference is what was loaded
             assert result["kl_after"] > 1e-6, name  # also after a resumption
         # In bfloat16 the model takes half of its float32 file, and a shard a quarter.

@@ -1,9 +1,9 @@
 """How much memory training and serving a model take, from its shape alone; docs/gpu.md has the measurements beside it.
 
-A training card holds, of the weights, its shard and what is gathered for the block at work; of what is trained, float32
-weights, gradients and AdamW's two moments (16 bytes a parameter); and the activations of one forward pass of T tokens.
-A layer keeps `_KEPT` bytes a token for its backward pass: with checkpointing, of one layer at a time, beside the inputs
-of all.
+A training card holds the weights, or, where several share them, its shard and what is gathered for the block at work;
+of what is trained, float32 weights, gradients and AdamW's two moments (16 bytes a parameter); and the activations of
+one forward pass of T tokens. A layer keeps `_KEPT` bytes a token for its backward pass: with checkpointing, of one
+layer at a time, beside the inputs of all.
 """
 
 from __future__ import annotations
@@ -74,9 +74,9 @@ class ModelShape:
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """What is trained and how; `tokens` are those of the longest forward pass. With `sharded`, FSDP over `cards`
-    (phases 2 and 3), else one card. `reference`: full weights with a KL term keep their first values. `sampling_copy`:
-    phases 2 and 3 that sample in their own process keep whole weights for it."""
+    """What is trained and how; `tokens` are those of the longest forward pass. With `sharded`, FSDP over `cards` where
+    there are several (phases 2 and 3), else one card. `reference`: full weights with a KL term keep their first values.
+    `sampling_copy`: phases 2 and 3 that sample in their own process keep whole weights for it."""
 
     tokens: int = 16384
     cards: int = 1
@@ -176,6 +176,7 @@ def _count(modules: Sequence[nn.Module]) -> int:
 def training_memory(shape: ModelShape, settings: TrainingSettings) -> TrainingMemory:
     """The memory of one update on each of `settings.cards` cards."""
     cards = settings.cards if settings.sharded else 1
+    sharing = cards > 1
     bytes_each, rank = _BYTES[settings.dtype], settings.lora_rank
     if rank is not None:
         trained, frozen = rank * shape.adapter_per_rank, shape.parameters
@@ -183,15 +184,14 @@ def training_memory(shape: ModelShape, settings: TrainingSettings) -> TrainingMe
         frozen = shape.vision if settings.freeze_vision else 0
         trained = shape.parameters - frozen
     # A model of one process that computes in bfloat16 holds its trained weights once more in it, beside the masters.
-    beside = 0 if settings.sharded or settings.dtype == "float32" else trained
-    gathered = shape.rest + 2 * shape.largest_block if settings.sharded else 0
-    head = shape.head * bytes_each if settings.sharded else 0
+    beside = 0 if sharing or settings.dtype == "float32" else trained
+    gathered = shape.rest + 2 * shape.largest_block if sharing else 0
+    head = shape.head * bytes_each if sharing else 0
     whole = shape.parameters * bytes_each
     kept = layer_bytes(shape, settings.dtype, adapter=rank is not None) * settings.tokens
     inputs = shape.layers * shape.width * bytes_each * settings.tokens if settings.checkpointing else 0
     held = inputs if settings.checkpointing else shape.layers * kept
     at_work = round((1 + _BACKWARD) * kept) if settings.checkpointing else round(_BACKWARD * kept)
-    sharing = cards > 1
     return TrainingMemory(
         weights=(frozen + beside) * bytes_each // cards,
         gathered=gathered * bytes_each,

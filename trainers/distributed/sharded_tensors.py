@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from cua_agent.models.weight_files import WeightFiles
@@ -45,6 +46,23 @@ def held_rows(tensor: Tensor) -> slice:
 def read_into(tensors: Mapping[str, Tensor], files: WeightFiles) -> None:
     """Overwrite `tensors` with what the `files` have under their names; every process reads the rows that it holds."""
     for name, rows in files.read({name: held_rows(tensor) for name, tensor in tensors.items()}):
-        tensor = tensors[name]
-        local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-        local.copy_(rows)
+        _held(tensors[name]).copy_(rows)
+
+
+@torch.no_grad()
+def clip_gradients(parameters: Iterable[Tensor], most: float, group: dist.ProcessGroup) -> Tensor:
+    """Scale the gradients of `parameters` down to a norm of at most `most`, as `torch.nn.utils.clip_grad_norm_` does
+    with whole ones; the processes of `group` hold shards of them. Returns the norm before, 0-d float32. Collective;
+    nothing waits for the device."""
+    gradients = [_held(parameter.grad) for parameter in parameters if parameter.grad is not None]
+    squares = torch.stack(torch._foreach_norm(gradients)).square().sum()
+    dist.all_reduce(squares, group=group)
+    norm = squares.sqrt()
+    torch._foreach_mul_(gradients, (most / (norm + 1e-6)).clamp(max=1.0))
+    return norm
+
+
+def _held(tensor: Tensor) -> Tensor:
+    """What this process holds of it."""
+    local: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return local

@@ -22,33 +22,34 @@ class MasterWeights:
 
     def __init__(self, policy: PolicyModel) -> None:
         self._policy = policy
-        self._copied: list[tuple[nn.Parameter, nn.Parameter]] = []
-        self.parameters = {name: self._master_of(parameter) for name, parameter in policy.trainable_parameters()}
+        trained = dict(policy.trainable_parameters())
+        self._rounded = {name: parameter for name, parameter in trained.items() if parameter.dtype != torch.float32}
+        self.parameters = {
+            name: _master_of(parameter) if name in self._rounded else parameter for name, parameter in trained.items()
+        }
 
     @torch.no_grad()
     def publish(self) -> None:
         """Round the masters into the model, whose next forward pass sees the step."""
-        if self._copied:
-            parameters, masters = zip(*self._copied, strict=True)
-            torch._foreach_copy_(parameters, masters)
+        if self._rounded:
+            torch._foreach_copy_(list(self._rounded.values()), [self.parameters[name] for name in self._rounded])
 
     @contextmanager
     def in_model(self) -> Iterator[None]:
         """Inside, the model holds the masters themselves: what is saved and loaded is exact."""
-        with self._policy.holding({name: master.detach() for name, master in self.parameters.items()}):
+        with self._policy.holding({name: self.parameters[name].detach() for name in self._rounded}):
             yield
         self.publish()
 
-    def _master_of(self, parameter: nn.Parameter) -> nn.Parameter:
-        if parameter.dtype == torch.float32:
-            return parameter
-        master = nn.Parameter(parameter.detach().float())
-        self._copied.append((parameter, master))
 
-        def move_gradient(held: Tensor) -> None:
-            assert held.grad is not None
-            gradient, held.grad = held.grad.float(), None
-            master.grad = gradient if master.grad is None else master.grad.add_(gradient)
+def _master_of(parameter: nn.Parameter) -> nn.Parameter:
+    """A float32 copy, which takes the gradients of `parameter`."""
+    master = nn.Parameter(parameter.detach().float())
 
-        parameter.register_post_accumulate_grad_hook(move_gradient)  # type: ignore[no-untyped-call]
-        return master
+    def move_gradient(held: Tensor) -> None:
+        assert held.grad is not None
+        gradient, held.grad = held.grad.float(), None
+        master.grad = gradient if master.grad is None else master.grad.add_(gradient)
+
+    parameter.register_post_accumulate_grad_hook(move_gradient)  # type: ignore[no-untyped-call]
+    return master

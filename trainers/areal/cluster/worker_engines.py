@@ -26,7 +26,7 @@ from trainers.areal.rollout.group_workflow import GroupWorkflow
 from trainers.areal.rollout.loop_environments import LoopEnvironments
 from trainers.areal.rollout.rollout_engine import PolicyRolloutEngine
 from trainers.areal.tensors import TensorDict, carries_signal, with_steps
-from trainers.areal.train.phase2_learner import optimisation_of
+from trainers.areal.train.phase2_learner import restore, snapshot_of
 from trainers.areal.train.ppo_actor import PPOPolicyActor
 from trainers.areal.train.reference_model import ReferenceModel
 from trainers.components import build_components, build_engine, build_policy
@@ -36,7 +36,6 @@ from trainers.episodes.log import EpisodeLog
 from trainers.protocol import TrainerState
 from trainers.rollouts.replay import SuccessPool
 from trainers.rollouts.task_sampler import training_sampler
-from trainers.run.checkpoint import load_checkpoint, save_checkpoint
 
 T = TypeVar("T")
 WEIGHTS = "trained.safetensors"
@@ -85,12 +84,11 @@ class WorkerActor(PPOPolicyActor):
 
     def save_run(self, path: str, state: TrainerState) -> None:
         """Write a checkpoint; rank 0 does. Collective."""
-        optimisation = optimisation_of(self, self._peers)
-        save_checkpoint(Path(path), policy=self.policy, optimisation=optimisation, state=state)
+        snapshot_of(self, state, self._peers).write(Path(path))
 
     def load_run(self, path: str) -> TrainerState:
         """Restore what `save_run` wrote. Raises `CheckpointError`."""
-        return load_checkpoint(Path(path), policy=self.policy, optimisation=optimisation_of(self, self._peers))
+        return restore(self, Path(path), self._peers)
 
     @property
     def _peers(self) -> _GroupPeers:

@@ -17,19 +17,20 @@ from areal.engine.fsdp_engine import FSDPPPOActor, FSDPTrainContext
 from areal.infra.platforms import current_platform
 from areal.utils.data import MicroBatchItem, MicroBatchList
 from torch import Tensor
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.optim.lr_scheduler import LambdaLR
 
-from cua_agent.models.architecture import blocks_of, ends_of, set_training
+from cua_agent.models.architecture import blocks_of, ends_of, replace_parameters, set_training
 from cua_agent.models.mrope import mrope_positions
 from cua_agent.models.packed_attention import packed_rows, takes_packed_rows
 from cua_agent.models.policy import PolicyModel
 from trainers.areal.tensors import TensorDict
 from trainers.areal.train.scoring_head import ScoringHead, at_every_position
 from trainers.config import OptimConfig
-from trainers.distributed.sharded_tensors import read_into, sharded_like, whole
+from trainers.distributed.sharded_tensors import clip_gradients, read_into, sharded_like, whole
 from trainers.distributed.torch_process_group import init_default_group
 from trainers.grpo.learner import warmup_factor
+from trainers.grpo.master_weights import MasterWeights
 
 PACKED_SAFELY = ("sdpa", "eager")
 """Attention that reads sequence boundaries from positions; flash attention takes AReaL's cu_seqlens."""
@@ -38,8 +39,11 @@ PACKED_SAFELY = ("sdpa", "eager")
 class FSDPPolicyActor(FSDPPPOActor):  # type: ignore[misc]
     """`FSDPPPOActor` that trains `policy.model` itself: a plain model or a `PeftModel`, whoever loaded it.
 
-    The model is sharded in place; what is trained becomes float32, and is computed with in the dtype that it was loaded
-    in. Its log-probs are those of sampling: at the rollouts' temperature, over the tokens that may be sampled; 0 where
+    Several processes shard the model in place; what is trained becomes float32, and is computed with in the dtype that
+    it was loaded in. A single process has nothing to share: its model stays as it is, with float32 `masters` beside it,
+    as the legacy learner has them (FSDP would copy every weight for every pass).
+
+    Its log-probs are those of sampling: at the rollouts' temperature, over the tokens that may be sampled; 0 where
     `predicts` of the batch (see `rows_to_tensors`) is not set. Packed sequences do not see each other.
     """
 
@@ -60,10 +64,12 @@ class FSDPPolicyActor(FSDPPPOActor):  # type: ignore[misc]
         if self.initialized:
             return  # AReaL's trainer asks again
         self._create_device_model()
-        for _name, parameter in self.policy.trainable_parameters():
-            parameter.data = parameter.data.float()
-        self._shard()
+        if self.world_mesh["dp_sp"].size() > 1:
+            for _name, parameter in self.policy.trainable_parameters():
+                parameter.data = parameter.data.float()
+            self._shard()
         self._read_weights()
+        self.masters = MasterWeights(self.policy)
         self._create_optimizer(ft_spec)
         self._initialized = True
 
@@ -76,11 +82,15 @@ class FSDPPolicyActor(FSDPPPOActor):  # type: ignore[misc]
             fully_shard(module, mesh=mesh, mp_policy=precision, reshard_after_forward=True)
 
     def _read_weights(self) -> None:
-        """Put weights that are still on disk into their shards; each process reads its own."""
+        """Put weights that are still on disk into their shards, of which each process reads its own, or where there are
+        none into the model."""
         if (unread := self.policy.unread) is None:
             return
         module: Any = self.model
-        module._apply(lambda t: torch.empty_like(t, device=self.device) if t.is_meta else t)
+        if not isinstance(module, FSDPModule):
+            replace_parameters(module, self._in_memory)  # `_apply` would untie what is tied
+            module.to(self.device)
+        module._apply(self._in_memory)
         own = {name.replace(".base_layer", ""): p for name, p in self.policy.base_model.named_parameters()}
         read_into(own, unread.files)
         if unread.keep_reference and not self.policy.has_adapter:
@@ -89,6 +99,9 @@ class FSDPPolicyActor(FSDPPPOActor):  # type: ignore[misc]
                 name: p.detach().to(self._loaded_in[name], copy=True) for name, p in trained
             }
         self.policy.unread = None
+
+    def _in_memory(self, tensor: Tensor) -> Tensor:
+        return torch.empty_like(tensor, device=self.device) if tensor.is_meta else tensor
 
     def _precision(self) -> MixedPrecisionPolicy:
         """Forward and backward pass in the dtype that the trained parameters were loaded in; their gradients are
@@ -123,6 +136,8 @@ class FSDPPolicyActor(FSDPPPOActor):  # type: ignore[misc]
 
     def _create_optimizer(self, ft_spec: FinetuneSpec) -> None:
         super()._create_optimizer(ft_spec)
+        self.optimizer.param_groups.clear()  # AReaL's has all parameters of the model
+        self.optimizer.add_param_group({"params": list(self.masters.parameters.values())})
         kept, self.policy.reference_weights = self.policy.reference_weights or {}, None
         parameters = dict(self.policy.trainable_parameters())
         self._reference_shards = {name: sharded_like(weight, parameters[name]) for name, weight in kept.items()}
@@ -190,13 +205,18 @@ class FSDPPolicyActor(FSDPPPOActor):  # type: ignore[misc]
         return stats
 
     def optimizer_step(self) -> dict[str, float]:
-        """AReaL's, which looks at the gradient only: that of a loss that is not finite may be."""
+        """Instead of AReaL's, which looks at the gradient only (that of a loss that is not finite may be) and asks the
+        GPU for the norm of every tensor of it."""
         dist.all_reduce(self._loss_is_finite, op=dist.ReduceOp.MIN, group=self.dp_group)
-        if self._loss_is_finite:
-            stats: dict[str, float] = super().optimizer_step()
-            return stats
-        self.optimizer_zero_grad()
-        return {"update_successful": 0.0, "grad_norm": math.nan, "lr": float(self.lr_scheduler.get_last_lr()[0])}
+        norm = clip_gradients(self.masters.parameters.values(), self.optimizer_config.gradient_clipping, self.dp_group)
+        grad_norm = float(norm.where(self._loss_is_finite.bool(), math.nan))
+        if successful := math.isfinite(grad_norm):
+            self.optimizer.step()
+            self.masters.publish()
+        else:
+            self.optimizer_zero_grad()
+        lr = float(self.lr_scheduler.get_last_lr()[0])
+        return {"update_successful": float(successful), "grad_norm": grad_norm, "lr": lr}
 
     def _compute_forward_result(self, logits: Tensor, ctx: FSDPTrainContext) -> Tensor:
         return self._without_padding(logits, ctx)[0]
@@ -209,7 +229,7 @@ class FSDPPolicyActor(FSDPPPOActor):  # type: ignore[misc]
 
     def trained_weights(self) -> dict[str, Tensor]:
         """The trained parameters by name, whole, float32, on every rank."""
-        return {name: whole(parameter) for name, parameter in self.policy.trainable_parameters()}
+        return {name: whole(parameter) for name, parameter in self.masters.parameters.items()}
 
     def served_weights(self) -> dict[str, Tensor]:
         """The same, rounded to what the model was loaded in."""
@@ -249,7 +269,7 @@ class FSDPPolicyActor(FSDPPPOActor):  # type: ignore[misc]
         """Gradients of the trained parameters by name, whole, float32 on the CPU."""
         return {
             name: whole(parameter.grad).cpu().clone()
-            for name, parameter in self.policy.trainable_parameters()
+            for name, parameter in self.masters.parameters.items()
             if parameter.grad is not None
         }
 

@@ -87,11 +87,10 @@ class Phase2Learner:
         return self._actor.trained_weights()
 
     def snapshot(self, state: TrainerState) -> Snapshot:
-        return take_snapshot(self._policy, optimisation_of(self._actor, self._process_group), state)
+        return snapshot_of(self._actor, state, self._process_group)
 
     def load(self, path: Path) -> TrainerState:
-        optimisation = optimisation_of(self._actor, self._process_group)
-        return load_checkpoint(path, policy=self._policy, optimisation=optimisation)
+        return restore(self._actor, path, self._process_group)
 
     def close(self) -> None:
         if self._actor.initialized:
@@ -137,11 +136,21 @@ class BatchLoss:
         return total
 
 
-def optimisation_of(actor: FSDPPolicyActor, communicator: Communicator) -> Optimisation:
-    """The actor's optimiser as checkpoints know it: whole tensors by parameter name. The first process writes."""
-    parameters = dict(actor.policy.trainable_parameters())
+def snapshot_of(actor: FSDPPolicyActor, state: TrainerState, communicator: Communicator) -> Snapshot:
+    """What a checkpoint of the actor holds: whole tensors by parameter name. Collective; the first process writes."""
+    with actor.masters.in_model():
+        return take_snapshot(actor.policy, _optimisation_of(actor, communicator), state)
+
+
+def restore(actor: FSDPPolicyActor, path: Path, communicator: Communicator) -> TrainerState:
+    """Put a checkpoint's weights and optimiser into the actor. Collective. Raises `CheckpointError`."""
+    with actor.masters.in_model():
+        return load_checkpoint(path, policy=actor.policy, optimisation=_optimisation_of(actor, communicator))
+
+
+def _optimisation_of(actor: FSDPPolicyActor, communicator: Communicator) -> Optimisation:
     writes = communicator.rank == 0
-    return Optimisation(actor.optimizer, actor.lr_scheduler, parameters, writes=writes)
+    return Optimisation(actor.optimizer, actor.lr_scheduler, actor.masters.parameters, writes=writes)
 
 
 def start_actor(actor: FSDPPolicyActor, config: TrainConfig) -> FSDPPolicyActor:

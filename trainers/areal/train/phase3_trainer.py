@@ -17,7 +17,7 @@ from trainers.areal.tensors import TensorDict, carries_signal, rows_to_tensors, 
 from trainers.areal.train.data_parallel import groups_of_rank
 from trainers.areal.train.hooked_ppo_trainer import Engines, Hooks, PolicyPPOTrainer
 from trainers.areal.train.own_tracer import end_tracer, tell_the_time, tracer_config
-from trainers.areal.train.phase2_learner import gradients_of, optimisation_of, start_actor
+from trainers.areal.train.phase2_learner import gradients_of, restore, snapshot_of, start_actor
 from trainers.areal.train.ppo_actor import PPOPolicyActor
 from trainers.areal.train.ppo_lifecycle import PPOLifecycle
 from trainers.components import Components
@@ -38,7 +38,6 @@ from trainers.protocol import (
     TrainResult,
     Usage,
 )
-from trainers.run.checkpoint import load_checkpoint, take_snapshot
 from trainers.run.lifecycle import RunLifecycle
 from trainers.run.metrics import ProgressReporter
 from trainers.run.operations import UpdateOperations
@@ -140,9 +139,7 @@ class Phase3Trainer:
         self._snapshot(self._recorder.state).write(path)
 
     def load(self, path: Path) -> None:
-        state = load_checkpoint(
-            path, policy=self._policy, optimisation=optimisation_of(self._actor, self._process_group)
-        )
+        state = restore(self._actor, path, self._process_group)
         self._recorder.restore(state)
         self._serve(state.policy_version)
         self._stream.restore(position_of_rank(state.data_position, self._process_group))
@@ -222,7 +219,7 @@ class Phase3Trainer:
         self._actor.take_version(version)
 
     def _snapshot(self, state: TrainerState) -> Snapshot:
-        return take_snapshot(self._policy, optimisation_of(self._actor, self._process_group), state)
+        return snapshot_of(self._actor, state, self._process_group)
 
 
 def check_supported(config: TrainConfig) -> None:
