@@ -222,7 +222,8 @@ def updates_of(learner: str, policy: PolicyModel, config: TrainConfig) -> Any:
 
 
 def ppo_updates(policy: PolicyModel, config: TrainConfig) -> Any:
-    """Phase 3 without its rollouts: AReaL's advantages and update on its own engine."""
+    """Phase 3 without its rollouts: AReaL's advantages and update on its own engine. The rows' tensors are made once:
+    in a run of one process they are there before the update begins."""
     from trainers.areal.tensors import rows_to_tensors
     from trainers.areal.train.phase2_learner import start_actor
     from trainers.areal.train.ppo_actor import PPOPolicyActor
@@ -230,13 +231,15 @@ def ppo_updates(policy: PolicyModel, config: TrainConfig) -> Any:
 
     actor = PPOPolicyActor(policy, config)
     start_actor(actor, config)
+    ready: list[dict[str, Any]] = []
 
     def update(batch: Batch) -> dict[str, float]:
-        groups: dict[str, list[Any]] = {}
-        for row in batch.trajectories:
-            groups.setdefault(row.group_id, []).append(row)
-        tensors = [rows_to_tensors(policy, rows) for rows in groups.values()]
-        actor.ppo_update(actor.compute_advantages(tensors))
+        if not ready:
+            groups: dict[str, list[Any]] = {}
+            for row in batch.trajectories:
+                groups.setdefault(row.group_id, []).append(row)
+            ready.extend(rows_to_tensors(policy, rows) for rows in groups.values())
+        actor.ppo_update(actor.compute_advantages([dict(group) for group in ready]))
         return {**actor.watch.metrics(SINGLE_PROCESS), "grad_norm": actor.stats["grad_norm"]}
 
     return update
