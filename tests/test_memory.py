@@ -50,11 +50,11 @@ def test_estimates_are_near_what_was_measured(size: str, settings: dict[str, Any
 @pytest.mark.slow
 def test_the_table_of_the_docs_is_the_estimate() -> None:
     text = (Path(__file__).parents[1] / "docs" / "gpu.md").read_text()
-    rows = re.findall(r"^\| (\d+B) \| ([\d.]+) \| ((?:\d+ \| ){7})$", text.replace(" |\n", " | \n"), re.MULTILINE)
+    rows = re.findall(r"^\| (\d+B) \| ([\d.]+) \| ((?:\d+ \| ){6})$", text.replace(" |\n", " | \n"), re.MULTILINE)
     assert [size for size, *_ in rows] == ["2B", "4B", "8B", "32B"]
     for size, weights, cells in rows:
         shape = shape_of(shape_config(size.lower()))
-        trainers = [TrainingSettings(), *(TrainingSettings(sharded=True, cards=cards) for cards in (1, 2, 4))]
+        trainers = [TrainingSettings(), *(TrainingSettings(sharded=True, cards=cards) for cards in (2, 4))]
         share = 0.9 * CARD_GIB * GIB
         figures = [round(training_memory(shape, each).total / GIB) for each in trainers]
         figures += [serving_memory(shape, cards=cards).kv_tokens(share) // 16384 for cards in (1, 2, 4)]

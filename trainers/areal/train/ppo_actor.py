@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from cua_agent.models.policy import PolicyModel
 from trainers.areal.config.translation import ppo_actor_config, reward_norm
-from trainers.areal.tensors import TensorDict, first_rows, packed_row_numbers
+from trainers.areal.tensors import TensorDict, first_rows, packed_row_numbers, trained_places
 from trainers.areal.train.data_parallel import summed
 from trainers.areal.train.fsdp_actor import FSDPPolicyActor
 from trainers.areal.train.phase2_learner import step_record
@@ -182,16 +182,17 @@ class LossWatch:
         """The mean over the micro-batch's trained tokens, as AReaL's losses are."""
         assert self._inner is not None
         data = {"prox_logp": proximal_logprobs(logprobs), **data}
-        trained = data["loss_mask"].bool()
+        places = trained_places(data)
         if data["prox_logp"].isfinite().all():
             policy_loss = self._inner(*bounded_ratios(logprobs, entropy, data), **kwargs)
         else:  # AReaL's would raise; a loss that is not finite makes a skipped update
             policy_loss = math.nan * logprobs.sum()
         loss, kl = policy_loss, None
         if "ref_logp" in data:
-            kl = ESTIMATORS[self._config.kl_estimator](logprobs[trained], data["ref_logp"][trained])
-            loss = loss + self._config.kl_coefficient * kl.sum() / max(int(trained.sum()), 1)
-        self._sums += self._watched(loss, policy_loss, kl, logprobs, entropy, data)
+            present, reference = (values.reshape(-1)[places] for values in (logprobs, data["ref_logp"]))
+            kl = ESTIMATORS[self._config.kl_estimator](present, reference)
+            loss = loss + self._config.kl_coefficient * kl.sum() / max(len(places), 1)
+        self._sums += self._watched(loss, policy_loss, kl, {**data, "present": logprobs, "entropy": entropy}, places)
         return loss
 
     @torch.no_grad()
@@ -200,20 +201,17 @@ class LossWatch:
         loss: Tensor,
         policy_loss: Tensor,
         kl: Tensor | None,
-        logprobs: Tensor,
-        entropy: Tensor,
         data: Mapping[str, Any],
+        places: Tensor,
     ) -> LossSums:
-        """What the configured loss does to the tokens, of which AReaL says the mean only."""
-        trained = data["loss_mask"].bool()
-        old, proximal, advantages = (data[name][trained] for name in ("logprobs", "prox_logp", "advantages"))
-        rows = packed_row_numbers(data)[trained.reshape(-1)]
-        terms = token_losses(logprobs[trained], proximal, old, advantages, rows, self._config)
-        count = max(int(trained.sum()), 1)
-        actions = data["actions"][trained].bool() if "actions" in data else None
-        return loss_sums(
-            loss * count, policy_loss * count, logprobs[trained], old, entropy[trained], terms, kl, actions
-        )
+        """What the configured loss does to the tokens at `places`, of which AReaL says the mean only."""
+        names = ("present", "logprobs", "prox_logp", "advantages", "entropy")
+        present, old, proximal, advantages, entropy = (data[name].reshape(-1)[places] for name in names)
+        rows = packed_row_numbers(data)[places]
+        terms = token_losses(present, proximal, old, advantages, rows, self._config)
+        count = max(len(places), 1)
+        actions = data["actions"].reshape(-1)[places].bool() if "actions" in data else None
+        return loss_sums(loss * count, policy_loss * count, present, old, entropy, terms, kl, actions)
 
     def metrics(self, communicator: Communicator) -> dict[str, float]:
         """As `LossSums.metrics`, of all processes together; losses are token means over the update."""
