@@ -33,6 +33,7 @@ CARD_GIB = 79.6
 """Of an H100 of 80 GB."""
 MEASURED: list[tuple[str, dict[str, Any], float]] = [
     ("2b", {"tokens": 15_760}, 7.8),
+    ("2b", {"tokens": 15_760, "sharded": True}, 8.25),
     ("8b", {"tokens": 15_760}, 24.8),
     ("8b", {"tokens": 14_972, "sharded": True, "cards": 2}, 17.1),
 ]

@@ -6,7 +6,6 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -32,17 +31,9 @@ from trainers.distributed.sharded_tensors import clip_gradients, read_into, shar
 from trainers.distributed.torch_process_group import init_default_group
 from trainers.grpo.learner import warmup_factor
 from trainers.grpo.master_weights import MasterWeights
-from trainers.grpo.prefetch import prefetched
 
 PACKED_SAFELY = ("sdpa", "eager")
 """Attention that reads sequence boundaries from positions; flash attention takes AReaL's cu_seqlens."""
-
-
-@dataclass(frozen=True)
-class OnHost:
-    """Tensors that AReaL leaves where they are when it moves a batch to its device."""
-
-    tensors: list[Tensor]
 
 
 class FSDPPolicyActor(FSDPPPOActor):  # type: ignore[misc]
@@ -159,32 +150,14 @@ class FSDPPolicyActor(FSDPPPOActor):  # type: ignore[misc]
         return self
 
     def _prepare_mb_list(self, input_: dict[str, Any]) -> MicroBatchList:
-        """AReaL's micro-batches; a row longer than their budget goes alone, as on every backend. Their images stay on
-        the host for now: AReaL packs numbers in place of them."""
-        images = [row.get("pixel_values") for row in input_.get("multi_modal_input", [])]
-        if images:
-            numbered = enumerate(input_["multi_modal_input"])
-            rows = [{**row, "pixel_values": torch.tensor([number])} if row else {} for number, row in numbered]
-            input_ = {**input_, "multi_modal_input": rows}
+        """AReaL's micro-batches; a row longer than their budget goes alone, as on every backend."""
         spec = self.config.mb_spec
         longest = int(input_["attention_mask"].sum(-1).max())
         self.config.mb_spec = MicroBatchSpec.new(spec, max_tokens_per_mb=max(spec.max_tokens_per_mb, longest))
         try:
-            mb_list = super()._prepare_mb_list(input_)
+            return super()._prepare_mb_list(input_)
         finally:
             self.config.mb_spec = spec
-        for inputs in mb_list.padded_mbs:
-            if "pixel_values" in inputs:
-                inputs["pixel_values"] = OnHost([images[number] for number in inputs["pixel_values"].tolist()])
-        return mb_list
-
-    def forward_backward_batch(
-        self, mb_list: MicroBatchList, process_output_fn: Callable[..., Any], forward_only: bool = False
-    ) -> None:
-        """AReaL's; while the GPU works on one micro-batch, the images of the next are put together and copied to it."""
-        held = [item.padded_mb.get("pixel_values") for item in mb_list]
-        coming = prefetched((partial(_images, rows, self.device) for rows in held), self.device)
-        super().forward_backward_batch(map(_with_images, mb_list, coming), process_output_fn, forward_only)
 
     def _prepare_mb_inputs(self, mb_item: MicroBatchItem) -> tuple[dict[str, Any], FSDPTrainContext]:
         inputs, context = super()._prepare_mb_inputs(mb_item)
@@ -202,8 +175,7 @@ class FSDPPolicyActor(FSDPPPOActor):  # type: ignore[misc]
         return self._with_pixels(inputs), context
 
     def _with_pixels(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """`inputs` with pixels in place of their bytes; those stay in `inputs`, which lives as long as the
-        micro-batch."""
+        """`inputs` with pixels in place of their bytes; those stay in `inputs`, which lives as long as the batch."""
         if "pixel_values" not in inputs:
             return inputs
         return {**inputs, "pixel_values": self.policy.pixel_values(inputs["pixel_values"], inputs["image_grid_thw"])}
@@ -300,14 +272,6 @@ class FSDPPolicyActor(FSDPPPOActor):  # type: ignore[misc]
             for name, parameter in self.masters.parameters.items()
             if parameter.grad is not None
         }
-
-
-def _images(rows: OnHost | None, device: torch.device) -> Tensor | None:
-    return None if rows is None else torch.cat(rows.tensors).to(device)
-
-
-def _with_images(item: MicroBatchItem, images: Tensor | None) -> MicroBatchItem:
-    return item if images is None else item._replace(padded_mb={**item.padded_mb, "pixel_values": images})
 
 
 def position_ids(
