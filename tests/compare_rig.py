@@ -40,7 +40,7 @@ def row(step: int, **values: Any) -> dict[str, Any]:
         "tokens": 1000, "tokens_per_s": 100.0, "train_tokens_per_s": 300.0, "train_tflops": 0.1, "mfu": None,
         "gpu_wait_s": None, "gpu_peak_gib": None, "clip_fraction_high": 0.0, "correction_fraction": None,
         "effective_sample_size": None, "entropy_action": None, "entropy_thought": None, "repeated_actions": 0.0,
-        "blind_gap": None,
+        "blind_gap": None, "engine_tokens_per_s": None, "engine_queue_s": None,
     } | values  # fmt: skip
 
 

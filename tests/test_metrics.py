@@ -13,6 +13,7 @@ from tests.toy_world import trajectory
 from trainers.config import ConfigError, LoggingConfig
 from trainers.protocol import Batch, Collected, EvalRecord, Group, GroupSpec, TrainerState, TrainResult, Usage
 from trainers.run.metrics import MetricsWriter, StepMetrics, open_trackers
+from trainers.run.server_meter import ServerFigures
 from trainers.run.step_metrics import (
     Staleness,
     Timing,
@@ -64,12 +65,11 @@ def test_truncated_is_the_share_of_the_turns_that_were_cut_off() -> None:
     timing, stale = Timing(1.0, 1.0, 1.0, 3.0), Staleness()
     state = advance(TrainerState(turns=4, turns_truncated=1), timing, stale, collected.episodes)
     assert (state.turns, state.turns_truncated) == (8, 3)
-    metrics = step_metrics(state, collected, Batch([], []), [], stale, timing, Usage(), Throughput())
+    metrics = step_metrics(state, collected, Batch([], []), [], stale, timing, Usage(), Throughput(), ServerFigures())
     assert metrics.truncated == 0.5  # 2 of 4: of both rows of an episode, and of groups without signal
-    assert (
-        step_metrics(state, Collected(), Batch([], []), [], stale, timing, Usage(), Throughput()).row()["truncated"]
-        is None
-    )
+    none = Collected()
+    nothing = step_metrics(state, none, Batch([], []), [], stale, timing, Usage(), Throughput(), ServerFigures())
+    assert nothing.row()["truncated"] is None
 
 
 def test_not_a_number_becomes_null() -> None:

@@ -32,7 +32,7 @@ _RATE = 5.0
 _WEAK_GROUPS = 3
 _MEASURED_IN_TIME = (
     *("env_utilisation", "box_minutes", "tokens_per_s", "train_tokens_per_s", "train_tflops", "mfu"),
-    *("gpu_wait_s", "gpu_peak_gib"),
+    *("gpu_wait_s", "gpu_peak_gib", "engine_tokens_per_s", "engine_queue_s"),
 )
 
 

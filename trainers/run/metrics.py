@@ -39,7 +39,8 @@ class StepMetrics:
     `train_tokens_per_s` by `train_s` and the processes that trained, and `train_tflops` likewise the operations that
     the updates ask for (`trainers.run.operations`); `mfu` is the share of what the card does at most. `gpu_wait_s`:
     seconds of `train_s` in which the first process's GPU had nothing to do; `gpu_peak_gib`: the most memory that its
-    tensors took meanwhile.
+    tensors took meanwhile. With `inference=vllm`, since the row before: tokens that the servers generated a second
+    (`engine_tokens_per_s`), and seconds that a request waited in their queues (`engine_queue_s`), of whoever asked.
     `blind_gap` is the same of turns whose screenshot was blanked (`trainers.grpo.blindness`), before the updates.
     `clip_fraction` is the share of the trained tokens whose ratio was clipped, `clip_fraction_high` from above;
     `correction_fraction` the share beyond the bounds of the decoupled loss, and `effective_sample_size` how many tokens
@@ -105,6 +106,8 @@ class StepMetrics:
     mfu: float = NAN
     gpu_wait_s: float = NAN
     gpu_peak_gib: float = NAN
+    engine_tokens_per_s: float = NAN
+    engine_queue_s: float = NAN
     outcomes: Mapping[str, int] = field(default_factory=dict)
     worlds: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     group_successes: Mapping[int, int] = field(default_factory=dict)

@@ -28,6 +28,7 @@ from trainers.run.metrics import MetricsWriter, ProgressReporter, open_trackers
 from trainers.run.pruning import prune_lineage
 from trainers.run.resuming import StartingPoint, carry_best
 from trainers.run.run_timeline import RunTimeline
+from trainers.run.server_meter import ServerMeter
 from trainers.run.shown_episodes import EvaluationReader
 from trainers.run.step_metrics import Staleness, Timing, advance, step_metrics
 from trainers.run.stopping import Stopped, observe, out_of_budget, stop_after_evaluation
@@ -79,6 +80,8 @@ class RunRecorder:
         self._whole: tuple[Path, int] | None = None  # the newest whole checkpoint, and its step
         self._steps = StepLog(directory)
         self._evaluations = EvaluationReader(directory)
+        asked = config.inference.name == "vllm" and process_group.rank == 0
+        self._servers = ServerMeter(config.inference.servers if asked else ())
         self._timeline = RunTimeline(directory, config.logging.timeline_mb if process_group.rank == 0 else 0.0)
         self._store = TrajectoryStore(directory / "trajectories", config.logging.save_trajectories)
         identity = {"backend": config.backend, "phase": config.active_phase, "seed": config.seed}
@@ -117,6 +120,7 @@ class RunRecorder:
         """The clock of the run starts, or goes on where a checkpoint stopped it."""
         self._saved_at = time.perf_counter()
         self._clock = self._saved_at - self._state.wall_s
+        self._servers.look()
         if self._process_group.rank == 0 and (said := take_up(self._config, self._directory, self._spool, self._state)):
             self._progress.message(said)
 
@@ -150,7 +154,8 @@ class RunRecorder:
         self._usage += usage
         self._spool.trained(self._state.step, collected.group_ids)
         speed = self._throughput(batch, len(updates), timing)
-        metrics = step_metrics(self._state, collected, batch, updates, stale, timing, usage, speed)
+        servers = self._servers.look()
+        metrics = step_metrics(self._state, collected, batch, updates, stale, timing, usage, speed, servers)
         self._writer.step(metrics)
         trained = self._state.policy_version - any(not update.skipped for update in updates)
         self._steps.step(self._state.step, trained, collected, batch)
@@ -338,5 +343,6 @@ class RunRecorder:
     def close(self) -> None:
         self._checkpoints.wait()
         self._timeline.close()
+        self._servers.close()
         self._writer.close()
         self._progress.close()

@@ -17,6 +17,7 @@ from trainers.protocol import Batch, Collected, Episode, Group, StepRecord, Trai
 from trainers.rollouts.evaluation import turn_count
 from trainers.run.gpu_meter import GpuFigures
 from trainers.run.metrics import NAN, StepMetrics
+from trainers.run.server_meter import ServerFigures
 from trainers.run.throughput import Throughput
 
 _KEYS = {f.name for f in fields(StepMetrics)}
@@ -115,6 +116,7 @@ def step_metrics(
     timing: Timing,
     usage: Usage,
     throughput: Throughput,
+    servers: ServerFigures,
 ) -> StepMetrics:
     """The row of the step that led to `state`; loss figures are means over its applied updates."""
     tokens = sum(len(row) for row in batch.trajectories)
@@ -146,6 +148,8 @@ def step_metrics(
         mfu=throughput.mfu,
         gpu_wait_s=timing.gpu.wait_s,
         gpu_peak_gib=timing.gpu.peak_gib,
+        engine_tokens_per_s=servers.tokens_per_s,
+        engine_queue_s=servers.queue_s,
         group_successes=group_successes([*collected.kept, *collected.filtered]),
         advantage_by_turn=advantage_by_turn(batch),
         **learning,
