@@ -70,7 +70,7 @@ ENGINE = "trainers.areal.train.fsdp_actor"
 OPTIMISER = f"{ENGINE}:FSDPPolicyActor._create_optimizer"
 CONFIGURED = (f"{LEARNER}:actor_config", f"{ACTOR}:ppo_actor_config")
 TENSORS = (f"{LEARNER}:rows_to_tensors", f"{FULL}:rows_to_tensors")
-LOADED = ("trainers.grpo.learner:load_checkpoint", f"{LEARNER}:load_checkpoint", f"{FULL}:load_checkpoint")
+LOADED = ("trainers.grpo.learner:load_checkpoint", f"{LEARNER}:load_checkpoint", f"{LEARNER}:load_checkpoint")
 
 REPLAYED = {
     "mask_shifted": Fault(0, "full/plain", AREAL, TENSORS, do.mask_shifted),
