@@ -7,7 +7,6 @@ screenshots that the model saw are in `Trajectory.images`.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
@@ -24,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load, save
 
 from cua_agent.error_text import first_line
+from cua_agent.image_hash import image_hash
 from cua_agent.trajectory import NO_VERSION, Fork, Outcome, Trajectory, Turn
 from trainers.protocol import Batch
 
@@ -162,8 +162,7 @@ def _batch(content: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -
 
 def _store_image(arrays: Arrays, image: npt.NDArray[np.uint8]) -> str:
     """Add a screenshot to the file's arrays, unless it is there, and return its name."""
-    digest = hashlib.sha256(repr(image.shape).encode() + np.ascontiguousarray(image).tobytes()).hexdigest()
-    name = f"image/{digest}"
+    name = f"image/{image_hash(image)}"
     if name not in arrays:
         png = io.BytesIO()
         Image.fromarray(image).save(png, format="PNG", compress_level=1)
