@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from cua_agent.envs.base import Environment
 from trainers.areal.rollout.engine_client import EngineClient
 from trainers.areal.rollout.loop_environments import LoopEnvironments
 from trainers.areal.rollout.rollout_engine import PolicyRolloutEngine
 from trainers.components import Components
-from trainers.protocol import EpisodeSpec, OnDone, Played
+from trainers.protocol import Episode, EpisodeSpec, OnDone, Played
 from trainers.rollouts.collection import play_all
 
 
 class EvaluationPlayer:
-    """Implements `EpisodePlayer`: plays held-out episodes with the weights that `engine` serves.
+    """Implements `EpisodePlayer`: plays held-out episodes with the weights that `engine` serves; the trainer waits, so
+    these are of one version.
 
-    AReaL starts no new training group meanwhile; those that run keep their environments.
+    AReaL starts no new training group until the last of these episodes has an environment, and then lets them have
+    those that become free; groups that run keep theirs.
     """
 
     def __init__(
@@ -27,13 +30,25 @@ class EvaluationPlayer:
         self._run_episode = components.runner_for(EngineClient(engine))
 
     def play(self, specs: Sequence[EpisodeSpec], on_done: OnDone) -> list[Played]:
-        was_paused = self._engine.workflow_executor.is_paused()
+        resume = _nothing if self._engine.workflow_executor.is_paused() else self._engine.resume
         self._engine.pause()
         try:
-            return self._engine.run(self._play(specs, on_done))
+            return self._engine.run(self._play(specs, on_done, resume))
         finally:
-            if not was_paused:
-                self._engine.resume()
+            resume()
 
-    async def _play(self, specs: Sequence[EpisodeSpec], on_done: OnDone) -> list[Played]:
-        return await play_all(await self._environments.pool(), self._run_episode, specs, self._retries, on_done)
+    async def _play(self, specs: Sequence[EpisodeSpec], on_done: OnDone, all_begun: Callable[[], None]) -> list[Played]:
+        waiting = len(specs)
+
+        async def run(environment: Environment, spec: EpisodeSpec) -> Episode:
+            nonlocal waiting
+            waiting -= 1
+            if waiting == 0:
+                all_begun()
+            return await self._run_episode(environment, spec)
+
+        return await play_all(await self._environments.pool(), run, specs, self._retries, on_done)
+
+
+def _nothing() -> None:
+    pass
