@@ -18,7 +18,14 @@ from typing import Any, TextIO
 from pydantic import SecretStr
 
 MASK = "***"
-KEY_VARIABLES = ("GBOX_API_KEY", "VLLM_API_KEY", "WANDB_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+KEY_VARIABLES = (
+    "GBOX_API_KEY",
+    "VLLM_API_KEY",
+    "OPENAI_API_KEY",
+    "WANDB_API_KEY",
+    "HF_TOKEN",
+    "HUGGING_FACE_HUB_TOKEN",
+)
 """The variables that hold keys for this library, or for one that it uses."""
 _REFERENCE = re.compile(r"\$\{oc\.env:(\w+)\}")
 _SECRET_NAME = re.compile(

@@ -7,7 +7,7 @@ from pydantic.dataclasses import dataclass
 
 from trainers.config.own_keys import own_key_lines
 from trainers.config.presets import OPTION
-from trainers.config.types import PathText
+from trainers.config.types import PathText, ServerUrl
 from trainers.config.validation import STRICT
 
 ORACLE = "oracle"
@@ -22,6 +22,13 @@ class CloneConfig:
         min_length=1,
         description="oracle: an expert plays env=pocket; or run directories: their recorded successes in training",
     )
+    teacher: ServerUrl | None = Field(
+        default=None, description="an OpenAI-compatible server instead: what its model does well is imitated"
+    )
+    teacher_model: str | None = Field(
+        default=None, min_length=1, description="what the model is called there; null: the first that it serves"
+    )
+    teacher_episodes: int = Field(default=200, ge=1, description="episodes that the teacher plays")
     out: PathText | None = Field(
         default=None, description="model directory to write, a new one; null: clone-<time> in output_dir"
     )
@@ -49,6 +56,7 @@ def help_text(command: str) -> str:
         f"  {command} fresh=true minutes=8                              a random tiny model, all by demonstrations",
         f"  {command} model=./my-model model.grounding=coordinates      positions instead of names",
         f"  {command} source=outputs/my-run                             what a run did well",
+        f"  {command} teacher=http://127.0.0.1:8000 teacher_episodes=500   what another model does well",
         "",
         "Keys (default in brackets):",
         *own_key_lines(CloneConfig),

@@ -6,16 +6,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
-from cua_agent.agent import AgentConfig, screen_of
-from cua_agent.cloning.example import Example, as_example
-from cua_agent.conversation import Codec, Conversation, EpisodeInfo
-from cua_agent.envs.base import Observation
-from cua_agent.inference.base import GenerateResponse
-from cua_agent.prompts import END_OF_TURN, system_prompt
-from cua_agent.trajectory import NO_VERSION, Outcome
+from cua_agent.agent import AgentConfig
+from cua_agent.cloning.example import Example
+from cua_agent.conversation import Codec
+from cua_agent.trajectory import Outcome
+from trainers.clone.retelling import Said, retold
 from trainers.config import ConfigError
 from trainers.config.validation import shown
 from trainers.episodes.files import EPISODES, SCREENS, STEPS
@@ -61,24 +58,12 @@ def _imitable(row: dict[str, Any]) -> bool:
 
 
 def _example(row: dict[str, Any], screens: Path, codec: Codec, agent: AgentConfig) -> list[Example]:
-    """The episode as this model would have seen and said it; none where a screen is gone. Turns that were no legal call
-    are shown, not imitated."""
-    system = system_prompt(agent.prompt, agent.grounding, codec.coordinates or "relative")
-    conversation = Conversation(codec, system, "full", 1)
-    result = ""
-    for place, turn in enumerate(row["turns"]):
-        file = screens / turn["screen"]
-        if not file.is_file():
-            return []
-        screen = screen_of(Observation(Image.open(file), result), agent.observation)
-        if place:
-            conversation.observe(result, screen)
-        else:
-            conversation.start(row["goal"], screen)
-        ids = codec.encode(turn["text"] + END_OF_TURN)
-        version = NO_VERSION if turn["action"] is None else 0
-        conversation.add_response(GenerateResponse(ids, [0.0] * len(ids), [version] * len(ids), "stop"))
-        result = turn["result"]
-    info = EpisodeInfo(row["reward"], Outcome.SUCCESS, row["task"], "recorded", row["id"], row["seed"])
-    (example,) = (as_example(each) for each in conversation.to_trajectories(info, []))
-    return [example] if len(example.input_ids) <= agent.max_length and np.any(example.labels) else []
+    """The episode as this model would have seen and said it; none where a screen is gone."""
+    files = [screens / turn["screen"] for turn in row["turns"]]
+    if not all(file.is_file() for file in files):
+        return []
+    turns = [
+        Said(Image.open(file), turn["text"], turn["result"], turn["action"])
+        for file, turn in zip(files, row["turns"], strict=True)
+    ]
+    return retold(row["goal"], turns, codec, agent)

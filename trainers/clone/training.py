@@ -16,6 +16,7 @@ from cua_agent.cloning.examples import ExampleStream, Mix, RecordedStream
 from cua_agent.models.policy import PolicyModel
 from trainers.clone.options import ORACLE, CloneConfig
 from trainers.clone.recorded import recorded_examples
+from trainers.clone.teacher import teacher_examples
 from trainers.components import agent_config, build_policy, check_context
 from trainers.config import ConfigError, TrainConfig
 from trainers.grpo.master_weights import MasterWeights
@@ -67,7 +68,14 @@ def train_clone(options: CloneConfig, config: TrainConfig, out: Path, on_step: O
 
 def check_source(options: CloneConfig, config: TrainConfig) -> None:
     """Raise `ConfigError` for a source that cannot teach this model in this world."""
-    if ORACLE in options.source:
+    if options.teacher is not None:
+        if options.source != (ORACLE,):
+            raise ConfigError(
+                f"teacher={options.teacher} with source={list(options.source)}: one of them; leave it out"
+            )
+        if config.model.observation == "text":
+            raise ConfigError(f"teacher={options.teacher}: screens are kept as pixels; allowed: source=oracle")
+    elif ORACLE in options.source:
         if len(options.source) > 1:
             raise ConfigError(f"source={list(options.source)}: the oracle plays alone; allowed: oracle, or runs")
         if config.env.name != "pocket":
@@ -80,6 +88,9 @@ def check_source(options: CloneConfig, config: TrainConfig) -> None:
 
 def _stream(options: CloneConfig, config: TrainConfig, policy: PolicyModel) -> Any:
     agent = agent_config(config)
+    if options.teacher is not None:
+        examples = teacher_examples(options, config, policy, agent)
+        return RecordedStream(policy, examples, options.batch, config.seed)
     if options.source != (ORACLE,):
         examples = recorded_examples(options.source, policy, agent, config.env.tasks)
         return RecordedStream(policy, examples, options.batch, config.seed)

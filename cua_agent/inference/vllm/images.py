@@ -35,10 +35,11 @@ def sent_image(processor: Any, image: npt.NDArray[np.uint8], known: SentImages |
     name = hashlib.blake2b(repr(resized.shape).encode(), digest_size=_NAME_BYTES)
     name.update(resized.tobytes())
     named = SentImage(name.hexdigest())
-    return named if known is not None and named.name in known else SentImage(named.name, _data_url(resized))
+    return named if known is not None and named.name in known else SentImage(named.name, data_url(resized))
 
 
-def _data_url(image: npt.NDArray[np.uint8]) -> str:
+def data_url(image: npt.NDArray[np.uint8]) -> str:
+    """A screenshot, uint8 [H, W, 3], as PNG in a data URL."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG", compress_level=_FAST_COMPRESSION)
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
