@@ -26,11 +26,14 @@ from rich.table import Table
 ROOT = Path(__file__).parents[1]
 BACKEND = "backend=legacy"
 DIFFICULTY, REPLAY, CREDIT = "sampling.strategy=difficulty", "replay.share=0.25", "advantage.credit=gigpo"
+FORK = "advantage.credit=fork"
 RECIPES = {
     "plain": (),
     "difficulty": (DIFFICULTY,),
     "replay": (REPLAY,),
     "credit": (CREDIT,),
+    "fork": (FORK,),
+    "difficulty+fork": (DIFFICULTY, FORK),
     "difficulty+replay": (DIFFICULTY, REPLAY),
     "all": (DIFFICULTY, REPLAY, CREDIT),
 }
