@@ -12,6 +12,7 @@ from tests.legacy_rig import TASKS, OneTokenRunner, Watcher, squares
 from trainers.components import Components
 from trainers.config import ModelConfig, TrainConfig
 from trainers.protocol import EpisodeSpec, Trainer, TrainResult
+from trainers.rollouts.replay import SuccessPool
 
 
 class SlowRunner(OneTokenRunner):
@@ -62,8 +63,9 @@ def ran(
         runners.append(runner(policy, engine, **options))
         return runners[-1]
 
-    components = Components(policy, squares, runner_for, TASKS, {"seeds": TASKS, "templates": TASKS[:1]})  # type: ignore[arg-type]
     config = replace(config, model=ModelConfig(path=str(weights), freeze_vision=False))
+    held_out = {"seeds": TASKS, "templates": TASKS[:1]}
+    components = Components(policy, squares, runner_for, TASKS, held_out, successes=SuccessPool(config))  # type: ignore[arg-type]
     watcher = watcher or Watcher()
     make = CUAGRPOTrainer if config.backend == "legacy" else AReaLGRPOTrainer
     trainer: Trainer = make(config, directory, watcher, components)

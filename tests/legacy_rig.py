@@ -23,6 +23,7 @@ from trainers.components import Components
 from trainers.config import EvalConfig, LoggingConfig, OptimConfig, RolloutConfig, TrainConfig
 from trainers.legacy.trainer import CUAGRPOTrainer
 from trainers.protocol import Batch, EpisodeSpec, EvalRecord
+from trainers.rollouts.replay import SuccessPool
 from trainers.rollouts.trajectory_store import load_batch
 from trainers.run.metrics import StepMetrics
 
@@ -145,7 +146,7 @@ def rig_maker(weights: Path, directory_of_runs: Path) -> Iterator[MakeRig]:
             return runners[-1]
 
         held_out = {"seeds": TASKS, "templates": TASKS[:1]}
-        components = Components(policy, squares, runner_for, TASKS, held_out)  # type: ignore[arg-type]
+        components = Components(policy, squares, runner_for, TASKS, held_out, successes=SuccessPool(config))  # type: ignore[arg-type]
         watcher, directory = Watcher(), directory_of_runs / f"run{len(rigs)}"
         trainer = CUAGRPOTrainer(config, directory, watcher, components)
         rigs.append(Rig(trainer, policy, runners[0].engine, runners[0], watcher, directory))

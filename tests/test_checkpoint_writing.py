@@ -11,7 +11,7 @@ import pytest
 from tests.legacy_rig import CONFIG, MakeRig
 from trainers.config import EvalConfig
 from trainers.config.run import CheckpointConfig
-from trainers.protocol import Snapshot
+from trainers.protocol import Files, Snapshot
 from trainers.run import checkpoint
 from trainers.run.checkpoint_files import read_state, verify_checkpoint
 from trainers.run.checkpoint_writer import CheckpointWriter
@@ -26,7 +26,7 @@ def nothing(*_: Any) -> None: ...
 def test_a_detached_snapshot_is_written_elsewhere_and_only_the_next_one_waits(tmp_path: Path) -> None:
     writer, may_end, threads = CheckpointWriter(), threading.Event(), []
 
-    def write(path: Path) -> None:
+    def write(path: Path, _: Files) -> None:
         may_end.wait(60)
         threads.append(threading.current_thread())
 
@@ -40,7 +40,7 @@ def test_a_detached_snapshot_is_written_elsewhere_and_only_the_next_one_waits(tm
 def test_a_failure_is_told_in_the_thread_that_trains(tmp_path: Path) -> None:
     writer, told = CheckpointWriter(), []
 
-    def write(path: Path) -> None:
+    def write(path: Path, _: Files) -> None:
         raise FULL
 
     def failed(error: Exception) -> None:

@@ -142,12 +142,15 @@ def evaluated(*arguments: str) -> dict[str, Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("trained", [["backend=legacy"], ["backend=areal", "phase=3"]])
 def test_it_says_of_a_runs_checkpoints_what_the_run_says(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    if "phase=3" in trained:
+        pytest.importorskip("areal")
     monkeypatch.chdir(tmp_path)
     keys = ["max_steps=1", "eval.episodes=10", "eval.every_steps=0", "rollout.groups_per_step=2", "run_name=run"]
-    trainer = make_trainer(load_config(["backend=legacy", "lora.enabled=true", "optim.learning_rate=1e-2", *keys]))
+    trainer = make_trainer(load_config([*trained, "lora.enabled=true", "optim.learning_rate=1e-2", *keys]))
     try:
         trainer.train()
     finally:

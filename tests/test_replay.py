@@ -1,7 +1,9 @@
 """Past successes stand in for failures of a group that failed as a whole."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -90,3 +92,38 @@ def test_a_run_trains_on_replayed_successes_and_says_how_old_they_are(make_rig: 
         "g000004",
         "g000005",
     }
+
+
+def test_a_checkpoint_keeps_the_successes_and_a_resumed_run_replays_them(make_rig: MakeRig) -> None:
+    """The policy wins in the first step alone; what goes on after it has nothing else to learn from."""
+
+    def hook(spec: EpisodeSpec) -> None:
+        hook.wins = spec.group_id.startswith("g") and int(spec.group_id[1:]) < 2  # type: ignore[attr-defined]
+
+    def reward(token: int) -> float:
+        return float(token % 2 == 0) if hook.wins else 0.0  # type: ignore[attr-defined]
+
+    once = replace(config(), rollout=replace(CONFIG.rollout, max_refills=0), max_steps=1)
+    first = make_rig(once, reward=reward, hook=hook)
+    first.trainer.train()
+    saved = first.directory / "checkpoints" / "last"
+    assert json.loads((saved / "manifest.json").read_text())["files"].keys() >= {"successes.safetensors"}
+    resumed = make_rig(replace(once, max_steps=2, resume=str(saved)), reward=reward, hook=hook)
+    resumed.trainer.train()
+    [row] = resumed.rows()
+    assert row["episodes_replayed"] > 0 and row["success_rate"] == 0.0 and row["staleness_max"] == 1
+
+
+def test_what_a_checkpoint_keeps_is_what_there_was_when_it_was_taken(tmp_path: Path) -> None:
+    pool, other = SuccessPool(config()), SuccessPool(config())
+    assert pool.files() == {}
+    pool.completed(group(0, [1, 0, 1, 0]), 0)
+    files = pool.files()
+    pool.completed(group(1, [1, 0, 0, 0], version=1), 1)
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content())
+    other.restore(tmp_path)
+    kept = other.completed(group(2, [0, 0, 0, 0], version=2), 2).replayed
+    assert [(row.seed, row.reward, row.versions.max()) for [row] in kept] == [(0, 1.0, 0)] * 2
+    other.restore(tmp_path / "of before there were any")
+    assert other.completed(group(3, [0, 0, 0, 0], version=2), 2).replayed == []

@@ -27,6 +27,7 @@ from trainers.config import ConfigError, SamplingConfig, TrainConfig
 from trainers.episodes.log import EpisodeLog
 from trainers.protocol import EpisodeRunner, EpisodeSpec
 from trainers.rollouts.difficulty import TaskDifficulty
+from trainers.rollouts.replay import SuccessPool
 from trainers.rollouts.task_sampler import training_tasks
 from trainers.run.checkpoint import save_weights
 
@@ -37,7 +38,7 @@ class Components:
 
     `environments` opens what environments share (a browser), for one event loop at a time; `runner_for` makes what
     plays episodes with an engine; they are recorded in `episodes`, if anywhere. `difficulty` is what the run knows of
-    its tasks: whoever keeps the books enters it, whoever draws tasks reads it.
+    its tasks: whoever keeps the books enters it, whoever draws tasks reads it. `successes` are kept by whoever plays.
     """
 
     policy: PolicyModel
@@ -47,6 +48,7 @@ class Components:
     eval_tasks: Mapping[EvalSplit, Sequence[CUATask]]
     episodes: EpisodeLog | None = None
     difficulty: TaskDifficulty = field(default_factory=lambda: difficulty_of(SamplingConfig()))
+    successes: SuccessPool = field(default_factory=lambda: SuccessPool(TrainConfig()))
 
     def close(self) -> None:
         """Nothing more is played; safe to call twice."""
@@ -70,6 +72,7 @@ def build_components(config: TrainConfig, *, sharded: bool = False, episodes: Ep
         eval_tasks=held_out_tasks(config),
         episodes=episodes,
         difficulty=difficulty_of(config.sampling),
+        successes=SuccessPool(config),
     )
 
 

@@ -26,6 +26,7 @@ from trainers.protocol import (
     Usage,
 )
 from trainers.rollouts.difficulty import TaskDifficulty
+from trainers.rollouts.replay import SuccessPool
 from trainers.run.gpu_meter import GpuMeter
 from trainers.run.interrupts import interrupts_held
 from trainers.run.lifecycle import RunLifecycle
@@ -38,9 +39,9 @@ from trainers.run.stopping import Stopped
 class TrainingLoop:
     """Multi-turn GRPO over `rollouts` and a `learner`, which it owns and closes; implements `Trainer`.
 
-    `difficulty` is what `rollouts` draw tasks by; `operations` tells what an update on a batch computes. With
-    `config.resume` the run goes on from that checkpoint. Every process of `process_group` runs a loop of its own, in
-    step with the others; `rollouts` and `learner` bring them together.
+    `difficulty` is what `rollouts` draw tasks by, `successes` what they replay; `operations` tells what an update on a
+    batch computes. With `config.resume` the run goes on from that checkpoint. Every process of `process_group` runs a
+    loop of its own, in step with the others; `rollouts` and `learner` bring them together.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class TrainingLoop:
         learner: Learner,
         eval_tasks: Mapping[EvalSplit, Sequence[CUATask]],
         difficulty: TaskDifficulty,
+        successes: SuccessPool,
         operations: Callable[[Batch], float] | None = None,
         process_group: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
@@ -67,6 +69,7 @@ class TrainingLoop:
             snapshot=learner.snapshot,
             position=lambda: rollouts.position,
             difficulty=difficulty,
+            successes=successes,
             operations=operations,
             process_group=process_group,
         )
@@ -103,11 +106,11 @@ class TrainingLoop:
         return self._lifecycle.evaluate(tasks)
 
     def save(self, path: Path) -> None:
-        self._learner.snapshot(self.state).write(path)
+        self._recorder.snapshot().write(path)
 
     def load(self, path: Path) -> None:
         state = self._learner.load(path)
-        self._recorder.restore(state)
+        self._recorder.restore(state, path)
         self._rollouts.restore(state.policy_version, state.data_position)
 
     def close(self) -> None:

@@ -163,15 +163,24 @@ class Trainer(Protocol):
         ...
 
 
+Files = Mapping[str, Callable[[], bytes]]
+"""Further files of a checkpoint by name, and what makes their content."""
+
+
 @dataclass(frozen=True)
 class Snapshot:
-    """Everything that a checkpoint holds, as it was at one moment. `write(path)` makes the checkpoint directory,
-    atomically. A `detached` one shares nothing that training changes: it may be written at any time, by any thread;
-    another has to be written at once. `size` in bytes, as far as it is known."""
+    """Everything that a checkpoint holds, as it was at one moment: what `save` writes atomically, `files` among it. A
+    `detached` one shares nothing that training changes: it may be written at any time, by any thread; another has to be
+    written at once. `size` in bytes, as far as it is known."""
 
-    write: Callable[[Path], None]
+    save: Callable[[Path, Files], None]
     detached: bool
     size: int = 0
+    files: Files = field(default_factory=dict)
+
+    def write(self, path: Path) -> None:
+        """Make the checkpoint directory `path`."""
+        self.save(path, self.files)
 
 
 class Learner(Protocol):

@@ -132,6 +132,7 @@ def _of_phase(
         learner=learner,
         eval_tasks=components.eval_tasks,
         difficulty=components.difficulty,
+        successes=components.successes,
         operations=UpdateOperations(components.policy),
         process_group=process_group,
     )

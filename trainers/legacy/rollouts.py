@@ -16,7 +16,6 @@ from trainers.protocol import Collected, EpisodeSpec, Group, GroupSpec, OnCollec
 from trainers.rollouts.collection import collect, play_all, play_groups, watched
 from trainers.rollouts.event_loops import LoopThread
 from trainers.rollouts.group_spool import NO_SPOOL, GroupSpool
-from trainers.rollouts.replay import SuccessPool
 from trainers.rollouts.task_sampler import training_sampler
 
 
@@ -37,7 +36,7 @@ class SynchronousRollouts:
         self._spool = spool
         self._run_episode = components.runner_for(engine)
         self._sampler = training_sampler(config, components.train_tasks, components.difficulty)
-        self._successes = SuccessPool(config)
+        self._successes = components.successes
         self._stack = AsyncExitStack()
         self._loop = LoopThread()
         self._stats = PoolStats()

@@ -45,6 +45,7 @@ class CUAGRPOTrainer:
             learner=self._learner,
             eval_tasks=components.eval_tasks,
             difficulty=components.difficulty,
+            successes=components.successes,
             operations=UpdateOperations(components.policy),
         )
 

@@ -5,10 +5,17 @@ from __future__ import annotations
 import threading
 from collections import deque
 from dataclasses import replace
+from functools import partial
+from itertools import groupby
+from pathlib import Path
 
 from cua_agent.trajectory import NO_VERSION
 from trainers.config import TrainConfig
-from trainers.protocol import Episode, Group
+from trainers.protocol import Batch, Episode, Files, Group
+from trainers.rollouts.trajectory_store import encode_batch, load_batch
+
+FILE = "successes.safetensors"
+"""In a checkpoint."""
 
 
 class SuccessPool:
@@ -25,12 +32,28 @@ class SuccessPool:
         self._successes: dict[str, deque[Episode]] = {}
         self._lock = threading.Lock()
 
+    def files(self) -> Files:
+        """What a checkpoint keeps of it, as it is at this moment: nothing while it is empty."""
+        with self._lock:
+            rows = [row for episodes in self._successes.values() for episode in episodes for row in episode]
+        return {FILE: partial(encode_batch, Batch(rows, [0.0] * len(rows)))} if rows else {}
+
+    def restore(self, checkpoint: Path) -> None:
+        """Go on with what `checkpoint` kept. Raises `TrajectoryFileError`."""
+        file = checkpoint / FILE
+        rows = load_batch(file).trajectories if self._most and file.is_file() else []
+        with self._lock:
+            self._successes.clear()
+            for _, episode in groupby(rows, key=lambda row: row.episode_id):
+                first, *further = episode
+                self._of(first.task_id).append([first, *further])
+
     def completed(self, group: Group, version: int) -> Group:
         """`group`, which policy `version` played last, with the successes it is trained with; its own ones are kept."""
         if self._most == 0:
             return group
         with self._lock:
-            kept = self._successes.setdefault(group.spec.task.id, deque(maxlen=self._config.per_task))
+            kept = self._of(group.spec.task.id)
             wins = [episode for episode in group.episodes if episode[0].success]
             kept.extend(wins)
             if wins or any(branch[0].success for branch in group.branches):
@@ -40,6 +63,9 @@ class SuccessPool:
         chosen = young[-room:] if room > 0 else []
         name = group.spec.group_id
         return replace(group, replayed=[_renamed(rows, name, place) for place, rows in enumerate(chosen)])
+
+    def _of(self, task: str) -> deque[Episode]:
+        return self._successes.setdefault(task, deque(maxlen=self._config.per_task))
 
 
 def _renamed(episode: Episode, group_id: str, place: int) -> Episode:

@@ -7,6 +7,7 @@
     optimizer.pt                                        state by parameter *name*, and the scheduler's
     rng.pt                                              python, numpy and torch generators
     trainer_state.json                                  `TrainerState`
+    successes.safetensors                               those that may be replayed, if there are any
     base.json                                           name and fingerprint of the model that training began with
     manifest.json                                       sha256 of every other file; written last
 
@@ -21,6 +22,7 @@ import pickle
 import random
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -39,7 +41,7 @@ from cua_agent.models.policy import PolicyModel
 from cua_agent.models.saving import save_description
 from cua_agent.models.weight_files import WeightFiles
 from trainers.distributed.sharded_tensors import read_into, sharded_like, whole
-from trainers.protocol import Snapshot, TrainerState
+from trainers.protocol import Files, Snapshot, TrainerState
 from trainers.run.checkpoint_files import BASE, STATE, CheckpointError, read_state, verify_checkpoint, write_checkpoint
 from trainers.run.compatibility import adapter_differences, saved_base
 from trainers.run.old_checkpoint import is_old, read_old_state
@@ -71,14 +73,14 @@ def take_snapshot(policy: PolicyModel, optimisation: Optimisation, state: Traine
     optimizer_state = _named_optimizer_state(optimisation)
     weights = whole_weights(policy, keep=optimisation.writes)
     if not optimisation.writes:
-        return Snapshot(lambda _: None, detached=True)
+        return Snapshot(lambda *_: None, detached=True)
     tensors = {"weights": weights, "optimizer": optimizer_state, "scheduler": optimisation.scheduler.state_dict()}
     size = size_of(tensors)
     detached = fits_in_memory(size)
     tensors = copied(tensors) if detached else tensors
     rng = _rng_state()
 
-    def fill(directory: Path) -> None:
+    def fill(directory: Path, files: Files) -> None:
         save_weights(directory, policy, tensors["weights"])
         torch.save({name: tensors[name] for name in ("optimizer", "scheduler")}, directory / "optimizer.pt")
         torch.save(rng, directory / "rng.pt")
@@ -86,8 +88,10 @@ def take_snapshot(policy: PolicyModel, optimisation: Optimisation, state: Traine
             base = {"name": policy.base_name, "fingerprint": policy.base_fingerprint}
             (directory / BASE).write_text(json.dumps(base, indent=1), encoding="utf-8")
         (directory / STATE).write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
+        for name, content in files.items():
+            (directory / name).write_bytes(content())
 
-    return Snapshot(lambda path: write_checkpoint(path, fill), detached, size)
+    return Snapshot(lambda path, files: write_checkpoint(path, partial(fill, files=files)), detached, size)
 
 
 def load_checkpoint(path: Path, *, policy: PolicyModel, optimisation: Optimisation) -> TrainerState:

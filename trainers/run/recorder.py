@@ -19,6 +19,7 @@ from trainers.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from trainers.episodes.steps import StepLog
 from trainers.protocol import Batch, Collected, EvalRecord, Snapshot, StepRecord, TrainerState, TrainResult, Usage
 from trainers.rollouts.difficulty import TaskDifficulty
+from trainers.rollouts.replay import SuccessPool
 from trainers.rollouts.trajectory_store import TrajectoryStore
 from trainers.run.checkpoint_writer import CheckpointWriter
 from trainers.run.directory import display_path, path_to_type
@@ -48,8 +49,8 @@ class RunRecorder:
     """Keeps the books of one run in `directory`; knows nothing of how it rolls out or learns.
 
     `snapshot` takes what a checkpoint holds, `position` tells how many groups a resumed run must not play again,
-    `difficulty` is what tasks are drawn by, `operations` what an update on a batch computes. Every process of
-    `process_group` keeps the same books, all but the first in a directory of its own.
+    `difficulty` is what tasks are drawn by, `successes` what may be replayed, `operations` what an update on a batch
+    computes. Every process of `process_group` keeps the same books, all but the first in a directory of its own.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class RunRecorder:
         snapshot: TakeSnapshot,
         position: Callable[[], int],
         difficulty: TaskDifficulty,
+        successes: SuccessPool,
         operations: Callable[[Batch], float] | None = None,
         process_group: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
@@ -68,9 +70,10 @@ class RunRecorder:
         self._directory = directory
         self._progress = progress
         self._process_group = process_group
-        self._snapshot = snapshot
+        self._take = snapshot
         self._position = position
         self._difficulty = difficulty
+        self._successes = successes
         self._operations = operations
         self._state = TrainerState()
         self._usage = Usage()
@@ -93,10 +96,15 @@ class RunRecorder:
         counts = dict(self._difficulty.counts)
         return replace(self._state, data_position=self._position(), task_success=counts)
 
-    def restore(self, state: TrainerState) -> None:
+    def snapshot(self) -> Snapshot:
+        """What a checkpoint of the present moment holds."""
+        return replace(self._take(self.state), files=self._successes.files())
+
+    def restore(self, state: TrainerState, checkpoint: Path) -> None:
         """Go on from a checkpoint's state."""
         self._state = state
         self._difficulty.counts = dict(state.task_success)
+        self._successes.restore(checkpoint)
         if self._config.resume is not None:
             self._whole = Path(self._config.resume), state.step
 
@@ -253,7 +261,7 @@ class RunRecorder:
             prune_lineage(self._directory, keep=self._config.checkpoint.keep)
 
         with interrupts_held():
-            snapshot = self._snapshot(self.state)
+            snapshot = self.snapshot()
             failed = partial(failed or partial(self._not_saved, name), size=snapshot.size)
             self._checkpoints.write(snapshot, path, written=whole, failed=failed)
         return path

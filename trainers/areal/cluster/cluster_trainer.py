@@ -24,6 +24,7 @@ from trainers.config.cluster import workers_of
 from trainers.distributed.rank_config import without_trajectories
 from trainers.grpo.advantages import batch_of
 from trainers.protocol import Batch, EvalRecord, LossRecord, Snapshot, StepRecord, TrainerState, TrainResult
+from trainers.rollouts.replay import SuccessPool
 from trainers.run.lifecycle import RunLifecycle
 from trainers.run.metrics import ProgressReporter
 from trainers.run.recorder import RunRecorder
@@ -63,6 +64,7 @@ class ClusterTrainer:
                     snapshot=self._snapshot,
                     position=lambda: self._stream.position,
                     difficulty=difficulty,
+                    successes=SuccessPool(config),
                 )
                 self._lifecycle = RunLifecycle(
                     config,
@@ -97,7 +99,7 @@ class ClusterTrainer:
 
     def load(self, path: Path) -> None:
         state: TrainerState = self._ppo.actor.load_run(path)
-        self._recorder.restore(state)
+        self._recorder.restore(state, path)
         self._ppo.serve(state.policy_version)
         self._stream.restore(state.data_position)
         self._ppo.start_at(state.step)
@@ -107,8 +109,8 @@ class ClusterTrainer:
         self._recorder.close()
 
     def _snapshot(self, state: TrainerState) -> Snapshot:
-        """Workers hold the weights, and write them themselves."""
-        return Snapshot(partial(self._ppo.actor.save_run, state=state), detached=False)
+        """Workers hold the weights, and write them themselves; they keep the successes that they replay."""
+        return Snapshot(lambda path, _: self._ppo.actor.save_run(path, state), detached=False)
 
     def _next_batch(self) -> list[TensorDict]:
         """What the training workers learn from next."""

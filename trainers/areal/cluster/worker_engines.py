@@ -34,7 +34,6 @@ from trainers.config import TrainConfig
 from trainers.config.cluster import workers_of
 from trainers.episodes.log import EpisodeLog
 from trainers.protocol import TrainerState
-from trainers.rollouts.replay import SuccessPool
 from trainers.rollouts.task_sampler import training_sampler
 
 T = TypeVar("T")
@@ -113,7 +112,7 @@ class WorkerEngine(PolicyRolloutEngine):
         super().__init__(own, build_engine(run, serving), serving)
         self._run, self._components, self._workers = run, components, config.workers
         self._environments = LoopEnvironments(components.environments, run.rollout.concurrency)
-        self._successes = SuccessPool(run)
+        self._successes = components.successes
         self._sampler = training_sampler(run, components.train_tasks, components.difficulty)
         tasks = [*components.train_tasks, *chain.from_iterable(components.eval_tasks.values())]
         self._tasks = {task.id: task for task in tasks}

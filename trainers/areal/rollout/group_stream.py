@@ -18,7 +18,6 @@ from trainers.components import Components
 from trainers.config import TrainConfig
 from trainers.protocol import Collected, GroupSpec, OnCollecting, Usage
 from trainers.rollouts.group_spool import NO_SPOOL, GroupSpool
-from trainers.rollouts.replay import SuccessPool
 from trainers.rollouts.task_sampler import training_sampler
 
 _POLL_S = 1.0
@@ -62,7 +61,7 @@ class GroupStream:
         self._environments = environments
         self._sampler = training_sampler(config, components.train_tasks, components.difficulty, share)
         self._results = GroupResults()
-        self._successes = SuccessPool(config)
+        self._successes = components.successes
         self._workflow = GroupWorkflow(
             components.policy,
             self._environments,

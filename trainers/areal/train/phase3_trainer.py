@@ -82,6 +82,7 @@ class Phase3Trainer:
             snapshot=self._snapshot,
             position=lambda: self._position,
             difficulty=components.difficulty,
+            successes=components.successes,
             operations=UpdateOperations(components.policy),
             process_group=process_group,
         )
@@ -136,11 +137,11 @@ class Phase3Trainer:
         return self._lifecycle.evaluate(tasks)
 
     def save(self, path: Path) -> None:
-        self._snapshot(self._recorder.state).write(path)
+        self._recorder.snapshot().write(path)
 
     def load(self, path: Path) -> None:
         state = restore(self._actor, path, self._process_group)
-        self._recorder.restore(state)
+        self._recorder.restore(state, path)
         self._serve(state.policy_version)
         self._stream.restore(position_of_rank(state.data_position, self._process_group))
         self._position = state.data_position
