@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 Wrap = Callable[..., Any]
@@ -280,3 +281,35 @@ def filtered_by_sample(original: Wrap, group: Any, config: Any) -> bool:
 
 def gap_unreported(original: Wrap, *args: Any, **kwargs: Any) -> Any:
     return replace(original(*args, **kwargs), logprob_gap=math.nan)
+
+
+def another_task(original: Wrap, self: Any, index: int) -> Any:
+    drawn = original(self, index)
+    return next((task for task in self.tasks.values() if task.id != drawn.id), drawn)
+
+
+def in_turn(original: Wrap, self: Any, index: int) -> Any:
+    del original
+    return self._in_turn(index)
+
+
+def nothing_replayed(original: Wrap, self: Any, group: Any, version: int) -> Any:
+    return replace(original(self, group, version), replayed=[])
+
+
+def nothing_restored(original: Wrap, self: Any, checkpoint: Path) -> None:
+    del original, self, checkpoint
+
+
+def of_the_newest_version(original: Wrap, episode: Any, *args: Any) -> Any:
+    rows = original(episode, *args)
+    return [replace(row, versions=np.where(row.loss_mask == 1, row.versions + 1, row.versions)) for row in rows]
+
+
+def branches_from_the_start(original: Wrap, rewards: Any, forks: Any, config: Any) -> Any:
+    del forks
+    return original(rewards, {}, config)
+
+
+def first_stretch(original: Wrap, stretches: Any, turn: int) -> Any:
+    return original(stretches, min(turn, stretches[0][0]))

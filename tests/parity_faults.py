@@ -66,6 +66,7 @@ CLIPPED = f"{ACTOR}:ppo_actor_config"
 SERVED = "trainers.areal.rollout.rollout_engine:PolicyRolloutEngine.update_weights"
 ADAPTED = "cua_agent.models.loaders:attach_lora"
 REFERENCE = "cua_agent.models.policy:PolicyModel.reference"
+POOL = "trainers.rollouts.replay:SuccessPool"
 ENGINE = "trainers.areal.train.fsdp_actor"
 OPTIMISER = f"{ENGINE}:FSDPPolicyActor._create_optimizer"
 CONFIGURED = (f"{LEARNER}:actor_config", f"{ACTOR}:ppo_actor_config")
@@ -85,6 +86,10 @@ REPLAYED = {
     "row_flipped": Fault(0, "full/plain", ("phase2",), f"{LEARNER}:Phase2Learner.tensors", do.first_row_flipped),
     "steps_shifted": Fault(0, "full/credit", ("phase3",), f"{FULL}:with_steps", do.steps_shifted),
     "steps_of_others": Fault(0, "full/credit", ("phase2",), "trainers.grpo.batching:token_steps", do.steps_reversed),
+    "branches_whole": Fault(
+        0, "full/forked", ASYNCHRONOUS, "trainers.grpo.forking:stretch_values", do.branches_from_the_start
+    ),
+    "trunk_flat": Fault(0, "full/forked", ("phase2", "phase3"), "trainers.grpo.forking:_worth_at", do.first_stretch),
     "no_discount": Fault(
         0, "full/credit", ("phase1", "phase2", "phase3"), "trainers.grpo.credit:returns_to_go", do.undiscounted
     ),
@@ -162,6 +167,17 @@ LIVE = {
         4, "full/live", ("phase3",), f"{ENGINE}:FSDPPolicyActor.lr_scheduler_step", do.schedule_runs
     ),
     "live_moments_lost": Fault(4, "full/live", ("phase3",), LOADED[2], do.moments_lost),
+    "others_drawn": Fault(
+        4, "full/live", ASYNCHRONOUS, "trainers.rollouts.task_sampler:TaskSampler._by_chance", do.another_task
+    ),
+    "drawn_in_turn": Fault(
+        4, "full/live", ("phase2",), "trainers.rollouts.task_sampler:TaskSampler._by_chance", do.in_turn
+    ),
+    "nothing_replayed": Fault(4, "full/live", ASYNCHRONOUS, f"{POOL}.completed", do.nothing_replayed),
+    "pool_lost": Fault(4, "full/live", ASYNCHRONOUS, f"{POOL}.restore", do.nothing_restored),
+    "replayed_as_new": Fault(
+        4, "full/live", ("phase1", "phase3"), "trainers.rollouts.replay:_renamed", do.of_the_newest_version
+    ),
     "not_proximal": Fault(4, "full/live", ("phase3",), f"{ACTOR}:proximal_logprobs", do.far_proximal),
     "gap_unreported": Fault(4, "full/live", ("phase1",), "trainers.run.recorder:step_metrics", do.gap_unreported),
 }

@@ -15,11 +15,12 @@ from cua_agent.trajectory import Outcome, Trajectory, Turn
 from tests.legacy_rig import TASKS, squares
 from tests.policy_rows import row
 from tests.tiny_random import build
-from trainers.components import Components, build_policy
+from trainers.components import Components, build_policy, difficulty_of
 from trainers.config import LoraConfig, ModelConfig, OptimConfig, TrainConfig
 from trainers.parity.recording import UPDATES, Recording, load_recording, write_config
 from trainers.parity.starts import rescored
 from trainers.protocol import Batch, EpisodeSpec
+from trainers.rollouts.replay import SuccessPool
 from trainers.rollouts.trajectory_store import TrajectoryStore
 
 SHAPES: Sequence[Sequence[tuple[int, int, int]]] = (
@@ -75,12 +76,20 @@ def _policy(config: TrainConfig) -> PolicyModel:
 def toy_parts(config: TrainConfig) -> Components:
     policy = _policy(config)
     held_out = {"seeds": TASKS, "templates": TASKS[:1]}
-    return Components(policy, squares, lambda engine: Speaker(policy, engine, config.rollout.greedy), TASKS, held_out)  # type: ignore[arg-type]
+    return Components(
+        policy,
+        squares,  # type: ignore[arg-type]
+        lambda engine: Speaker(policy, engine, config.rollout.greedy),
+        TASKS,
+        held_out,  # type: ignore[arg-type]
+        difficulty=difficulty_of(config.sampling),
+        successes=SuccessPool(config),
+    )
 
 
 @dataclass
 class Speaker:
-    """Shows the screen and lets the model say a few tokens."""
+    """Shows the screen, names the task by a token, and lets the model say a few."""
 
     policy: PolicyModel
     engine: InferenceEngine
@@ -88,7 +97,11 @@ class Speaker:
 
     async def __call__(self, environment: Environment, spec: EpisodeSpec) -> list[Trajectory]:
         image = np.asarray((await environment.reset(spec.task, spec.seed)).screenshot)
-        ids = [5, *[self.policy.special.image_token_id] * self.policy.image_tokens(*image.shape[:2]), 6]
+        ids = [
+            7 + TASKS.index(spec.task),
+            *[self.policy.special.image_token_id] * self.policy.image_tokens(*image.shape[:2]),
+            6,
+        ]
         request = GenerateRequest(spec.episode_id, ids, [image], 8, greedy=self.greedy, seed=spec.seed)
         answer = await self.engine.generate(request)
         self.engine.release(spec.episode_id)

@@ -40,7 +40,7 @@ def test_every_phase_computes_what_the_legacy_backend_computes(plan: Plan) -> No
     result = climb(plan, "toy")
     assert failures(result) == []
     pieces = len(plan.pieces)
-    assert result.passed and pieces == 16 + 10
+    assert result.passed and pieces == 17 + 10
     assert len(result.measurements) == 3 * ((pieces - 2) * len(REPLAYED) + 2 * 2) - 3 * (len(REPLAYED) - 1)
     assert {(m.phase, m.piece) for m in result.measurements if m.known} == {
         (3, "full/ours"), (3, "lora/reinforce"), (3, "lora/cispo"),

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from cua_agent.trajectory import Outcome, Trajectory, Turn
+from cua_agent.trajectory import Fork, Outcome, Trajectory, Turn
 from trainers.config import CheckpointConfig, LoggingConfig, TrainConfig
 from trainers.grpo.credit import trained_turns
 
@@ -118,6 +118,19 @@ def meeting(rows: Sequence[Trajectory], image_token_id: int) -> list[Trajectory]
     """As `with_losses`, and the turns of all episodes begin in two states by turns."""
     out = with_losses(rows, image_token_id)
     return [replace(row, turns=tuple(_turn_in(f"{i % 2}") for i in range(trained_turns(row)))) for row in out]
+
+
+def forked(rows: Sequence[Trajectory], _: int) -> list[Trajectory]:
+    """In each group every other episode branched off that of the most turns, at its second one."""
+    turns: dict[str, Counter[str]] = {}
+    for row in rows:
+        turns.setdefault(row.group_id, Counter())[row.episode_id] += trained_turns(row)
+    forks: dict[str, Fork] = {}
+    for of_group in turns.values():
+        [(trunk, most)] = of_group.most_common(1)
+        others = [name for name in of_group if name != trunk]
+        forks |= {name: Fork(trunk, 1) for name in others[::2] if most > 1}
+    return [replace(row, fork=forks.get(row.episode_id)) for row in rows]
 
 
 DRIFTS = (0.0, 0.1, -0.1, 0.7, -0.7, 1.5, -1.5)
@@ -265,6 +278,16 @@ CASES = (
         budget=2.0,
         reshape=meeting,
         keys={"advantage.credit": "gigpo", "advantage.step_weight": 0.5, "advantage.discount": 0.8},
+        weights="full",
+    ),
+    Case(
+        "forked",
+        "advantages of the stretches between the points where episodes branched off",
+        moved=0.05,
+        drifted=True,
+        budget=2.0,
+        reshape=forked,
+        keys={"advantage.credit": "fork", "advantage.step_weight": 0.5},
         weights="full",
     ),
     Case(

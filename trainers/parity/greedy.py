@@ -3,7 +3,7 @@
 Episodes are greedy and rollouts wait for updates. The run is a real one (rollouts, advantages, updates, publishing,
 evaluation), with two changes: members of a group play different worlds, because greedy members of one world would be
 alike and teach nothing; and their rewards alternate, between 1 and 0 in most groups and between 0.5 and 0 in every
-third, whose deviation is 0.25 (of the population; of the sample it would be 0.35).
+third, whose deviation is 0.25 (of the population; of the sample it would be 0.35). Every fifth group fails as a whole.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ STEPS = 3
 _EVALUATED = 4
 _RATE = 5.0
 """The learning rate is this many times the recorded one: a few updates have to change what is said."""
-_WEAK_GROUPS = 3
+_WEAK_GROUPS, _LOST_GROUPS = 3, 5
 _MEASURED_IN_TIME = (
     *("env_utilisation", "box_minutes", "tokens_per_s", "train_tokens_per_s", "train_tflops", "mfu"),
     *("gpu_wait_s", "gpu_peak_gib", "engine_tokens_per_s", "engine_queue_s"),
@@ -76,13 +76,16 @@ LIVE_CASES = (
     LiveCase("greedy", "a live run with greedy decoding", weights="lora"),
     LiveCase(
         "live",
-        "a live run with KL, the decoupled loss and groups without enough signal, interrupted and resumed",
+        "a live run with KL, the decoupled loss, groups without enough signal, tasks by difficulty and replay, "
+        "interrupted and resumed",
         keys={
             "loss.kl_coefficient": 0.1,
             "loss.decoupled": True,
             "rollout.temperature": 0.8,  # greedy log-probs are at 1: training is off-policy
             "advantage.min_group_std": 0.3,
             "advantage.credit": "turn",
+            "sampling.strategy": "difficulty",
+            "replay.share": 0.5,
             "logging.blindness_every_steps": 1,
             "optim.warmup_steps": 2,
         },
@@ -153,8 +156,10 @@ def _recording(components: Components, said: dict[str, Rows]) -> Components:
 
 
 def _reward(spec: EpisodeSpec, member: int) -> float:
-    weak = _number(spec.group_id.lstrip("g")) % _WEAK_GROUPS == 1
-    return 0.0 if member % 2 else 0.5 if weak else 1.0
+    group = _number(spec.group_id.lstrip("g"))
+    if member % 2 or group % _LOST_GROUPS == _LOST_GROUPS - 1:
+        return 0.0
+    return 0.5 if group % _WEAK_GROUPS == 1 else 1.0
 
 
 def _number(text: str) -> int:
@@ -174,4 +179,4 @@ def _said(row: Trajectory) -> dict[str, list[int]]:
 
 
 def _rewarded(row: Trajectory, reward: float) -> Trajectory:
-    return replace(row, reward=reward, outcome=Outcome.SUCCESS if reward else Outcome.FAILURE)
+    return replace(row, reward=reward, outcome=Outcome.SUCCESS if reward == 1 else Outcome.FAILURE)
