@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from cua_agent.touch import Touch
-
-if TYPE_CHECKING:
-    from cua_agent.trail import Trail
 
 NO_VERSION = -1
 """Policy version of tokens that no policy sampled (prompts, observations)."""
@@ -71,8 +68,8 @@ class Trajectory:
     the token, -1 elsewhere). `images` are uint8 arrays [H, W, 3] in the order of their placeholders in `input_ids`.
     `weight` is 1 / (rows of the episode), so that every episode counts once; `score` is how well its goal held at the
     end, 0..1. `turns` are those of this row. An episode that branched off another says where (`fork`); what it has
-    from there is in its rows, but not trained, and `turns` are its own ones. `trail` is what others can branch off
-    from (None once nobody will).
+    from there is in its rows, but not trained, and `turns` are its own ones. `trail` (a
+    `cua_agent.trail.Trail`) is what others can branch off from; None once nobody will.
     """
 
     input_ids: npt.NDArray[np.int64] = field(repr=False)
@@ -90,7 +87,7 @@ class Trajectory:
     weight: float = 1.0
     score: float = 0.0
     fork: Fork | None = None
-    trail: Trail | None = field(default=None, repr=False, compare=False)
+    trail: Any = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         n = len(self.input_ids)

@@ -19,11 +19,11 @@ from cua_agent.agent import AgentConfig, StandaloneGBoxCUAAgent
 from cua_agent.cloning.demonstrations import ExpertEngine, Noise
 from cua_agent.envs.pocket.environment import PocketEnvironment
 from cua_agent.inference.base import GenerateRequest, GenerateResponse
-from cua_agent.inference.chat import messages_of, text_of
 from cua_agent.models.loaders import load_policy
 from cua_agent.prompts import first_prompt, next_prompt
 from tests.agent_fakes import ByteCodec
 from trainers.clone.__main__ import main
+from trainers.clone.chat import messages_of, text_of
 from trainers.clone.options import CloneConfig
 from trainers.clone.teacher import _specs, teacher_examples
 from trainers.components import agent_config

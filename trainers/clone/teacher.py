@@ -15,9 +15,9 @@ from cua_agent.envs.base import Environment
 from cua_agent.envs.pool import EnvironmentPool
 from cua_agent.envs.registry import open_world
 from cua_agent.inference.base import InferenceFailure
-from cua_agent.inference.chat import ChatEngine
 from cua_agent.tasks import seed_for
 from cua_agent.trajectory import Outcome
+from trainers.clone.chat import ChatEngine
 from trainers.clone.options import CloneConfig
 from trainers.clone.retelling import Said, retold
 from trainers.config import ConfigError, TrainConfig

@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 
-from cua_agent.trail import BranchPoint
+from cua_agent.trail import BranchPoint, Trail
 from trainers.protocol import Episode, EpisodeSpec, GroupSpec
 
 
@@ -14,7 +14,7 @@ def branch_point(episodes: Sequence[Episode], name: str) -> BranchPoint | None:
     """The beginning of any turn but the first of the best of `episodes` (of several, of any), drawn by `name`; None
     where none of those that left a trail has a second turn."""
     dice = random.Random(name)
-    trails = [(rows[0].reward, rows[0].trail) for rows in episodes]
+    trails: list[tuple[float, Trail | None]] = [(rows[0].reward, rows[0].trail) for rows in episodes]
     long = [(reward, trail) for reward, trail in trails if trail is not None and len(trail.turns) > 1]
     if not long:
         return None
