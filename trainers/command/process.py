@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import NoReturn
 
 from trainers.config import TrainConfig
+from trainers.config.thread_settings import thread_settings
 from trainers.config.validation import BUILT_IN_MODELS
 
 _PROCESS_0_ENDS_S = 60.0
@@ -23,7 +24,7 @@ def quiet_libraries(config: TrainConfig) -> None:
         "TOKENIZERS_PARALLELISM": "false",
         "TRANSFORMERS_VERBOSITY": "error",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "OMP_NUM_THREADS": str(config.threads),
+        **thread_settings(config.threads),
     }
     for name, value in settings.items():
         os.environ.setdefault(name, value)

@@ -24,6 +24,7 @@ from trainers.areal.config.translation import trainer_config
 from trainers.areal.loopback import LOOPBACK, ONE_MACHINE, text_of_meeting_place
 from trainers.config import TrainConfig, from_mapping
 from trainers.config.cluster import is_one_machine, workers_of
+from trainers.config.thread_settings import thread_settings
 
 _SERVER = "trainers.areal.cluster.worker_process"
 
@@ -82,7 +83,7 @@ def worker_spec(config: TrainConfig, run_directory: Path) -> SchedulingSpec:
         mem=config.areal.worker_memory_gb,
         cmd=f"{sys.executable} -m {_SERVER}" + (f" --host {LOOPBACK}" if here else ""),
         env_vars={
-            "OMP_NUM_THREADS": str(config.threads),
+            **thread_settings(config.threads),
             "TORCHDYNAMO_DISABLE": str(int(not config.loader.compile)),
             **local,
         },
