@@ -201,7 +201,7 @@ def nothing_of_it_runs(pages: Pages) -> None:
         pages.open(view)
         pages.page.locator(selector).first.wait_for()
         if selector != ".chart":
-            assert PLANTED in " ".join(pages.texts(selector)), view
+            assert PLANTED[:50] in " ".join(pages.texts(selector)), view  # long names are cut
         assert pages.page.evaluate("window.planted") is None
     pages.open("0/groups/0/g10")
     pages.page.locator(".strip .tap").first.wait_for()
