@@ -131,7 +131,7 @@ def episodes_are_found_and_explained(pages: Pages) -> None:
     page.keyboard.press("/")
     page.keyboard.type("report_task_complete")
     page.locator(".results p").first.wait_for()
-    assert all("report_task_complete" in text for text in pages.texts(".episodes small"))
+    assert all("report_task_complete" in text for text in pages.texts(".episodes small.mono"))
     page.keyboard.press("Escape")
     page.locator(".episodes tbody a").first.click()
     page.locator(".turn").first.wait_for()

@@ -43,7 +43,7 @@ def answer(recordings: Sequence[Recording], name: str) -> Any | None:
     if number is None:
         return _WHOLE[kind](recording) if kind in _WHOLE else None
     if kind == "strip":
-        return strip(recording.directory, int(number))
+        return strip(recording.directory, int(number)) or {"step": int(number), "seconds": 0.0, "lanes": []}
     if kind == "tasks":
         return tasks(recording, int(number))
     if kind == "episode":

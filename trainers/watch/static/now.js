@@ -52,7 +52,7 @@ async function stripOfStep(run, step, state) {
   const name = `${run}/strip/${step}`, newest = state.steps.length ? state.steps[state.steps.length - 1].step : 0;
   const data = stripsOfSteps.get(name) || await load(name);
   if (data && (!state.live || Number(step) < newest - 3)) stripsOfSteps.set(name, data);
-  if (!data) return empty("There is no timeline of this step.");
+  if (!data || !data.lanes.length) return empty("There is no timeline of this step.");
   const place = (value) => (100 * value / data.seconds).toFixed(3) + "%";
   return h("section", { class: "clock", id: "strip" }, h("h3", null, `Step ${data.step} on the clock, ${seconds(data.seconds)}`),
     h("div", { class: "legend" }, KINDS.map(([kind, text]) => h("span", { class: "k-" + kind }, text))),
