@@ -106,7 +106,7 @@ function lostList(run, state) {
   if (!state.lost.length) return empty("None.");
   return h("table", null, h("tbody", null, state.lost.map((lost) => h("tr", null,
     h("td", { class: "mono" }, link(`${run}/episodes/${lost.n}`, lost.id)), h("td", null, lost.task),
-    h("td", null, lost.device === null ? "" : "device " + lost.device), h("td", { class: "bad" }, lost.failure || "")))));
+    h("td", null, typeof lost.device === "number" ? "device " + lost.device : ""), h("td", { class: "bad" }, lost.failure || "")))));
 }
 
 /** The groups of a step; kept, because a step has them all when it ends. */
