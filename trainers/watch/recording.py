@@ -132,7 +132,8 @@ def _is_of(evaluation: Mapping[str, Any], entry: Entry) -> bool:
 def _about(row: Mapping[str, Any]) -> dict[str, Any]:
     """What lists and searches show of an episode."""
     turns = [turn for turn in row.get("turns") or [] if isinstance(turn, dict)]
-    keys = ("id", "group", "task", "category", "goal", "seed", "version", "time", "outcome", "score", "reward", "device")
+    named = ("id", "group", "task", "category", "goal", "seed", "version")
+    keys = (*named, "time", "outcome", "score", "reward", "device")
     said = " · ".join(str(turn.get("action") or turn.get("text") or "") for turn in turns)
     return {
         **{key: row.get(key) for key in keys},
