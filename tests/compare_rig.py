@@ -34,7 +34,7 @@ def row(step: int, **values: Any) -> dict[str, Any]:
         "grad_norm": 0.1, "clip_fraction": 0.0, "lr": 2e-4, "reward_mean": 0.5, "reward_std": 0.5, "score_mean": 0.5,
         "success_rate": 0.5,
         "truncated": 0.0, "turns_mean": 4.0, "groups_kept": 6, "groups_filtered": 2, "groups_dropped": 0,
-        "episodes": 64, "episodes_infra_error": 0, "episodes_replayed": 0,
+        "episodes": 64, "episodes_infra_error": 0, "episodes_replayed": 0, "episodes_branched": 0,
         "updates_skipped": 0, "staleness_mean": 0.0, "staleness_max": 0, "logprob_gap": 1.0001, "rollout_s": 6.0,
         "train_s": 3.0, "sync_s": 0.5, "step_s": 10.0, "env_utilisation": 0.5, "env_wait_s": 1.0, "box_minutes": 2.0,
         "tokens": 1000, "tokens_per_s": 100.0, "train_tokens_per_s": 300.0, "train_tflops": 0.1, "mfu": None,
