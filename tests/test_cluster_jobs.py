@@ -61,7 +61,7 @@ def test_jobs(
     for spec in (*actor.tasks, *player.tasks):
         assert (spec.cpu, spec.gpu, spec.mem) == (3, gpu, memory)
         assert spec.cmd.endswith(f"-m trainers.areal.cluster.worker_process{host}")
-        assert (spec.env_vars["OMP_NUM_THREADS"], spec.env_vars["GOMP_SPINCOUNT"]) == ("3", "3000")
+        assert (spec.env_vars["OMP_NUM_THREADS"], spec.env_vars["GOMP_SPINCOUNT"]) == ("3", "10000")
 
 
 def test_workers_are_handed_the_whole_configuration(tmp_path: Path) -> None:
