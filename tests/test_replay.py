@@ -39,6 +39,8 @@ def test_a_failed_group_gets_the_newest_successes_of_its_task_in_place_of_as_man
     pool = SuccessPool(config(share=0.5))
     won = group(0, [1, 0, 1, 1])
     assert pool.completed(won, 0) is won and not won.replayed
+    assert pool.completed(group(1, [0, 0, 0, 0]), 0).replayed == []  # no step collected the success
+    pool.keep([won])
     failed = pool.completed(group(1, [0, 0, 0, 0], version=3), 3)
     assert trained(failed) == [
         ("g000001-0", 0.0), ("g000001-1", 0.0), ("g000001-replay0", 1.0), ("g000001-replay1", 1.0)
@@ -56,14 +58,16 @@ def test_nothing_is_replayed_without_share_or_success_of_the_task_or_when_it_is_
     keys: dict[str, float], task: str, version: int
 ) -> None:
     pool = SuccessPool(config(**keys))  # type: ignore[arg-type]
-    pool.completed(group(0, [1, 1, 1, 1]), 0)
+    pool.keep([group(0, [1, 1, 1, 1])])
     assert pool.completed(group(1, [0, 0, 0, 0], version, task), version).replayed == []
 
 
 def test_an_own_failure_is_left_to_compare_with_and_replayed_ones_are_not_kept_again() -> None:
     pool = SuccessPool(config(share=0.5, per_task=1))
-    pool.completed(group(0, [1, 1]), 0)
-    assert trained(pool.completed(group(1, [0, 0], 1), 1)) == [("g000001-0", 0.0), ("g000001-replay0", 1.0)]
+    pool.keep([group(0, [1, 1])])
+    failed = pool.completed(group(1, [0, 0], 1), 1)
+    assert trained(failed) == [("g000001-0", 0.0), ("g000001-replay0", 1.0)]
+    pool.keep([failed])
     assert pool.completed(group(2, [0], 1), 1).replayed == []
     assert [row.versions.max() for row in pool.completed(group(3, [0, 0], 9), 9).replayed[0]] == [0]
 
@@ -117,9 +121,9 @@ def test_a_checkpoint_keeps_the_successes_and_a_resumed_run_replays_them(make_ri
 def test_what_a_checkpoint_keeps_is_what_there_was_when_it_was_taken(tmp_path: Path) -> None:
     pool, other = SuccessPool(config()), SuccessPool(config())
     assert pool.files() == {}
-    pool.completed(group(0, [1, 0, 1, 0]), 0)
+    pool.keep([group(0, [1, 0, 1, 0])])
     files = pool.files()
-    pool.completed(group(1, [1, 0, 0, 0], version=1), 1)
+    pool.keep([group(1, [1, 0, 0, 0], version=1)])
     for name, content in files.items():
         (tmp_path / name).write_bytes(content())
     other.restore(tmp_path)

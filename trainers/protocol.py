@@ -275,14 +275,19 @@ class Collected:
     dropped: list[str] = field(default_factory=list)
 
     @property
+    def groups(self) -> list[Group]:
+        """Those with signal, then those without."""
+        return [*self.kept, *self.filtered]
+
+    @property
     def episodes(self) -> list[Episode]:
         """All scored episodes that were played from their start, those of filtered groups included."""
-        return [episode for group in (*self.kept, *self.filtered) for episode in group.episodes]
+        return [episode for group in self.groups for episode in group.episodes]
 
     @property
     def group_ids(self) -> list[str]:
         """The names of all groups that no later step can train on."""
-        return [*(group.spec.group_id for group in (*self.kept, *self.filtered)), *self.dropped]
+        return [*(group.spec.group_id for group in self.groups), *self.dropped]
 
 
 OnDone = Callable[[int, int], None]

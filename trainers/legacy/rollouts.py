@@ -100,6 +100,7 @@ class SynchronousRollouts:
         except BaseException:
             self._sampler.position = position  # nothing was learnt from these groups: a resumed run plays them again
             raise
+        self._successes.keep(collected.groups)
         wall_s = time.perf_counter() - started
         return collected, self._usage(wall_s, self._pool.stats(), before)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from itertools import groupby
@@ -48,16 +49,21 @@ class SuccessPool:
                 first, *further = episode
                 self._of(first.task_id).append([first, *further])
 
-    def completed(self, group: Group, version: int) -> Group:
-        """`group`, which policy `version` played last, with the successes it is trained with; its own ones are kept."""
+    def keep(self, groups: Iterable[Group]) -> None:
+        """A step collected `groups`: from now on their successes may be replayed. Not before it did: else what a group
+        is trained with would hang on which group of its step ended first, and on whether the run was interrupted."""
         if self._most == 0:
+            return
+        with self._lock:
+            for group in groups:
+                self._of(group.spec.task.id).extend(episode for episode in group.episodes if episode[0].success)
+
+    def completed(self, group: Group, version: int) -> Group:
+        """`group`, which policy `version` played last, with the successes it is trained with."""
+        if self._most == 0 or any(episode[0].success for episode in (*group.episodes, *group.branches)):
             return group
         with self._lock:
             kept = self._of(group.spec.task.id)
-            wins = [episode for episode in group.episodes if episode[0].success]
-            kept.extend(wins)
-            if wins or any(branch[0].success for branch in group.branches):
-                return group
             young = [episode for episode in kept if version - _oldest(episode) <= self._config.max_age]
         room = min(self._most, len(group.episodes) - 1)
         chosen = young[-room:] if room > 0 else []

@@ -140,7 +140,7 @@ class RunRecorder:
     def batch(self, collected: Collected, batch: Batch) -> None:
         """Record what the coming step trains on, which has just been collected. From here on tasks are drawn by it."""
         self._timeline.collected()
-        self._difficulty.observe([*collected.kept, *collected.filtered])
+        self._difficulty.observe(collected.groups)
         try:
             self._store.record(self._state.step + 1, batch)
         except OSError as error:  # training does not need it

@@ -157,6 +157,7 @@ class WorkerEngine(PolicyRolloutEngine):
         )
         tensors = await workflow.arun_episode(self, {"index": index, "task": task})
         [finished] = results.take(0.0)
+        self._successes.keep([finished.group])  # which step collects it is known to the controller alone
         report = {"report": pack_report(Report(finished, str(self.engine_id), self._environments.stats()))}
         if tensors is None or not carries_signal(tensors, self._run.advantage) or self._is_torn(tensors):
             return report

@@ -102,7 +102,9 @@ class GroupStream:
                 self._settle(finished)
             self._engine.workflow_executor.dispatcher._check_thread_exception()
             on_collecting(self._window.done, self._window.rollout.groups_per_step, self._window.collected())
-        return *batch, self._usage(time.perf_counter() - started)
+        collected, groups = batch
+        self._successes.keep(collected.groups)
+        return collected, groups, self._usage(time.perf_counter() - started)
 
     def after_version(self) -> None:
         """A step has trained on the last batch and its version is served: places became free. Fill them while the

@@ -64,7 +64,8 @@ class GroupWindow:
 
     def collected(self) -> Collected:
         """What has come since the last batch, besides the groups that wait for the next one."""
-        return Collected([], list(self.filtered.values()), list(self.lost), list(self.dropped))
+        filtered = [self.filtered[index] for index in sorted(self.filtered)]  # not as they came to their end
+        return Collected([], filtered, list(self.lost), list(self.dropped))
 
     def settle(self, finished: FinishedGroup, tensors: TensorDict | None, version: int) -> int | None:
         """A group ended, with tensors if it carries signal. Returns the refills that a group to be played in its place
