@@ -8,9 +8,9 @@ have the same configuration; the first steps, in which the asynchronous backend 
 is given as `3`, or as `3:0` for a bound of its own on the staleness. The runs of a repeat come one after the other, and
 ratios are taken within it.
 
-With delays two bounds that no backend can beat stand beside the ratio: the environments' (episodes of a step x seconds
-of an episode / concurrency) and the processor's (the step of the synchronous backend without any delay); and the loop
-that plays one episode after the other, which is calculated (episodes of a step x seconds of an episode + training).
+With delays two bounds stand beside the ratio: the environments' (episodes of a step x seconds of an episode /
+concurrency) and the processor's (the step of the first phase without any delay); and the loop that plays one episode
+after the other, which is calculated (episodes of a step x seconds of an episode + training).
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ class Measured:
 
 @dataclass(frozen=True)
 class Repeat:
-    """Runs that are compared with each other: the synchronous one, then the others; with delays also one without."""
+    """Runs that are compared with each other: the synchronous one, then the others. `undelayed` is, where there are
+    delays, the first of the others without any."""
 
     runs: tuple[Measured, ...]
     undelayed: Measured | None
@@ -127,7 +128,9 @@ def measure(options: argparse.Namespace) -> Repeat:
     runs = [run("legacy", ["backend=legacy", *common, *slow])]
     for phase in options.phases:
         runs.append(run(f"areal phase {phase}", [*keys_of(phase, options.staleness), *common, *slow]))
-    undelayed = run("legacy without delays", ["backend=legacy", *common]) if slow else None
+    first = options.phases[0]
+    alone = [*keys_of(first, options.staleness), *common]
+    undelayed = run(f"areal phase {first} without delays", alone) if slow else None
     return Repeat(tuple(runs), undelayed, options.concurrency)
 
 

@@ -40,7 +40,6 @@ from trainers.rollouts.task_sampler import TaskSampler, training_tasks
 
 MEDIAN_S, P99_S = 1.0, 8.0
 SIGMA = math.log(P99_S / MEDIAN_S) / 2.3263478740408408  # standard normal quantile
-ACTIONS = (4, 15)
 GROUP = 8
 WARM_UP = 4
 EVALUATION = 200
@@ -85,7 +84,8 @@ class Box:
 
 @dataclass
 class Run:
-    """Groups between the task sequence and training, on `boxes`; `signal` is the share of groups that carry any."""
+    """Groups between the task sequence and training, on `boxes`; `signal` is the share of groups that carry any,
+    `actions` are the fewest and the most of an episode."""
 
     boxes: int
     bound: int
@@ -95,6 +95,7 @@ class Run:
     version: int = 0
     evaluate_every: int = 0
     evaluations: str = "fill"
+    actions: tuple[int, int] = (4, 15)
     starts: dict[int, int] = field(default_factory=dict)
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -156,7 +157,7 @@ class Run:
             waiting -= 1
             if waiting == 0 and self.evaluations == "fill":
                 self.may_start.set()
-            for _ in range(self.random.randint(*ACTIONS)):
+            for _ in range(self.random.randint(*self.actions)):
                 await box.act()
             return [_row(episode, self.version)]
 
@@ -182,7 +183,7 @@ class Run:
     async def _play(self, index: int, spec: Any) -> None:
         async def run(box: Any, episode: EpisodeSpec) -> list[Trajectory]:
             self.starts.setdefault(index, self.version)
-            for _ in range(self.random.randint(*ACTIONS)):
+            for _ in range(self.random.randint(*self.actions)):
                 await box.act()
             return [_row(episode, self.starts[index])]
 
@@ -221,6 +222,7 @@ def main() -> None:
     parser.add_argument("--staleness", type=int, default=2, help="bound")
     parser.add_argument("--update", type=float, default=5.0, help="seconds of an update")
     parser.add_argument("--signal", type=float, default=0.9, help="share of groups with signal")
+    parser.add_argument("--actions", type=int, nargs=2, default=(4, 15), help="fewest and most of an episode")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the delays; figures are means")
     parser.add_argument("--evaluate-every", type=int, default=0, metavar="N", help="steps (default: never)")
     parser.add_argument("--evaluations", nargs="+", choices=["hold", "fill", "beside"], default=["fill"])
@@ -233,7 +235,14 @@ def main() -> None:
         measured = []
         for seed in options.seeds:
             run = Run(
-                boxes, options.staleness, options.update, options.signal, every, evaluations=how, random=Random(seed)
+                boxes,
+                options.staleness,
+                options.update,
+                options.signal,
+                random=Random(seed),
+                evaluate_every=every,
+                evaluations=how,
+                actions=tuple(options.actions),
             )
             with asyncio.Runner(loop_factory=SkippingLoop) as runner:
                 measured.append(runner.run(run.train(options.steps)))

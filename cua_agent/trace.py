@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +11,7 @@ from PIL import Image
 
 from cua_agent.actions import COORDINATE_MAX
 from cua_agent.agent import Episode
+from cua_agent.image_bytes import png_uri
 
 TEMPLATE = "trace.html.j2"
 
@@ -56,12 +55,9 @@ def write_trace(path: Path, episode: Episode, facts: Mapping[str, object]) -> No
 def _shot(image: Image.Image | None, point: tuple[int, int] | None) -> _Shot | None:
     if image is None:
         return None
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    uri = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
     # A pixel's middle: coordinates 0..1000 divide the screen into 1001 equal steps.
     marker = None if point is None else tuple(100 * (value + 0.5) / (COORDINATE_MAX + 1) for value in point)
-    return _Shot(uri, image.width, image.height, marker)  # type: ignore[arg-type]
+    return _Shot(png_uri(image), image.width, image.height, marker)  # type: ignore[arg-type]
 
 
 def _total(episode: Episode, name: str) -> float:

@@ -241,7 +241,7 @@ def test_every_key_has_help_and_the_common_ones_exist() -> None:
 
 def test_the_reference_shows_the_defaults_that_a_run_uses() -> None:
     shown = {key.name: key.default for section in sections() for key in section.keys}
-    assert shown["optim.learning_rate"] == "0.0001, legacy: 0.0002"
+    assert shown["optim.learning_rate"] == "0.00015, legacy: 0.0002"
     assert shown["rollout.max_staleness"] == "2, legacy: 0"
     assert shown["backend"] == "areal"
     assert shown["env.tasks"] == "[battery,brightness,notification,timeout,word]"

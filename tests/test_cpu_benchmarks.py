@@ -1,8 +1,9 @@
-"""What the benchmarks beside other libraries hand over, and how they share processor time out."""
+"""What the benchmarks on a CPU hand over, measure and draw, and how they share processor time out."""
 
 import itertools
+import json
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -90,3 +91,35 @@ def test_time_counts_for_the_innermost_part(monkeypatch: pytest.MonkeyPatch) -> 
         work.inner()
     assert spent.seconds == {"outer": 5.0 - 2.0, "inner": 3.0}
     assert spent.calls == {"outer": 1, "inner": 3}
+
+
+def test_the_scheduler_is_measured_alone(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    import bench_scheduler
+
+    command = ["bench_scheduler.py", "--boxes", "16", "--steps", "3", "--staleness", "4"]
+    monkeypatch.setattr("sys.argv", command)
+    bench_scheduler.main()
+    row = next(line for line in capsys.readouterr().out.splitlines() if "none" in line)
+    boxes, groups, _, step_s, in_use, _ = (cell.strip() for cell in row.strip("│ ").split("│"))
+    assert (boxes, groups) == ("16", "2") and float(step_s) > 5
+    assert 50 < float(in_use.removesuffix("%")) <= 100
+
+
+@pytest.mark.slow
+def test_a_picture_is_drawn_of_what_was_measured(tmp_path: Path) -> None:
+    from bench_async import Measured, Repeat
+    from plot_async import draw, read
+
+    def repeat(phase_s: float, undelayed: Measured | None) -> Repeat:
+        runs = [("legacy", 40.0), ("areal phase 3", phase_s), ("areal phase 3:0", 30.0)]
+        measured = [Measured(name, step_s, step_s - 4, 4.0, 0.25, 76.0, 2) for name, step_s in runs]
+        return Repeat(tuple(measured), undelayed, 64)
+
+    files = tmp_path / "delayed.json", tmp_path / "undelayed.json"
+    alone = Measured("areal phase 3 without delays", 5.0, 0.0, 5.0, 0.5, 64.0, 2)
+    for file, repeats in zip(files, ([repeat(10.0, alone), repeat(12.5, alone)], [repeat(30.0, None)]), strict=True):
+        file.write_text(json.dumps([asdict(each) for each in repeats]))
+    delayed, undelayed = map(read, files)
+    assert delayed[0] == repeat(10.0, alone) and undelayed == [repeat(30.0, None)]
+    draw(delayed, undelayed, tmp_path / "backends.png")
+    assert (tmp_path / "backends.png").read_bytes().startswith(b"\x89PNG")

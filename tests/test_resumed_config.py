@@ -132,7 +132,7 @@ def test_another_backend_brings_its_defaults_and_leaves_what_the_run_had_set_its
         "backend: areal -> legacy",
         "rollout.max_staleness: 2 -> 0",
         "loss.decoupled: true -> false",
-        "optim.learning_rate: 0.0001 -> 0.0002",
+        "optim.learning_rate: 0.00015 -> 0.0002",
     )
     own = saved_run(tmp_path, "backend=legacy", "optim.learning_rate=3e-5")
     found = compose_run([f"resume={own}", "backend=areal", "phase=1"])

@@ -1,6 +1,7 @@
 """The pages in a real browser: a run of the phone while it trains and afterwards, and one full of planted markup."""
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,11 +15,12 @@ from tests.watch_rig import PLANTED, record_run
 
 pytestmark = needs_browser
 RUN = (
-    *("backend=legacy", "experiment=quick", "run_name=phone", "threads=1", "max_steps=2", "seed=3"),
+    *("backend=legacy", "experiment=quick", "run_name=phone", "threads=1", "max_steps=1000", "seed=3"),
     *(
         "rollout.group_size=4",
         "rollout.groups_per_step=2",
         "eval.episodes=6",
+        "eval.every_steps=1",
         "env.args.latency={kind:constant,mean_s:1}",
     ),
 )
@@ -27,7 +29,7 @@ VIEWS = ("now", "groups", "episodes", "evaluations", "curves")
 
 @pytest.fixture(scope="module")
 def training(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, "subprocess.Popen[str]"]]:
-    """A run of the phone that has just begun."""
+    """A run of the phone that has just begun, and goes on until it is interrupted."""
     outputs = tmp_path_factory.mktemp("outputs")
     command = [sys.executable, "train.py", *RUN, f"output_dir={outputs}"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -44,14 +46,13 @@ def test_a_run_while_it_trains_and_when_it_is_over(training: tuple[Path, "subpro
             process.wait(0.5)
     with served(run) as base, browsing(base) as pages:
         the_wall_shows_devices_live(pages)
-        every_view_shows_what_is_there_so_far(pages)
-        assert process.wait(PATIENCE_MS / 1000) == 0, process.stdout and process.stdout.read()
+        pages.until("/^[2-9] \\/ 1000|^\\d{2,} \\//.test(document.querySelector('.figure b')?.innerText)")  # steps
+        every_view_shows_what_is_there(pages)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE_MS / 1000) == 130, process.stdout and process.stdout.read()
         the_end_is_told(pages)
-        a_step_opens_its_strip(pages)
-        groups_stand_side_by_side(pages)
-        episodes_are_found_and_explained(pages)
-        seeds_are_followed_over_checkpoints(pages)
-        curves_are_drawn(pages)
+        every_view_shows_what_is_there(pages)
         a_narrow_screen_has_room_for_all(pages)
         assert {urlsplit(address).hostname for address in pages.asked} == {"127.0.0.1"}
 
@@ -66,29 +67,25 @@ def the_wall_shows_devices_live(pages: Pages) -> None:
     pages.until("/g\\d{6}/.test(document.querySelector('#view table')?.innerText)")  # the queue
 
 
-def every_view_shows_what_is_there_so_far(pages: Pages) -> None:
-    for view, selector in {
-        "evaluations": ".seeds .cell",
-        "episodes": ".episodes tbody tr",
-        "groups": ".item .dot",
-        "curves": ".chart circle",
-    }.items():
-        while not pages.page.locator(selector).count():
-            pages.open(f"0/{view}")
-            pages.page.reload()
-            pages.page.locator(f'#view[data-view="{view}"] > *').first.wait_for()
-    pages.page.keyboard.press("1")
-    pages.page.locator(".wall, .empty").first.wait_for()
+def every_view_shows_what_is_there(pages: Pages) -> None:
+    """The same of a run that trains and of one that is over."""
+    pages.open("0/now")
+    a_step_opens_its_strip(pages)
+    groups_stand_side_by_side(pages)
+    episodes_are_found_and_explained(pages)
+    seeds_are_followed_over_checkpoints(pages)
+    curves_are_drawn(pages)
 
 
 def the_end_is_told(pages: Pages) -> None:
-    pages.page.get_by_text("The run is over: max_steps").wait_for()
-    assert "2 / 2" in pages.texts(".figure b")
-    assert len(pages.texts(".time")) == 2
+    pages.open("0/now")
+    pages.page.get_by_text("The run is over: interrupted").wait_for()
+    steps = int(pages.texts(".figure b")[0].removesuffix(" / 1000"))
+    assert 2 <= len(pages.texts(".time")) <= steps
 
 
 def a_step_opens_its_strip(pages: Pages) -> None:
-    pages.page.get_by_role("link", name="step 2").click()
+    pages.page.get_by_role("link", name="step 2", exact=True).click()
     pages.page.locator("#strip .lane i").first.wait_for()
     lanes = pages.texts("#strip .time > span")
     assert lanes[:3] == ["waiting for rollouts", "training", "publishing weights"] and "device 0" in lanes
@@ -102,23 +99,28 @@ def a_step_opens_its_strip(pages: Pages) -> None:
 def groups_stand_side_by_side(pages: Pages) -> None:
     page = pages.page
     page.keyboard.press("2")
+    page.locator(".item").nth(3).wait_for()
+    assert set(pages.texts(".tag")) <= {"kept", "filtered", "unused", "waiting"}
+    page.get_by_label("Step", exact=True).fill("2")
+    page.keyboard.press("Enter")
+    pages.until("[...document.querySelectorAll('.item')].every((item) => item.innerText.includes('step 2'))")
+    page.keyboard.press("Escape")
     page.locator(".strip").first.wait_for()
-    assert page.locator(".item").count() >= 4
-    assert set(pages.texts(".tag")) <= {"kept", "filtered"}
     assert page.locator(".strip").count() == 4
     assert page.locator(".strip .tap").count() > 0
     assert page.locator(".frame.parts").count() > 0
     assert all("advantage" in text and "reward" in text for text in pages.texts(".heading"))
-    first = page.locator(".item.current").inner_text()
+    page.get_by_label("Step", exact=True).fill("")
+    page.keyboard.press("Enter")
+    page.keyboard.press("Escape")
+    page.locator(".item").nth(3).wait_for()
+    page.locator(".item").first.click()
+    first = page.locator(".item").first.inner_text()
+    pages.until(f"document.querySelector('.item.current').innerText === {json.dumps(first)}")
     page.keyboard.press("j")
     pages.until(f"document.querySelector('.item.current').innerText !== {json.dumps(first)}")
     page.keyboard.press("k")
     pages.until(f"document.querySelector('.item.current').innerText === {json.dumps(first)}")
-    page.get_by_label("Step", exact=True).fill("2")
-    page.keyboard.press("Enter")
-    pages.until("[...document.querySelectorAll('.item')].every((item) => item.innerText.includes('step 2'))")
-    page.get_by_label("Step", exact=True).fill("")
-    page.keyboard.press("Enter")
     page.keyboard.press("Escape")
 
 
@@ -149,16 +151,20 @@ def seeds_are_followed_over_checkpoints(pages: Pages) -> None:
     page = pages.page
     page.keyboard.press("4")
     page.locator(".seeds tbody tr").first.wait_for()
-    assert page.locator(".seeds .cell").count() == 2 * page.locator(".seeds tbody tr").count()
-    page.locator(".seeds tbody a").first.click()
+    followed = page.locator(".seeds tbody tr:has(td:nth-child(3) .cell):has(td:nth-child(4) .cell)")
+    while not followed.count():  # it was played once so far
+        page.reload()
+        page.locator(".seeds tbody tr").first.wait_for()
+    followed.first.locator("a").first.click()
     page.locator(".strip").first.wait_for()
-    assert ["after step 0" in text for text in pages.texts(".heading")] == [True, False]
+    after = ["after step 0" in text for text in pages.texts(".heading")]
+    assert after[0] and len(after) >= 2 and not any(after[1:])
 
 
 def curves_are_drawn(pages: Pages) -> None:
     pages.page.keyboard.press("5")
     pages.page.locator(".chart").first.wait_for()
-    assert pages.page.locator(".chart").first.locator("circle").count() == 4
+    assert pages.page.locator(".chart").first.locator("circle").count() >= 4
     assert "phone: unseen seeds" in pages.texts(".legend .key")
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import base64
 from pathlib import Path
 
+from cua_agent.image_bytes import image_uri
 from trainers.compare import words
 from trainers.compare.charts import Chart, draw_sections
 from trainers.compare.comparison import Comparison
@@ -48,4 +48,4 @@ def write_page(comparison: Comparison, output: Path) -> Path:
 
 
 def _uri(chart: Chart) -> str:
-    return "data:image/svg+xml;base64," + base64.b64encode(chart.svg).decode()
+    return image_uri(chart.svg, "svg+xml")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 
 from PIL import Image
 
+from cua_agent.image_bytes import image_uri
 from trainers.compare.arms import Arm
 from trainers.compare.runs import Run
 from trainers.episodes.files import EPISODES, SCREENS
@@ -119,4 +119,4 @@ def _picture(screens: Path, name: Any) -> str:
         small = small.resize((_WIDTH, max(1, round(small.height * _WIDTH / small.width))))
     buffer = io.BytesIO()
     small.save(buffer, "WEBP", quality=80)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return image_uri(buffer.getvalue(), "webp")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import closing
@@ -12,6 +10,7 @@ from typing import Any
 
 from PIL import Image
 
+from cua_agent.image_bytes import png_uri
 from cua_agent.inference.vllm import wire
 from cua_agent.inference.vllm.client import ControlClient
 from cua_agent.inference.vllm.errors import Refused, ServerFailure, TokenDrift, Unavailable
@@ -230,9 +229,7 @@ def _describe(url: str, colour: str | None) -> tuple[dict[str, float], int]:
 
 
 def _picture(colour: str) -> str:
-    buffer = io.BytesIO()
-    Image.new("RGB", (96, 64), colour).save(buffer, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+    return png_uri(Image.new("RGB", (96, 64), colour))
 
 
 def _model(url: str) -> Mapping[str, Any]:

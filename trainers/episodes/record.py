@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -104,7 +104,7 @@ def _turn(turn: Any, screen: str | None) -> dict[str, Any]:
         "generate_s": round(turn.generate_s, 3),
         "env_s": round(turn.env_s, 3),
         "point": turn.point,
-        "touch": [asdict(touch) for touch in turn.touch],
+        "touch": [{**vars(touch), "place": vars(touch.place)} for touch in turn.touch],
         "truncated": turn.truncated,
         "screen": screen,
     }
@@ -129,21 +129,23 @@ def masked_texts(texts: Sequence[str], secrets: Sequence[str], mask: Mask) -> li
     return found if len(found) == len(texts) else [mask(text) for text in texts]
 
 
-def _masked(row: Any, secrets: Sequence[str], mask: Mask) -> Any:
-    """`row` with all its texts masked at once; keys stay."""
-    texts = list(_texts(row))
-    return _with_texts(row, iter(masked_texts(texts, secrets, mask)))
+def _masked(row: dict[str, Any], secrets: Sequence[str], mask: Mask) -> Any:
+    """`row` with all its texts masked at once; keys stay. Where there is nothing to mask it is `row` itself."""
+    texts: list[str] = []
+    _gather(row.values(), texts)
+    masked = masked_texts(texts, secrets, mask)
+    return row if masked == texts else _with_texts(row, iter(masked))
 
 
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _texts(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _texts(item)
+def _gather(values: Iterable[Any], texts: list[str]) -> None:
+    """Append all texts in `values` to `texts`, in the order in which `_with_texts` puts them back."""
+    for value in values:
+        if isinstance(value, str):
+            texts.append(value)
+        elif isinstance(value, dict):
+            _gather(value.values(), texts)
+        elif isinstance(value, list):
+            _gather(value, texts)
 
 
 def _with_texts(value: Any, texts: Iterator[str]) -> Any:

@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load, save
 
 from cua_agent.error_text import first_line
+from cua_agent.image_bytes import png_bytes
 from cua_agent.image_hash import image_hash
 from cua_agent.trajectory import NO_VERSION, Fork, Outcome, Trajectory, Turn
 from trainers.protocol import Batch
@@ -164,9 +165,7 @@ def _store_image(arrays: Arrays, image: npt.NDArray[np.uint8]) -> str:
     """Add a screenshot to the file's arrays, unless it is there, and return its name."""
     name = f"image/{image_hash(image)}"
     if name not in arrays:
-        png = io.BytesIO()
-        Image.fromarray(image).save(png, format="PNG", compress_level=1)
-        arrays[name] = np.frombuffer(png.getvalue(), dtype=np.uint8)
+        arrays[name] = np.frombuffer(png_bytes(Image.fromarray(image)), dtype=np.uint8)
     return name
 
 

@@ -6,10 +6,12 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from trainers.config import ConfigError
-from trainers.config.saved import read_saved
+from trainers.config.saved import CONFIG, read_saved
 from trainers.episodes.files import EPISODES, LIVE, read_json
 from trainers.run.curves import read_curve
 from trainers.run.files import last_error, read_rows
@@ -95,9 +97,16 @@ def _alive(live: Sequence[dict[str, Any]], present: float) -> list[dict[str, Any
 def settings(recording: Recording) -> dict[str, Any]:
     """The keys that say what the run is."""
     try:
-        saved = read_saved(recording.directory).settings
-    except ConfigError:
+        return _saved(recording.directory, (recording.directory / CONFIG).stat().st_mtime_ns)
+    except (OSError, ConfigError):
         return {}
+
+
+@lru_cache(maxsize=64)
+def _saved(directory: Path, changed: int) -> dict[str, Any]:
+    """The keys in a configuration as it was written at `changed`; the wall asks for them every second."""
+    del changed
+    saved = read_saved(directory).settings
     return {key: saved[key] for key in _SHOWN_KEYS if key in saved}
 
 

@@ -14,7 +14,7 @@ from cua_agent.envs.local_gbox import bodies
 from cua_agent.envs.local_gbox.errors import ApiError
 from cua_agent.envs.local_gbox.fleet import Fleet
 from cua_agent.envs.local_gbox.gestures import actions_of, places_of
-from cua_agent.envs.local_gbox.images import Targets, data_uri, encode_png, scrolled_capture, with_trace
+from cua_agent.envs.local_gbox.images import Targets, scrolled_capture, with_trace
 from cua_agent.envs.local_gbox.phone import Phone
 from cua_agent.envs.local_gbox.replies import (
     ActionReply,
@@ -26,6 +26,7 @@ from cua_agent.envs.local_gbox.replies import (
     SpotReply,
 )
 from cua_agent.envs.local_gbox.serving import TheFleet, record, turn_on
+from cua_agent.image_bytes import image_uri, png_bytes
 
 router = APIRouter()
 ACTIONS = "/boxes/{box_id}/actions"
@@ -49,9 +50,9 @@ class Camera:
 
     def picture(self, image: Image.Image) -> Picture:
         """The image in the output format that was asked for."""
-        png = encode_png(image)
+        png = png_bytes(image)
         if self.output_format == "base64":
-            return Picture(uri=data_uri(png))
+            return Picture(uri=image_uri(png))
         key = self.fleet.gallery.store(png, self.fleet.clock() + self.link_s)
         return Picture(uri=key, presigned_url=f"{self.request.base_url}storage/{key}")
 

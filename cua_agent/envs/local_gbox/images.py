@@ -1,4 +1,4 @@
-"""Screenshots on their way out: encoding, storage behind links, traces, scrolled captures, and what is on them."""
+"""Screenshots on their way out: storage behind links, traces, scrolled captures, and what is on them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from cua_agent.actions import Point
 from cua_agent.envs.local_gbox.phone import Phone
 from cua_agent.envs.pocket.draw import draw
 from cua_agent.envs.pocket.screens import HEIGHT, ROW, VISIBLE_ROWS, WIDTH, list_rows, visible_row_count
+from cua_agent.image_bytes import PNG_URI, image_uri
 
-DATA_URI = "data:image/png;base64,"
 _MAX_STORED = 512
 _MAX_KNOWN = 8192
 _MARK = (255, 0, 80)
@@ -30,22 +30,10 @@ Targets = Mapping[str, tuple[int, int]]
 _Value = TypeVar("_Value")
 
 
-def encode_png(image: Image.Image) -> bytes:
-    """The PNG of an image, quickly compressed."""
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
-
-
-def data_uri(png: bytes) -> str:
-    """A PNG as a `data:` URI."""
-    return DATA_URI + base64.b64encode(png).decode()
-
-
 def cut_short(uri: str) -> str:
     """The data URI of the first half of a picture's bytes."""
-    png = base64.b64decode(uri.removeprefix(DATA_URI))
-    return data_uri(png[: len(png) // 2])
+    png = base64.b64decode(uri.removeprefix(PNG_URI))
+    return image_uri(png[: len(png) // 2])
 
 
 def with_trace(image: Image.Image, places: Sequence[Point]) -> Image.Image:

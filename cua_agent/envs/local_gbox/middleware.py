@@ -17,8 +17,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from cua_agent.envs.local_gbox.errors import error_body
 from cua_agent.envs.local_gbox.faults import ALWAYS_AFTER, Fault, FaultKind, Operation
 from cua_agent.envs.local_gbox.fleet import Box, Fleet
-from cua_agent.envs.local_gbox.images import DATA_URI, cut_short
+from cua_agent.envs.local_gbox.images import cut_short
 from cua_agent.envs.local_gbox.ledger import CLIENT_GONE, ActionEntry, FaultEntry
+from cua_agent.image_bytes import PNG_URI
 
 API = "/api/v1"
 TRANSPORT = "local_gbox.transport"
@@ -220,7 +221,7 @@ def truncated(body: bytes) -> bytes | None:
     def cut(value: dict[str, Any]) -> dict[str, Any]:
         nonlocal found
         uri = value.get("uri")
-        if isinstance(uri, str) and uri.startswith(DATA_URI):
+        if isinstance(uri, str) and uri.startswith(PNG_URI):
             found = True
             return {**value, "uri": cut_short(uri)}
         return value

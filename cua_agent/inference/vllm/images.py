@@ -10,9 +10,7 @@ and other episodes that see the same screen, send the name alone.
 from __future__ import annotations
 
 import asyncio
-import base64
 import hashlib
-import io
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -21,10 +19,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from cua_agent.image_bytes import png_uri
 from cua_agent.inference.vllm.wire import SentImage
 from cua_agent.models.pixels import resize_screenshot
 
-_FAST_COMPRESSION = 1
 _NAME_BYTES = 16
 _MOST_NAMES = 65536
 
@@ -40,9 +38,7 @@ def sent_image(processor: Any, image: npt.NDArray[np.uint8], known: SentImages |
 
 def data_url(image: npt.NDArray[np.uint8]) -> str:
     """A screenshot, uint8 [H, W, 3], as PNG in a data URL."""
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG", compress_level=_FAST_COMPRESSION)
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+    return png_uri(Image.fromarray(image))
 
 
 class SentImages:
