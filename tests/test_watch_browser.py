@@ -79,7 +79,7 @@ def every_view_shows_what_is_there(pages: Pages) -> None:
 
 def the_end_is_told(pages: Pages) -> None:
     pages.open("0/now")
-    pages.page.get_by_text("The run is over: interrupted").wait_for()
+    pages.page.get_by_text("Nobody plays: the run was interrupted after step").wait_for()
     steps = int(pages.texts(".figure b")[0].removesuffix(" / 1000"))
     assert 2 <= len(pages.texts(".time")) <= steps
 

@@ -83,6 +83,9 @@ function tally(group) {
   return { won: count(GOOD), scored: group.members.length - count("infra_error"), lost: count("infra_error") };
 }
 
+/** How many of the scored episodes succeeded, and how many were lost besides. */
+const counted = (won, scored, lost, did = "") => [scored ? `${won} of ${scored}${did}` : null, lost ? `${lost} lost` : null].filter(Boolean).join(", ");
+
 function dots(members) {
   return h("span", { class: "dots" }, members.map((member) => h("i", { class: "dot " + String(member.outcome).replace(/\W/g, ""), title: words(member.outcome) })));
 }

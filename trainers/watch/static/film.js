@@ -74,7 +74,7 @@ function strips(run, members, heading) {
   return h("div", { class: "strips" + (members.length > 4 ? " many" : "") },
     h("p", { class: "soft" }, isFinite(earliest) ? `They part at screen ${earliest + 1}. Each is compared with ${first.id}, the shortest success or the first.` : "All see the same screens."),
     members.map((member, index) => h("section", { class: "strip", "data-episode": member.id },
-      h("div", { class: "heading" }, heading(member), member === first && members.length > 1 ? h("span", { class: "soft" }, "compared with") : null),
+      h("div", { class: "heading" }, heading(member), member === first && members.length > 1 ? h("span", { class: "soft" }, "the others are compared with this one") : null),
       (member.findings || []).slice(0, 2).map(([, text]) => h("p", { class: "finding" }, text)),
       first.outcome === GOOD && member.outcome !== GOOD ? apart(frames(member), compared, partings[index], first.id) : null,
       h("div", { class: "film", tabindex: "0", role: "group", "aria-label": "Film of " + member.id },

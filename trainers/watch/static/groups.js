@@ -43,7 +43,7 @@ function groupDetail(run, group, members) {
   const { won, scored, lost } = tally(group);
   return [
     h("h1", null, group.goal),
-    h("p", { class: "soft" }, `${group.group} · ${group.task} · policy version ${group.version} · ${won} of ${scored} succeeded` + (lost ? `, ${lost} lost` : "")),
+    h("p", { class: "soft" }, `${group.group} · ${group.task} · policy version ${group.version} · ` + counted(won, scored, lost, " succeeded")),
     group.why ? h("p", { class: "notice" }, words(group.state) + ": " + group.why) : null,
     group.findings.length ? h("p", { class: "notice" }, "Seen in its episodes: " + commonly(group)) : null,
     strips(run, members, (member) => [

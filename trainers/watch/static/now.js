@@ -35,8 +35,9 @@ async function showNow(run, chosen) {
 }
 
 function whyNobody(state) {
-  const reason = state.summary.stop_reason;
-  return reason ? `The run is over: ${reason}.` : "No process of this run is there: it was broken off, or is just starting.";
+  const reason = state.summary.stop_reason, last = state.steps[state.steps.length - 1];
+  if (reason) return `The run is over: ${reason}.`;
+  return last ? `Nobody plays: the run was interrupted after step ${last.step}, or is just being resumed.` : "Nobody plays: the run is just starting, or was broken off.";
 }
 
 function gpu(last) {
@@ -65,14 +66,15 @@ function timeBars(run, steps) {
   if (!steps.length) return empty("No step has ended yet.");
   const longest = Math.max(...steps.map((row) => row.step_s || 0)) || 1;
   return h("div", { class: "times" },
-    h("div", { class: "legend" }, TIMES.map(([key, name]) => h("span", { class: key }, name)), h("span", { class: "rest" }, "the rest")),
+    h("div", { class: "legend" }, TIMES.map(([key, name]) => h("span", { class: key }, name)), h("span", { class: "rest" }, "the rest"), h("span", { class: "plain" }, "at the end: seconds, and success of the step")),
     steps.map((row) => {
       const known = TIMES.map(([key]) => row[key] || 0);
       const rest = Math.max(0, (row.step_s || 0) - known.reduce((sum, value) => sum + value, 0));
       const bar = (kind, value) => h("i", { class: kind, style: { width: (100 * value / longest).toFixed(2) + "%" }, title: seconds(value) });
       return h("div", { class: "time" }, h("span", null, link(`${run}/now/${row.step}`, "step " + row.step)),
         h("div", { class: "bar" }, TIMES.map(([key], index) => bar(key, known[index])), bar("rest", rest)),
-        h("span", null, seconds(row.step_s)));
+        h("span", null, seconds(row.step_s)),
+        h("span", { title: "success of its training episodes" }, percent(row.success_rate)));
     }));
 }
 
@@ -125,7 +127,7 @@ function taskTable(run, step, groups) {
       h("tbody", null, groups.map((group) => {
         const { won, scored, lost } = tally(group);
         return h("tr", null,
-          h("td", { class: won ? null : "bad" }, `${won} of ${scored}` + (lost ? `, ${lost} lost` : ""), dots(group.members)),
+          h("td", { class: won ? null : "bad" }, counted(won, scored, lost), dots(group.members)),
           h("td", null, link(`${run}/groups/${group.part}/${group.group}`, group.goal), h("small", { class: "mono" }, group.task)),
           h("td", null, commonly(group)), h("td", { class: "mono" }, group.group, h("small", null, group.state)));
       })))) : empty(`No group of step ${step} is recorded.`)];
