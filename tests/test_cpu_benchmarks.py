@@ -119,7 +119,7 @@ def test_a_picture_is_drawn_of_what_was_measured(tmp_path: Path) -> None:
     alone = Measured("areal phase 3 without delays", 5.0, 0.0, 5.0, 0.5, 64.0, 2)
     for file, repeats in zip(files, ([repeat(10.0, alone), repeat(12.5, alone)], [repeat(30.0, None)]), strict=True):
         file.write_text(json.dumps([asdict(each) for each in repeats]))
-    delayed, undelayed = map(read, files)
+    delayed, undelayed = (read([file]) for file in files)
     assert delayed[0] == repeat(10.0, alone) and undelayed == [repeat(30.0, None)]
     draw(delayed, undelayed, tmp_path / "backends.png")
     assert (tmp_path / "backends.png").read_bytes().startswith(b"\x89PNG")

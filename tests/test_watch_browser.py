@@ -140,7 +140,7 @@ def episodes_are_found_and_explained(pages: Pages) -> None:
     assert page.locator(".verdict tbody tr").count() > 0
     assert page.locator(".tokens span").count() > 5
     where = page.url
-    page.keyboard.press("j")
+    page.keyboard.press("j" if where.endswith("/0") else "k")
     pages.until(f"location.href !== {json.dumps(where)}")
     page.locator(".turn").first.wait_for()
     page.keyboard.press("Escape")

@@ -171,6 +171,7 @@ def episode(recording: Recording, number: int) -> dict[str, Any] | None:
     return {
         **_whole(recording, number, entry),
         "system": recording.system(),
+        "last": len(recording.entries) - 1,
         "success": None if entry.about["outcome"] == "success" else _nearest_success(recording, number),
     }
 

@@ -63,7 +63,7 @@ function seconds(value) {
   return value < 7200 ? Math.round(value / 60) + " min" : (value / 3600).toFixed(1) + " h";
 }
 
-const GOOD = "success";
+const GOOD = "success", LOST = "infra_error";
 function badge(outcome) {
   return h("span", { class: "badge " + String(outcome).replace(/\W/g, "") }, words(outcome));
 }
@@ -80,7 +80,7 @@ function commonly(group) {
 /** How often a group succeeded: `won` of the `scored`, and how many of its episodes were `lost`. */
 function tally(group) {
   const count = (outcome) => group.members.filter((member) => member.outcome === outcome).length;
-  return { won: count(GOOD), scored: group.members.length - count("infra_error"), lost: count("infra_error") };
+  return { won: count(GOOD), scored: group.members.length - count(LOST), lost: count(LOST) };
 }
 
 /** How many of the scored episodes succeeded, and how many were lost besides. */

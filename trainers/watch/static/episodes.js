@@ -2,7 +2,7 @@
 
 const search = { text: "", outcome: "", kind: "", step: "" };
 const SHOWN = 300;
-let colouring = "logprob";
+let colouring = "logprob", lastEpisode = Infinity;
 
 async function showEpisodes(run, chosen) {
   if (chosen && chosen[0] !== undefined) return showEpisode(run, chosen[0]);
@@ -49,15 +49,16 @@ function episodeTable(run, all) {
 async function showEpisode(run, n) {
   const episode = await load(`${run}/episode/${n}`);
   if (!episode) return [empty("There is no such episode.")];
+  lastEpisode = episode.last;
   const group = episode.evaluation ? null : link(`${run}/groups/${episode.part}/${episode.group}`, "its group " + episode.group);
   return [
     h("p", null, link(`${run}/episodes`, "← all episodes"), group ? [" · ", group] : null,
       typeof episode.success === "number" ? [" · ", link(`${run}/episodes/${episode.success}`, "a success of the same task")] : null),
     h("h1", null, episode.goal), badge(episode.outcome),
     h("div", { class: "figures" },
-      figure("reward", number(episode.reward), Object.entries(episode.parts || {}).map(([name, value]) => words(name) + " " + signed(value)).join(", ")),
+      figure("reward", number(episode.outcome === LOST ? null : episode.reward), Object.entries(episode.parts || {}).map(([name, value]) => words(name) + " " + signed(value)).join(", ")),
       figure("advantage", signed(episode.advantage), words(episode.state || "")),
-      figure("score", number(episode.score)), figure("seed", episode.seed),
+      figure("score", number(episode.outcome === LOST ? null : episode.score)), figure("seed", episode.seed),
       figure(episode.evaluation ? "evaluated after step" : "step", episode.step === null ? "–" : episode.step),
       figure("policy version", episode.version), typeof episode.device === "number" ? figure("device", episode.device) : null),
     episode.findings.length ? [h("h2", null, "What stands out"), h("ul", { class: "notice bad" }, episode.findings.map(([, text]) => h("li", null, text)))] : null,
@@ -79,7 +80,7 @@ function verdict(run, episode) {
       h("thead", null, h("tr", null, ["asked at the end", "answer", "at the start"].map((name) => h("th", null, name)))),
       h("tbody", null, episode.answers.map(([question, answer, before]) =>
         h("tr", null, h("td", { class: "mono" }, question), h("td", { class: "mono" + (before !== null && before !== answer ? " changed" : "") }, answer || "(nothing)"),
-          h("td", { class: "mono soft" }, before))))) : empty("It asked nothing at the end."),
+          h("td", { class: "mono soft" }, before))))) : empty(episode.outcome === LOST ? "The episode was lost before it was scored." : "It asked nothing at the end."),
     told.rule ? h("details", { open: episode.outcome !== GOOD }, h("summary", null, "How it decides"), h("pre", null, told.rule)) : null));
 }
 

@@ -60,7 +60,7 @@ function move(by) {
     if (next) { location.hash = next.getAttribute("href"); next.scrollIntoView({ block: "nearest" }); }
   } else if (view[0] === "episodes" && chosen) {
     const next = Number(chosen[0]) + by;
-    if (next >= 0) location.hash = `#${run}/episodes/${next}`;
+    if (next >= 0 && next <= lastEpisode) location.hash = `#${run}/episodes/${next}`;
   } else {
     const links = [...document.querySelectorAll("tbody a")];
     const next = links[links.indexOf(document.activeElement) + by];
