@@ -177,8 +177,11 @@ def a_narrow_screen_has_room_for_all(pages: Pages) -> None:
 
 def test_markup_in_names_and_answers_stays_text(tmp_path: Path) -> None:
     run = record_run(tmp_path / "<b>run", goal=PLANTED)
+    (run / "summary.json").write_text(json.dumps({"stop_reason": "max_steps"}))
     with served(run) as base, browsing(base) as pages:
         nothing_of_it_runs(pages)
+        pages.open("0/now")
+        pages.page.get_by_text("The run is over: max_steps").wait_for()
         assert {urlsplit(address).hostname for address in pages.asked} == {"127.0.0.1"}
 
 

@@ -83,8 +83,11 @@ function tally(group) {
   return { won: count(GOOD), scored: group.members.length - count(LOST), lost: count(LOST) };
 }
 
-/** How many of the scored episodes succeeded, and how many were lost besides. */
-const counted = (won, scored, lost, did = "") => [scored ? `${won} of ${scored}${did}` : null, lost ? `${lost} lost` : null].filter(Boolean).join(", ");
+/** The same in words; `did` is said after the successes. */
+function counted(group, did = "") {
+  const { won, scored, lost } = tally(group);
+  return [scored ? `${won} of ${scored}${did}` : null, lost ? `${lost} lost` : null].filter(Boolean).join(", ");
+}
 
 function dots(members) {
   return h("span", { class: "dots" }, members.map((member) => h("i", { class: "dot " + String(member.outcome).replace(/\W/g, ""), title: words(member.outcome) })));

@@ -40,10 +40,9 @@ function groupItem(run, group, current) {
 }
 
 function groupDetail(run, group, members) {
-  const { won, scored, lost } = tally(group);
   return [
     h("h1", null, group.goal),
-    h("p", { class: "soft" }, `${group.group} · ${group.task} · policy version ${group.version} · ` + counted(won, scored, lost, " succeeded")),
+    h("p", { class: "soft" }, `${group.group} · ${group.task} · policy version ${group.version} · ` + counted(group, " succeeded")),
     group.why ? h("p", { class: "notice" }, words(group.state) + ": " + group.why) : null,
     group.findings.length ? h("p", { class: "notice" }, "Seen in its episodes: " + commonly(group)) : null,
     strips(run, members, (member) => [

@@ -125,9 +125,8 @@ function taskTable(run, step, groups) {
     groups.length ? h("div", { class: "scroll" }, h("table", { class: "tasks" },
       h("thead", null, h("tr", null, ["succeeded", "goal", "seen in its episodes", "group"].map((name) => h("th", null, name)))),
       h("tbody", null, groups.map((group) => {
-        const { won, scored, lost } = tally(group);
         return h("tr", null,
-          h("td", { class: won ? null : "bad" }, counted(won, scored, lost), dots(group.members)),
+          h("td", { class: tally(group).won ? null : "bad" }, counted(group), dots(group.members)),
           h("td", null, link(`${run}/groups/${group.part}/${group.group}`, group.goal), h("small", { class: "mono" }, group.task)),
           h("td", null, commonly(group)), h("td", { class: "mono" }, group.group, h("small", null, group.state)));
       })))) : empty(`No group of step ${step} is recorded.`)];
