@@ -93,7 +93,9 @@ REPLAYED = {
     "no_discount": Fault(
         0, "full/credit", ("phase1", "phase2", "phase3"), "trainers.grpo.credit:returns_to_go", do.undiscounted
     ),
-    "attention_leaks": Fault(1, "full/packed", AREAL, f"{ENGINE}:sequence_lengths", do.attention_leaks),
+    "attention_leaks": Fault(
+        1, "full/packed", AREAL, "trainers.areal.train.micro_batches:sequence_lengths", do.attention_leaks
+    ),
     "temperature": Fault(1, "full/plain", AREAL, CONFIGURED, do.other_temperature),
     "temperature_ignored": Fault(1, "full/knobs", AREAL, CONFIGURED, do.temperature_ignored),
     "temperature_squared": Fault(1, "full/knobs", AREAL, CONFIGURED, do.temperature_squared),

@@ -77,7 +77,10 @@ def test_collate_pads_on_the_right_and_keeps_every_array(policy):
     assert micro.image_bytes.dtype == torch.uint8
     assert torch.equal(policy.pixel_values(micro.image_bytes, micro.image_grid_thw), policy.pixels(images)[0])
     assert len(micro.image_grid_thw) == len(images) == 6
-    assert micro.trained == 16
+    assert micro.lengths == tuple(len(t) for t in batch.trajectories)
+    assert len(micro.trained_at) == 16
+    assert torch.equal(micro.of_trained(micro.input_ids), micro.input_ids[micro.loss_mask])
+    assert torch.equal(micro.rows, micro.loss_mask.nonzero()[:, 0])
 
 
 def test_rows_without_screenshots_have_no_pixels(policy):

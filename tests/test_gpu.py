@@ -6,7 +6,10 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
+import warnings
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import fields
 from pathlib import Path
@@ -22,7 +25,7 @@ from cua_agent.models.packed_attention import attend_within, packed_rows
 from tests.policy_rows import ragged_batch
 from tests.tiny_random import build
 from trainers.components import build_policy
-from trainers.config import LoaderConfig, LoraConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
+from trainers.config import ArealConfig, LoaderConfig, LoraConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
 from trainers.grpo.batching import micro_batches
 from trainers.grpo.forward import score_tokens
 from trainers.grpo.learner import PolicyLearner
@@ -180,6 +183,50 @@ def test_compiled_layers_compute_what_plain_ones_compute(weights: Path, monkeypa
     for name, wanted in gradients[0].items():
         assert wanted is not None and gradients[1][name] is not None
         assert float((gradients[1][name] - wanted).norm() / wanted.norm()) < 1e-3, name
+
+
+@pytest.mark.parametrize("learner", ["legacy", "phase2"])
+def test_no_micro_batch_waits_for_the_one_before(learner: str, weights: Path, tmp_path: Path) -> None:
+    """More micro-batches, but no more questions that the CPU has to wait for the GPU with."""
+    from trainers.areal.process import prepare_process
+    from trainers.areal.train.phase2_learner import Phase2Learner
+
+    prepare_process(tmp_path, "cuda")
+    asked = []
+    for budget in (1 << 20, 150):
+        config = TrainConfig(
+            backend="legacy" if learner == "legacy" else "areal",
+            phase=2,
+            loader=LoaderConfig(device="cuda"),
+            model=ModelConfig(path=str(weights), dtype="bfloat16"),
+            lora=LoraConfig(enabled=True, r=4),
+            optim=OptimConfig(micro_batch_tokens=budget),
+            areal=ArealConfig(packed_tokens=budget),
+        )
+        with closing((PolicyLearner if learner == "legacy" else Phase2Learner)(build_policy(config), config)) as ours:
+            batch = ragged_batch(ours._policy)
+            ours.update(batch)
+            asked.append(questions(lambda ours=ours, batch=batch: ours.update(batch)))
+    assert len(asked[0]) == len(asked[1]), "\n".join(asked[1])
+
+
+def questions(work: Callable[[], object]) -> list[str]:
+    """Where this thread waits for the GPU in `work`."""
+    asked: list[str] = []
+
+    def note(message: Warning | str, _category: object, file: str, line: int, *_: object) -> None:
+        if "synchronizing" in str(message) and threading.current_thread() is threading.main_thread():
+            asked.append(f"{file}:{line}")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = note
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            work()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return asked
 
 
 def test_the_meter_sees_when_the_gpu_has_nothing_to_do() -> None:

@@ -3,13 +3,14 @@
 transformers' Qwen-VL towers attend image by image unless the attention implementation takes packed sequences ("flash"),
 and build position embeddings image by image. Here images of equal size become one batch for PyTorch's scaled dot
 product, through transformers' own extension point, and positions are built once per size. On a CPU an image that is
-there several times (episodes of a group begin on one screen, and screens recur) is computed once. The numbers are the
-same.
+there several times (episodes of a group begin on one screen, and screens recur) is computed once. Nor is a GPU asked
+for anything, so that the CPU goes ahead of it, as long as grids are in main memory. The numbers are the same.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from itertools import groupby
 from types import MethodType
 from typing import Any
@@ -30,22 +31,74 @@ def use_fast_vision(model: Any) -> None:
     tower = model.model.visual
     tower.config._attn_implementation = PACKED_ATTENTION
     # Methods, because a deep copy binds those to itself.
-    for name in ("fast_pos_embed_interpolate", "rot_pos_emb"):
-        setattr(tower, name, MethodType(_once_per_size(name), tower))
+    tower.fast_pos_embed_interpolate = MethodType(_once_per_size(_interpolated_positions), tower)
+    tower.rot_pos_emb = MethodType(_once_per_size(lambda tower, grid: type(tower).rot_pos_emb(tower, grid)), tower)
     tower.forward = MethodType(_look_once, tower)
+    backbone = model.model
+    backbone.get_placeholder_mask = MethodType(_placeholder_masks, backbone)
+    backbone.language_model._deepstack_process = _add_at
 
 
-def _once_per_size(name: str) -> Callable[[Any, Tensor], Tensor]:
-    """The tower's method `name`, which maps grids [n, 3] to rows for every patch, image after image; equal neighbours
-    share the computation."""
+def _once_per_size(embed: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor], Tensor]:
+    """A method of the tower that maps grids [n, 3] to rows for every patch, image after image, as `embed` does for a
+    single image; equal neighbours share the computation."""
 
     def embed_runs(tower: Any, grid_thw: Tensor) -> Tensor:
-        embed = getattr(type(tower), name).__get__(tower)
         runs = [(grid, len(list(run))) for grid, run in groupby(grid_thw.tolist())]
-        parts = [(embed(torch.tensor([grid], device=grid_thw.device)), count) for grid, count in runs]
+        parts = [(embed(tower, torch.tensor([grid])), count) for grid, count in runs]
         return torch.cat([part.repeat(count, *[1] * (part.dim() - 1)) for part, count in parts])
 
     return embed_runs
+
+
+def _interpolated_positions(tower: Any, grid: Tensor) -> Tensor:
+    """The tower's learned positions, between which an image of this `grid` [1, 3] lies: [patches, width]."""
+    [[_, rows, columns]] = grid.tolist()
+    table = tower.pos_embed.weight
+    corners, weights = _bilinear(tower.num_grid_per_side, tower.config.spatial_merge_size, rows, columns, table.device)
+    four = tower.pos_embed(corners) * weights.to(table.dtype)[:, :, None]
+    positions: Tensor = four[0] + four[1] + four[2] + four[3]
+    return positions
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(mode=False)  # training takes what sampling asked for first
+def _bilinear(side: int, merge: int, rows: int, columns: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Of each of rows x columns patches, in the tower's order, its four neighbours in a table of side x side places,
+    int64 [4, patches], and their weights, float32 [4, patches]."""
+    down, across = (torch.linspace(0, side - 1, count) for count in (rows, columns))
+    top, left = down.int(), across.int()
+    bottom, right = ((near + 1).clip(max=side - 1) for near in (top, left))
+    lower, further = (down - top)[:, None], (across - left)[None]
+    corners = [row[:, None] * side + column[None] for row in (top, bottom) for column in (left, right)]
+    weights = [(1 - lower) * (1 - further), (1 - lower) * further, lower * (1 - further), lower * further]
+    patches = torch.arange(rows * columns).view(rows // merge, merge, columns // merge, merge)
+    order = patches.transpose(1, 2).flatten()
+    stacked = (torch.stack([each.flatten() for each in four])[:, order] for four in (corners, weights))
+    indices, shares = (values.to(device, non_blocking=True) for values in stacked)
+    return indices.long(), shares
+
+
+def _placeholder_masks(
+    backbone: Any,
+    input_ids: Tensor,
+    inputs_embeds: Tensor,
+    image_features: Tensor | None = None,  # noqa: ARG001 - part of transformers' interface
+    video_features: Tensor | None = None,  # noqa: ARG001
+) -> tuple[Tensor, Tensor]:
+    """Where the features of images and videos go, bool as `inputs_embeds`. transformers counts them here; a row whose
+    placeholders do not match its images has no positions (`PolicyModel.positions` raises)."""
+    image, video = (
+        (input_ids == token)[..., None].expand_as(inputs_embeds)
+        for token in (backbone.config.image_token_id, backbone.config.video_token_id)
+    )
+    return image, video
+
+
+def _add_at(hidden_states: Tensor, places: Tensor, features: Tensor) -> Tensor:
+    """`hidden_states` [B, L, width] with `features` [n, width] added where `places` [B, L] is set."""
+    spread = torch.zeros_like(hidden_states)
+    return hidden_states + spread.masked_scatter(places[..., None].expand_as(spread), features.to(spread.dtype))
 
 
 def _look_once(tower: Any, hidden_states: Tensor, grid_thw: Tensor, **options: Any) -> Any:
@@ -104,12 +157,14 @@ def packed_attention(
     `cu_seq_lens_q` int32 [n + 1] holds the images' boundaries. transformers' `max_length_q` is a tensor on the device,
     which every block would wait for; the longest image is looked up once for all blocks.
     """
-    return attend_within(query, key, value, cu_seq_lens_q, _longest(cu_seq_lens_q), causal=False, scaling=scaling), None
+    boundaries, longest = _where(cu_seq_lens_q, query.device)
+    return attend_within(query, key, value, boundaries, longest, causal=False, scaling=scaling), None
 
 
-def _longest(boundaries: Tensor) -> int:
-    """The longest of the sequences between `boundaries`, which every block of the tower is handed in turn."""
-    known: int | None = getattr(boundaries, "longest_sequence", None)
+def _where(boundaries: Tensor, device: torch.device) -> tuple[Tensor, int]:
+    """`boundaries`, which every block of the tower is handed in turn, on `device`, and the longest sequence between."""
+    known: tuple[Tensor, int] | None = getattr(boundaries, "known", None)
     if known is None:
-        known = boundaries.longest_sequence = int(torch.diff(boundaries).max())  # type: ignore[attr-defined]
+        known = boundaries.to(device, non_blocking=True), int(torch.diff(boundaries).max())
+        boundaries.known = known  # type: ignore[attr-defined]
     return known

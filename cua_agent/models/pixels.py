@@ -72,12 +72,12 @@ def image_bytes(processor: Any, images: Sequence[npt.NDArray[np.uint8]]) -> tupl
 
 def pixel_values(processor: Any, pixels: Tensor, grids: Tensor) -> Tensor:
     """The processor's `pixel_values`, float32 [n, 3 * temporal_patch_size * patch_size ** 2], of what `image_bytes`
-    gave, on the device of `pixels`."""
+    gave, on the device of `pixels`. (`grids` in main memory, or the device is waited for.)"""
     groups = [(grid, len(list(group))) for grid, group in groupby(map(tuple, grids.tolist()))]
     sizes = [count * rows * columns for (_, rows, columns), count in groups]
     parts = zip(torch.split(pixels, sizes), groups, strict=True)
     planes = torch.cat([_patches(processor, part, grid[1:], count) for part, (grid, count) in parts])
-    table = torch.from_numpy(_normalisation_table(processor)).to(pixels.device)
+    table = torch.from_numpy(_normalisation_table(processor)).to(pixels.device, non_blocking=True)
     values = torch.stack([table[channel][planes[:, channel].int()] for channel in range(CHANNELS)], dim=1)
     # A still image: every frame shows the same.
     return values[:, :, None].expand(-1, -1, processor.temporal_patch_size, -1).reshape(len(values), -1)

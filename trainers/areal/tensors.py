@@ -62,13 +62,6 @@ def with_steps(tensors: TensorDict, rows: Sequence[Trajectory], config: Advantag
     return {**tensors, "step_advantages": padded([torch.from_numpy(each) for each in steps], 0.0).roll(-1, dims=-1)}
 
 
-def trained_places(data: Mapping[str, Any]) -> Tensor:
-    """int64 [N]: the positions of a micro-batch, laid end to end, that predict a trained token. (An index by a mask
-    would ask the device for them every time.)"""
-    places: Tensor = data["loss_mask"].reshape(-1).nonzero().squeeze(-1)
-    return places
-
-
 def packed_row_numbers(data: Mapping[str, Any]) -> Tensor:
     """int64 [T]: which row of a micro-batch each of its T packed positions belongs to; its boundaries are `cu_seqlens`.
     A padded one has B * L positions."""
@@ -76,7 +69,8 @@ def packed_row_numbers(data: Mapping[str, Any]) -> Tensor:
     if mask.ndim == 2:
         return torch.arange(len(mask), device=mask.device).repeat_interleave(mask.shape[1])
     lengths = torch.diff(data["cu_seqlens"])
-    return torch.arange(len(lengths), device=mask.device).repeat_interleave(lengths.to(mask.device))
+    rows = torch.arange(len(lengths), device=mask.device)
+    return rows.repeat_interleave(lengths.to(mask.device), output_size=mask.numel())
 
 
 def carries_signal(group: Mapping[str, Any], config: AdvantageConfig) -> bool:

@@ -47,8 +47,10 @@ class MicroBatch:
     `input_ids`, `attention_mask` int64 [B, L]; `position_ids` int64 [3, B, L] (M-RoPE: time, height, width);
     `loss_mask` bool [B, L], True on trained tokens; `old_logprobs` float32 [B, L], of the sampling policy;
     `advantages` float32 [B, L], of tokens; `coefficients` float64 [B]; `image_bytes`, `image_grid_thw` as
-    `PolicyModel.image_bytes` gives them, the images of all rows in order (None without images); `trained` is the number
-    of trained tokens; `actions` bool [B, L], True on trained tokens of a tool call (None where they cannot be told).
+    `PolicyModel.image_bytes` gives them, the images of all rows in order (None without images); `actions` bool [B, L],
+    True on trained tokens of a tool call (None where they cannot be told). Where things are is told in numbers, because
+    a device has to be waited for before it tells what a mask selects: `lengths` of the rows, `trained_at` int64 [N],
+    the places of the N trained tokens among B * L, row by row. `lengths` and `image_grid_thw` stay in main memory.
     """
 
     input_ids: Tensor
@@ -60,14 +62,24 @@ class MicroBatch:
     coefficients: Tensor
     image_bytes: Tensor | None
     image_grid_thw: Tensor | None
-    trained: int
+    lengths: tuple[int, ...]
+    trained_at: Tensor
     actions: Tensor | None = None
 
     def to(self, device: torch.device | str) -> MicroBatch:
         """The same on another device."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "image_grid_thw"}
         moved: dict[str, Any] = {name: v.to(device) for name, v in values.items() if torch.is_tensor(v)}
         return replace(self, **moved)
+
+    def of_trained(self, values: Tensor) -> Tensor:
+        """[N]: those of `values` [B, L] that belong to a trained token."""
+        return values.flatten()[self.trained_at]
+
+    @property
+    def rows(self) -> Tensor:
+        """int64 [N]: the row of each trained token."""
+        return self.trained_at // self.input_ids.shape[1]
 
 
 def weigh_rows(batch: Batch, config: LossConfig) -> list[Row]:
@@ -152,6 +164,7 @@ def collate(policy: PolicyModel, rows: Sequence[Row]) -> MicroBatch:
         coefficients=torch.tensor([row.coefficient for row in rows], dtype=torch.float64),
         image_bytes=image_bytes,
         image_grid_thw=image_grid_thw,
-        trained=sum(int(t.loss_mask.sum()) for t in trajectories),
+        lengths=tuple(len(t) for t in trajectories),
+        trained_at=loss_mask.flatten().nonzero()[:, 0],
         actions=action_tokens(input_ids, loss_mask, policy.special.call_id),
     )

@@ -38,7 +38,7 @@ def score_tokens(
     softmax in float32.
     `micro` must be on the policy's device. Without `entropy_gradient` the entropy is a metric and keeps no graph.
     """
-    tokens = micro.input_ids[micro.loss_mask]
+    tokens = micro.of_trained(micro.input_ids)
     head = policy.base_model.lm_head
     hidden = _predicting_states(policy, micro)
     return score_hidden(head, hidden, tokens, policy.special, temperature, entropy_gradient=entropy_gradient)
@@ -97,38 +97,44 @@ def loss_inputs(micro: MicroBatch, scores: TokenScores, reference: Tensor | None
 
     The update starts from the weights that computed `scores`, which makes them the proximal policy.
     """
-    counts = micro.loss_mask.sum(-1)
     return LossInputs(
         logprobs=scores.logprobs,
-        old_logprobs=micro.old_logprobs[micro.loss_mask],
-        advantages=micro.advantages[micro.loss_mask],
-        coefficients=micro.coefficients.repeat_interleave(counts),
+        old_logprobs=micro.of_trained(micro.old_logprobs),
+        advantages=micro.of_trained(micro.advantages),
+        coefficients=micro.coefficients[micro.rows],
         entropy=scores.entropy,
-        rows=micro.loss_mask.nonzero()[:, 0],
+        rows=micro.rows,
         reference_logprobs=reference,
         proximal_logprobs=scores.logprobs.detach(),
-        actions=None if micro.actions is None else micro.actions[micro.loss_mask],
+        actions=None if micro.actions is None else micro.of_trained(micro.actions),
     )
 
 
 def _predicting_states(policy: PolicyModel, micro: MicroBatch) -> Tensor:
     """[N, width], of the positions one before each trained token."""
-    predicts_trained = micro.loss_mask.roll(-1, dims=1)  # column 0 is never trained, so nothing wraps around
+    predicts = micro.trained_at - 1  # column 0 is never trained, so all are in the row of their token
     images = _pixels(policy, micro)
     if not takes_packed_rows(policy.base_model):
         padded = policy.hidden_states(
             micro.input_ids, micro.attention_mask, micro.position_ids, images, use_cache=False
         )
-        return padded[predicts_trained]
-    kept = micro.attention_mask.bool()  # all but padding, row behind row
+        return padded.flatten(0, 1)[predicts]
+
+    def without_padding(values: Tensor) -> Tensor:
+        """[..., B, L] -> [..., T], row behind row."""
+        rows = (values[..., row, :length] for row, length in enumerate(micro.lengths))
+        return torch.cat(list(rows), dim=-1)
+
+    packing = packed_rows(micro.lengths, micro.input_ids.device)
     packed = policy.hidden_states(
-        input_ids=micro.input_ids[kept][None],
-        position_ids=micro.position_ids[:, kept][:, None],
+        input_ids=without_padding(micro.input_ids)[None],
+        position_ids=without_padding(micro.position_ids)[:, None],
         pixels=images,
         use_cache=False,
-        **packed_rows(kept.sum(-1).tolist(), kept.device),
+        **packing,
     )
-    return packed[0, predicts_trained[kept]]
+    begins = packing["cu_seq_lens_q"][micro.rows]
+    return packed[0, begins + predicts % micro.input_ids.shape[1]]
 
 
 def _pixels(policy: PolicyModel, micro: MicroBatch) -> tuple[Tensor | None, Tensor | None]:

@@ -22,7 +22,7 @@ def accumulate_gradients(
     """
     total = LossSums()
     for micro in micro_batches(policy, batch, config, micro_batch_tokens):
-        if not micro.trained:
+        if not len(micro.trained_at):
             continue
         reference = reference_logprobs(policy, micro, temperature) if config.kl_coefficient else None
         scores = score_tokens(policy, micro, temperature, entropy_gradient=config.entropy_coefficient != 0)

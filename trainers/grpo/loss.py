@@ -8,7 +8,8 @@ float64, because advantages cancel within a group and float32 would make the res
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -42,32 +43,49 @@ class LossInputs:
     actions: Tensor | None = None
 
 
-@dataclass(frozen=True)
+_SUMMED = (
+    "loss",
+    "policy_loss",
+    "entropy",
+    "actions",
+    "action_entropy",
+    "thoughts",
+    "clipped_low",
+    "clipped_high",
+    "corrected",
+    "weights",
+    "squared_weights",
+    "logprob_gap",
+    "kl",
+)
+
+
+@dataclass(frozen=True, eq=False)
 class LossSums:
-    """Metrics of some micro-batches, kept as sums so that they add; `loss` and `policy_loss` are the micro-batches'
-    shares of the batch's, the rest are sums over tokens. `kl` is None when there was no reference."""
+    """Metrics of some micro-batches, kept as sums so that they add.
+
+    `sums` float64 [13] are those of `_SUMMED`: the micro-batches' shares of the batch's `loss` and `policy_loss`, the
+    rest over tokens; `ratio_max` float64, 0-d. Both stay on the device, which nobody has to wait for, until they are
+    asked for. `has_kl`: there was a reference.
+    """
 
     tokens: int = 0
-    loss: float = 0.0
-    policy_loss: float = 0.0
-    entropy: float = 0.0
-    actions: float = 0.0
-    action_entropy: float = 0.0
-    thoughts: float = 0.0
-    clipped_low: float = 0.0
-    clipped_high: float = 0.0
-    corrected: float = 0.0
-    weights: float = 0.0
-    squared_weights: float = 0.0
-    logprob_gap: float = 0.0
-    ratio_max: float = 0.0
-    kl: float | None = None
+    sums: Tensor = field(default_factory=partial(torch.zeros, len(_SUMMED), dtype=torch.float64))
+    ratio_max: Tensor = field(default_factory=partial(torch.zeros, (), dtype=torch.float64))
+    has_kl: bool = False
 
     def __add__(self, other: LossSums) -> LossSums:
-        kls = [sums.kl for sums in (self, other) if sums.kl is not None]
-        added = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self) if f.name != "kl"}
-        added["ratio_max"] = max(self.ratio_max, other.ratio_max)
-        return LossSums(**added, kl=sum(kls) if kls else None)
+        device = other.sums.device
+        return LossSums(
+            self.tokens + other.tokens,
+            self.sums.to(device) + other.sums,
+            torch.maximum(self.ratio_max.to(device), other.ratio_max),
+            self.has_kl or other.has_kl,
+        )
+
+    def on_host(self) -> LossSums:
+        """The same in main memory."""
+        return replace(self, sums=self.sums.cpu(), ratio_max=self.ratio_max.cpu())
 
     def metrics(self) -> dict[str, float]:
         """`loss` and `policy_loss` of the batch. Token means: `entropy`, `clip_fraction`, the part of it that was
@@ -76,25 +94,27 @@ class LossSums:
         `effective_sample_size`: (sum w)^2 / (N sum w^2) of the decoupled loss's weights w (Kong, 1992), 1 without.
         `ratio_max`, `tokens`. Where tokens of actions and thoughts can be told and there are some, the `entropy_action`
         and `entropy_thought` of each."""
-        count = max(self.tokens, 1)
+        values = [*self.sums.tolist(), float(self.ratio_max)]
+        of = dict(zip([*_SUMMED, "ratio_max"], values, strict=True))
+        count, squared = max(self.tokens, 1), of["squared_weights"]
         means = {
-            "loss": self.loss,
-            "policy_loss": self.policy_loss,
-            "entropy": self.entropy / count,
-            "clip_fraction": (self.clipped_low + self.clipped_high) / count,
-            "clip_fraction_high": self.clipped_high / count,
-            "correction_fraction": self.corrected / count,
-            "effective_sample_size": self.weights**2 / (count * self.squared_weights) if self.squared_weights else 0.0,
-            "logprob_gap": self.logprob_gap / count,
-            "ratio_max": self.ratio_max,
+            "loss": of["loss"],
+            "policy_loss": of["policy_loss"],
+            "entropy": of["entropy"] / count,
+            "clip_fraction": (of["clipped_low"] + of["clipped_high"]) / count,
+            "clip_fraction_high": of["clipped_high"] / count,
+            "correction_fraction": of["corrected"] / count,
+            "effective_sample_size": of["weights"] ** 2 / (count * squared) if squared else 0.0,
+            "logprob_gap": of["logprob_gap"] / count,
+            "ratio_max": of["ratio_max"],
             "tokens": float(self.tokens),
         }
-        if self.kl is not None:
-            means["kl"] = self.kl / count
-        if self.actions:
-            means["entropy_action"] = self.action_entropy / self.actions
-        if self.thoughts:
-            means["entropy_thought"] = (self.entropy - self.action_entropy) / self.thoughts
+        if self.has_kl:
+            means["kl"] = of["kl"] / count
+        if of["actions"]:
+            means["entropy_action"] = of["action_entropy"] / of["actions"]
+        if of["thoughts"]:
+            means["entropy_thought"] = (of["entropy"] - of["action_entropy"]) / of["thoughts"]
         return means
 
 
@@ -181,12 +201,11 @@ def loss_sums(
         "weights": weights.sum(),
         "squared_weights": weights.square().sum(),
         "logprob_gap": gap.abs().exp().sum(),
-        "ratio_max": gap.exp().max() if gap.numel() else zero,
         "kl": zero if kl is None else kl.double().sum(),
     }
-    # One transfer from the device, not one for each.
-    values = torch.stack([value.double() for value in sums.values()]).tolist()
-    figures = dict(zip(sums, values, strict=True))
-    if kl is None:
-        del figures["kl"]
-    return LossSums(tokens=logprobs.numel(), **figures)
+    return LossSums(
+        tokens=logprobs.numel(),
+        sums=torch.stack([sums[name].detach().double() for name in _SUMMED]),
+        ratio_max=gap.exp().max() if gap.numel() else zero,
+        has_kl=kl is not None,
+    )

@@ -77,4 +77,4 @@ def check_images(rows: Sequence[Trajectory]) -> None:
 
 def summed(sums: LossSums, communicator: Communicator) -> LossSums:
     """The metrics of the batch, of which every process saw a share."""
-    return reduce(operator.add, communicator.all_gather(sums))
+    return reduce(operator.add, communicator.all_gather(sums.on_host()))

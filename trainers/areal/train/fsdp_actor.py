@@ -25,6 +25,7 @@ from cua_agent.models.mrope import mrope_positions
 from cua_agent.models.packed_attention import packed_rows, takes_packed_rows
 from cua_agent.models.policy import PolicyModel
 from trainers.areal.tensors import TensorDict
+from trainers.areal.train.micro_batches import images_ahead, note_places, numbered_images, text_positions
 from trainers.areal.train.scoring_head import ScoringHead, at_every_position
 from trainers.config import OptimConfig
 from trainers.distributed.sharded_tensors import clip_gradients, read_into, sharded_like, whole
@@ -153,32 +154,39 @@ class FSDPPolicyActor(FSDPPPOActor):  # type: ignore[misc]
         """AReaL's micro-batches; a row longer than their budget goes alone, as on every backend."""
         spec = self.config.mb_spec
         longest = int(input_["attention_mask"].sum(-1).max())
+        numbered, pixels = numbered_images(input_)
         self.config.mb_spec = MicroBatchSpec.new(spec, max_tokens_per_mb=max(spec.max_tokens_per_mb, longest))
         try:
-            return super()._prepare_mb_list(input_)
+            batch = super()._prepare_mb_list(numbered)
         finally:
             self.config.mb_spec = spec
+        note_places(batch)
+        self._images = images_ahead(batch, pixels, self.device)
+        return batch
 
     def _prepare_mb_inputs(self, mb_item: MicroBatchItem) -> tuple[dict[str, Any], FSDPTrainContext]:
         inputs, context = super()._prepare_mb_inputs(mb_item)
-        inputs |= self._head.ask(inputs["input_ids"], inputs.pop("predicts"))
+        lengths = inputs.pop("lengths")
+        inputs |= self._head.ask(inputs["input_ids"], inputs.pop("predicts_at"))
         if self.config.attn_impl not in PACKED_SAFELY:
-            return self._with_pixels(inputs), context
-        plain, visual = text_positions(inputs["cu_seqlens"]), self.policy.reads_images
+            return self._with_images(inputs), context
+        plain, visual = text_positions(lengths).to(self.device, non_blocking=True), self.policy.reads_images
         positions = inputs["position_ids"].long() if visual else plain
         if takes_packed_rows(self.policy.base_model):
-            inputs |= packed_rows(sequence_lengths(inputs["cu_seqlens"]), self.device)
+            inputs |= packed_rows(lengths, self.device)
             inputs["position_ids"] = positions
         else:
             inputs["attention_mask"] = None  # AReaL's says that there is nothing to mask, also between sequences
             inputs["position_ids"] = torch.cat([plain[None], positions]) if visual else plain
-        return self._with_pixels(inputs), context
+        return self._with_images(inputs), context
 
-    def _with_pixels(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """`inputs` with pixels in place of their bytes; those stay in `inputs`, which lives as long as the batch."""
-        if "pixel_values" not in inputs:
+    def _with_images(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """What the model is given: `inputs`, which live as long as the batch, and their images."""
+        images = next(self._images)
+        if images is None:
             return inputs
-        return {**inputs, "pixel_values": self.policy.pixel_values(inputs["pixel_values"], inputs["image_grid_thw"])}
+        pixels = self.policy.pixel_values(images.pixels, images.grids)
+        return {**inputs, "pixel_values": pixels, "image_grid_thw": images.grids}
 
     def _compute_logprobs_and_loss(
         self,
@@ -190,9 +198,9 @@ class FSDPPolicyActor(FSDPPPOActor):  # type: ignore[misc]
         loss_multiplier: float = 1.0,
     ) -> Tensor:
         """AReaL's, of the scores that come in place of `logits`."""
-        weight = loss_weight_fn(ctx.mb_input)
-        if weight == 0:
+        if not len(ctx.mb_input["trained_at"]):
             return logits.sum() * 0.0  # other processes wait for this one's backward pass
+        weight = loss_weight_fn(ctx.mb_input)
         logprobs, entropy = self._without_padding(logits, ctx)
         loss = loss_fn(logprobs, entropy, ctx.mb_input)
         self._loss_is_finite *= loss.detach().isfinite()
@@ -299,19 +307,3 @@ def position_ids(
             raise ValueError(f"row {row}: {is_image.sum()} image placeholders, but its images give {features}")
         out[:, row, :length] = torch.from_numpy(mrope_positions(is_image, own))
     return out.to(attention_mask.device)
-
-
-def sequence_lengths(cu_seqlens: Tensor) -> tuple[int, ...]:
-    """Lengths of packed sequences from their boundaries `cu_seqlens`, int [n + 1]."""
-    return tuple(torch.diff(cu_seqlens).tolist())
-
-
-def text_positions(cu_seqlens: Tensor) -> Tensor:
-    """Positions int64 [1, T] of packed sequences that start at 0 in each; `cu_seqlens` int [n + 1], their boundaries.
-
-    They are how transformers recognises packed sequences and keeps them from attending to each other; its Qwen-VL
-    models want them as a first row before the M-RoPE positions [3, 1, T].
-    """
-    return torch.cat([torch.arange(length, device=cu_seqlens.device) for length in torch.diff(cu_seqlens).tolist()])[
-        None
-    ]

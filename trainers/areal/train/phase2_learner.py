@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cua_agent.models.policy import PolicyModel
 from trainers.areal.config.translation import actor_config
-from trainers.areal.tensors import TensorDict, packed_row_numbers, padded, rows_to_tensors, shifted, trained_places
+from trainers.areal.tensors import TensorDict, packed_row_numbers, padded, rows_to_tensors, shifted
 from trainers.areal.train.data_parallel import rows_of_rank, summed
 from trainers.areal.train.fsdp_actor import FSDPPolicyActor
 from trainers.config import TrainConfig
@@ -112,7 +112,7 @@ class BatchLoss:
 
     def __call__(self, logprobs: Tensor, entropy: Tensor, data: Mapping[str, Any], **_: Any) -> Tensor:
         """`logprobs`, `entropy` float32 [T]: of the token after each of T packed positions."""
-        trained = trained_places(data)
+        trained = data["trained_at"]
         entry = {name: data[name].reshape(-1)[trained] for name in ("logprobs", "advantages", "coefficients")}
         reference = data["ref_logp"].reshape(-1)[trained] if "ref_logp" in data else None
         inputs = LossInputs(
@@ -128,7 +128,7 @@ class BatchLoss:
         )
         outputs = grpo_loss(inputs, self._config)
         self.sums += outputs.sums
-        return outputs.loss * (self._total / float(self.weight(data)))
+        return outputs.loss * (self._total / self.weight(data))
 
     def weight(self, data: Mapping[str, Any]) -> Tensor:
         """float64, 0-d: the sum of the trained tokens' coefficients."""

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from cua_agent.models.policy import PolicyModel
 from trainers.areal.config.translation import ppo_actor_config, reward_norm
-from trainers.areal.tensors import TensorDict, first_rows, packed_row_numbers, trained_places
+from trainers.areal.tensors import TensorDict, first_rows, packed_row_numbers
 from trainers.areal.train.data_parallel import summed
 from trainers.areal.train.fsdp_actor import FSDPPolicyActor
 from trainers.areal.train.phase2_learner import step_record
@@ -182,7 +182,7 @@ class LossWatch:
         """The mean over the micro-batch's trained tokens, as AReaL's losses are."""
         assert self._inner is not None
         data = {"prox_logp": proximal_logprobs(logprobs), **data}
-        places = trained_places(data)
+        places = data["trained_at"]
         if data["prox_logp"].isfinite().all():
             policy_loss = self._inner(*bounded_ratios(logprobs, entropy, data), **kwargs)
         else:  # AReaL's would raise; a loss that is not finite makes a skipped update

@@ -30,12 +30,9 @@ class ScoringHead:
         self._tokens: Tensor | None = None
         head.forward = self._score  # type: ignore[method-assign]
 
-    def ask(self, input_ids: Tensor, predicts: Tensor) -> dict[str, Tensor]:
-        """The model's argument that limits the coming forward pass to where `predicts` [1, T] is set; `input_ids`
-        int64 [1, T]. One place at least, because every process has to run its head."""
-        places = predicts[0].nonzero().flatten()
-        if not len(places):
-            places = torch.zeros(1, dtype=torch.int64, device=predicts.device)
+    def ask(self, input_ids: Tensor, places: Tensor) -> dict[str, Tensor]:
+        """The model's argument that limits the coming forward pass to `places` int64 [N] of `input_ids` int64
+        [1, T]."""
         self._tokens = input_ids[0].roll(-1)[places]
         return {"logits_to_keep": places}
 
