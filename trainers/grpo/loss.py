@@ -83,6 +83,11 @@ class LossSums:
             self.has_kl or other.has_kl,
         )
 
+    def with_losses(self, loss: Tensor, policy_loss: Tensor) -> LossSums:
+        """The same with a micro-batch's shares of the batch's losses, 0-d."""
+        shares = torch.stack([loss.detach(), policy_loss.detach()]).double()
+        return replace(self, sums=torch.cat([shares, self.sums[len(shares) :]]))
+
     def on_host(self) -> LossSums:
         """The same in main memory."""
         return replace(self, sums=self.sums.cpu(), ratio_max=self.ratio_max.cpu())
@@ -168,14 +173,12 @@ def grpo_loss(inputs: LossInputs, config: LossConfig) -> LossOutputs:
 
     loss = (inputs.coefficients * objective.double()).sum()
     policy_loss = (inputs.coefficients * terms.losses.double()).sum()
-    sums = loss_sums(loss, policy_loss, inputs.logprobs, inputs.old_logprobs, inputs.entropy, terms, kl, inputs.actions)
-    return LossOutputs(loss, sums)
+    sums = loss_sums(inputs.logprobs, inputs.old_logprobs, inputs.entropy, terms, kl, inputs.actions)
+    return LossOutputs(loss, sums.with_losses(loss, policy_loss))
 
 
 @torch.no_grad()
 def loss_sums(
-    loss: Tensor,
-    policy_loss: Tensor,
     logprobs: Tensor,
     old_logprobs: Tensor,
     entropy: Tensor,
@@ -183,14 +186,14 @@ def loss_sums(
     kl: Tensor | None,
     actions: Tensor | None = None,
 ) -> LossSums:
-    """The sums of a micro-batch whose shares of the batch's loss are `loss` and `policy_loss`, 0-d; the rest [N], where
-    `actions` tells tokens of actions from those of thoughts, if anybody can."""
+    """The sums of a micro-batch but its losses (see `LossSums.with_losses`). All [N]; `actions` tells tokens of actions
+    from those of thoughts, if anybody can."""
     gap = log_ratio(logprobs, old_logprobs).double()
     zero = gap.new_zeros(())
     weights = torch.ones_like(gap) if terms.correction is None else terms.correction.weights.double()
     sums = {
-        "loss": loss,
-        "policy_loss": policy_loss,
+        "loss": zero,
+        "policy_loss": zero,
         "entropy": entropy.double().sum(),
         "actions": zero if actions is None else actions.double().sum(),
         "action_entropy": zero if actions is None else (entropy * actions).double().sum(),
@@ -205,7 +208,7 @@ def loss_sums(
     }
     return LossSums(
         tokens=logprobs.numel(),
-        sums=torch.stack([sums[name].detach().double() for name in _SUMMED]),
+        sums=torch.stack([sums[name] for name in _SUMMED]),
         ratio_max=gap.exp().max() if gap.numel() else zero,
         has_kl=kl is not None,
     )

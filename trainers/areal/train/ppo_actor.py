@@ -183,35 +183,31 @@ class LossWatch:
         assert self._inner is not None
         data = {"prox_logp": proximal_logprobs(logprobs), **data}
         places = data["trained_at"]
+        kl = None
+        if "ref_logp" in data:
+            present, reference = (values.reshape(-1)[places] for values in (logprobs, data["ref_logp"]))
+            kl = ESTIMATORS[self._config.kl_estimator](present, reference)
+        watched = self._watched(kl, {**data, "present": logprobs, "entropy": entropy}, places)
+        # The GPU is asked from here on, by AReaL's loss as well, and works on what it was given before.
         if data["prox_logp"].isfinite().all():
             policy_loss = self._inner(*bounded_ratios(logprobs, entropy, data), **kwargs)
         else:  # AReaL's would raise; a loss that is not finite makes a skipped update
             policy_loss = math.nan * logprobs.sum()
-        loss, kl = policy_loss, None
-        if "ref_logp" in data:
-            present, reference = (values.reshape(-1)[places] for values in (logprobs, data["ref_logp"]))
-            kl = ESTIMATORS[self._config.kl_estimator](present, reference)
-            loss = loss + self._config.kl_coefficient * kl.sum() / max(len(places), 1)
-        self._sums += self._watched(loss, policy_loss, kl, {**data, "present": logprobs, "entropy": entropy}, places)
+        loss, count = policy_loss, max(len(places), 1)
+        if kl is not None:
+            loss = loss + self._config.kl_coefficient * kl.sum() / count
+        self._sums += watched.with_losses(loss * count, policy_loss * count)
         return loss
 
     @torch.no_grad()
-    def _watched(
-        self,
-        loss: Tensor,
-        policy_loss: Tensor,
-        kl: Tensor | None,
-        data: Mapping[str, Any],
-        places: Tensor,
-    ) -> LossSums:
+    def _watched(self, kl: Tensor | None, data: Mapping[str, Any], places: Tensor) -> LossSums:
         """What the configured loss does to the tokens at `places`, of which AReaL says the mean only."""
         names = ("present", "logprobs", "prox_logp", "advantages", "entropy")
         present, old, proximal, advantages, entropy = (data[name].reshape(-1)[places] for name in names)
         rows = packed_row_numbers(data)[places]
         terms = token_losses(present, proximal, old, advantages, rows, self._config)
-        count = max(len(places), 1)
         actions = data["actions"].reshape(-1)[places].bool() if "actions" in data else None
-        return loss_sums(loss * count, policy_loss * count, present, old, entropy, terms, kl, actions)
+        return loss_sums(present, old, entropy, terms, kl, actions)
 
     def metrics(self, communicator: Communicator) -> dict[str, float]:
         """As `LossSums.metrics`, of all processes together; losses are token means over the update."""
