@@ -60,6 +60,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--screen", type=int, nargs=2, default=(1280, 576), help="default: %(default)s")
     parser.add_argument("--budgets", type=int, nargs="+", default=[16384], help="tokens of a forward pass, one by one")
     parser.add_argument("--updates", type=int, default=1, help="timed updates, after a first one")
+    parser.add_argument("--offload", action="store_true", help="loader.offload_activations=true")
     parser.add_argument("--models", type=Path, default=Path("/tmp/shapes"), help="where random weights are")
     return parser.parse_args()
 
@@ -78,6 +79,7 @@ def configuration(args: argparse.Namespace) -> TrainConfig:
             f"model.max_length={max(args.budgets)}",
             f"loader.device={args.device}",
             "loader.gradient_checkpointing=true",
+            f"loader.offload_activations={str(args.offload).lower()}",
             "lora.enabled=true",
             f"areal.packed_tokens={max(args.budgets)}",
             "logging.tensorboard=false",
@@ -132,6 +134,7 @@ def measure(config: TrainConfig, args: argparse.Namespace, process_group: Any) -
                 "processes": process_group.size,
                 "rank": process_group.rank,
                 **loaded,
+                "offloading": args.offload,
                 "budget": budget,
                 "tokens": tokens,
                 "first_s": round(seconds[0], 2),

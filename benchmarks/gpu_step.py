@@ -45,6 +45,7 @@ class Result:
     size: str
     loader: str
     checkpointing: bool
+    offloading: bool
     budget: int
     tokens: int
     longest: int
@@ -90,6 +91,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--budget", type=int, default=16384, help="tokens of a forward pass (default: %(default)s)")
     parser.add_argument("--updates", type=int, default=3, help="timed updates, after a first one")
     parser.add_argument("--no-checkpointing", action="store_true", help="keep activations instead of recomputing them")
+    parser.add_argument("--offload", action="store_true", help="loader.offload_activations=true")
     parser.add_argument("--compile", action="store_true", help="loader.compile=true")
     parser.add_argument("--load-in-4bit", action="store_true", help="frozen weights in 4 bits (--loader unsloth)")
     parser.add_argument("--peak", type=float, default=790, help="TFLOP/s of the card (default: %(default)s, an H100)")
@@ -159,6 +161,7 @@ def measure(learner: str, args: argparse.Namespace) -> Result:
         size=args.size,
         loader=args.loader + " 4-bit" * args.load_in_4bit + " compiled" * args.compile,
         checkpointing=not args.no_checkpointing,
+        offloading=args.offload,
         budget=args.budget,
         tokens=sum(lengths),
         longest=max(lengths),
@@ -191,6 +194,7 @@ def configuration(learner: str, args: argparse.Namespace) -> TrainConfig:
             f"loader={args.loader}",
             f"loader.device={args.device}",
             f"loader.gradient_checkpointing={str(not args.no_checkpointing).lower()}",
+            f"loader.offload_activations={str(args.offload).lower()}",
             f"loader.compile={str(args.compile).lower()}",
             f"loader.load_in_4bit={str(args.load_in_4bit).lower()}",
             "lora.enabled=true",

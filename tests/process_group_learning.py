@@ -12,7 +12,16 @@ from typing import Any
 import torch
 
 from trainers.areal.process import prepare_process
-from trainers.config import ArealConfig, LoraConfig, LossConfig, ModelConfig, OptimConfig, RolloutConfig, TrainConfig
+from trainers.config import (
+    ArealConfig,
+    LoaderConfig,
+    LoraConfig,
+    LossConfig,
+    ModelConfig,
+    OptimConfig,
+    RolloutConfig,
+    TrainConfig,
+)
 from trainers.distributed.process_group import ProcessGroup
 from trainers.distributed.torchrun import process_group_of_environment
 from trainers.protocol import Batch
@@ -23,6 +32,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "kl_decoupled": {"loss": LossConfig(decoupled=True, behaviour_weight_cap=50.0, kl_coefficient=0.1)},
     "text": {},
 }
+OFFLOADED = {
+    "lora": LoraConfig(enabled=True, r=4),
+    "loader": LoaderConfig(gradient_checkpointing=True, offload_activations=True),
+}
+"""The variant `lora`, which it is compared with, in phase 2."""
 UPDATES = 2
 
 
@@ -36,7 +50,7 @@ def configuration(weights: Path, variant: str, phase: int) -> TrainConfig:
             rollout=RolloutConfig(group_size=4, groups_per_step=4),
             areal=ArealConfig(packed_tokens=256),
         ),
-        **VARIANTS[variant],
+        **(OFFLOADED if variant == "offloaded" else VARIANTS[variant]),
     )
 
 
@@ -105,6 +119,7 @@ def main(weights: Path, directory: Path) -> None:
         for variant in VARIANTS:
             results[variant, 2] = phase_2(weights, variant, process_group)
             results[variant, 3] = phase_3(weights, variant, process_group, own / variant)
+        results["offloaded", 2] = phase_2(weights, "offloaded", process_group)
         if process_group.rank == 0:
             torch.save(results, directory / "results.pt")
 

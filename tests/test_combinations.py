@@ -28,6 +28,14 @@ UNSLOTH = ["loader=unsloth", "loader.device=cuda", "loader.load_in_4bit=true"]
         (["loader=unsloth", "loader.device=mps"], ["loader.device=mps", "loader=peft"]),
         (["loader=unsloth"], ["loader.device=cpu", "reads no images", "model=smollm2"]),
         (
+            ["loader.offload_activations=true"],
+            ["loader.gradient_checkpointing=false", "set loader.gradient_checkpointing=true"],
+        ),
+        (
+            [*UNSLOTH, "backend=legacy", "loader.gradient_checkpointing=true", "loader.offload_activations=true"],
+            ["loader.offload_activations=true with loader.name=unsloth", "set loader=peft"],
+        ),
+        (
             ["loader.attn_implementation=flash_attention_2"],
             ["flash_attention_2", "inference.name=local", "loader.attn_implementation=sdpa"],
         ),
@@ -52,6 +60,7 @@ def test_refused_with_the_way_out(overrides: list[str], words: list[str]) -> Non
         ["loader=unsloth", "model=smollm2"],
         ["loader.device_map=auto", "backend=legacy"],
         ["model.observation=text"],
+        ["loader.gradient_checkpointing=true", "loader.offload_activations=true", "backend=areal", "phase=3"],
     ],
 )
 def test_what_works_is_allowed(overrides: list[str]) -> None:

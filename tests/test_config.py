@@ -72,8 +72,9 @@ def test_every_key_is_reached_from_the_command_line_with_its_type(tmp_path) -> N
     wanted |= {"model.path": str(tmp_path), "resume": str(tmp_path)}
     wanted["experiment"] = "quick"  # also the name of a group
     wanted |= {"env.tasks": ("toggle",), "env.name": "pocket", "env.args": TrainConfig().env.args}
-    # What goes together with 4-bit weights, screens in words and the engine in process.
+    # What goes together with 4-bit weights, screens in words, the engine in process and Unsloth.
     wanted |= {"phase": 1, "loader.attn_implementation": "eager", "inference.sync": "adapter"}
+    wanted |= {"loader.offload_activations": False}
     wanted |= {"scheduler.name": "none", "n_nodes": 1, "n_gpus": 0}  # phase 3 only: test_cluster_config
     written = {
         key: str(list(value)).replace("'", "") if isinstance(value, tuple) else value for key, value in wanted.items()

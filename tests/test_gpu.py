@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -22,13 +22,14 @@ from cua_agent.models.fast_norms import use_fast_norms
 from cua_agent.models.loaders import load_policy
 from cua_agent.models.lora import LoraSpec
 from cua_agent.models.packed_attention import attend_within, packed_rows
-from tests.policy_rows import ragged_batch
+from tests.policy_rows import ragged_batch, row
 from tests.tiny_random import build
 from trainers.components import build_policy
 from trainers.config import ArealConfig, LoaderConfig, LoraConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
 from trainers.grpo.batching import micro_batches
 from trainers.grpo.forward import score_tokens
 from trainers.grpo.learner import PolicyLearner
+from trainers.protocol import Batch
 from trainers.run.gpu_meter import GpuMeter
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -165,12 +166,20 @@ def test_the_norm_in_one_kernel_is_the_norm_in_six(dtype: torch.dtype) -> None:
     torch.testing.assert_close(norm(hidden), stock)
 
 
-def test_compiled_layers_compute_what_plain_ones_compute(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("offloaded", [False, True])
+def test_compiled_layers_compute_what_plain_ones_compute(
+    weights: Path, offloaded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TORCHDYNAMO_DISABLE", "0")
     gradients = []
     for compiled in (False, True):
         policy = load_policy(
-            str(weights), device="cuda", lora=LoraSpec(r=4), compiled=compiled, gradient_checkpointing=True
+            str(weights),
+            device="cuda",
+            lora=LoraSpec(r=4),
+            compiled=compiled,
+            gradient_checkpointing=True,
+            offload_activations=offloaded,
         )
         generator = torch.Generator().manual_seed(0)
         for _, parameter in policy.trainable_parameters():
@@ -185,8 +194,46 @@ def test_compiled_layers_compute_what_plain_ones_compute(weights: Path, monkeypa
         assert float((gradients[1][name] - wanted).norm() / wanted.norm()) < 1e-3, name
 
 
+@pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
+@pytest.mark.parametrize("phase", [1, 2])
+def test_layer_inputs_in_main_memory_leave_the_card_and_change_nothing(phase: int, lora: bool, tmp_path: Path) -> None:
+    from trainers.areal.process import prepare_process
+    from trainers.areal.train.phase2_learner import Phase2Learner
+
+    prepare_process(tmp_path, "cuda")
+    layers, width = 12, 128
+    config = TrainConfig(
+        backend="areal",
+        phase=phase,  # type: ignore[arg-type]
+        model=ModelConfig(path=str(build(tmp_path / "model", hidden=width, layers=layers))),
+        lora=LoraConfig(enabled=lora, r=4),
+        optim=OptimConfig(micro_batch_tokens=1 << 15),
+        areal=ArealConfig(packed_tokens=1 << 15),
+    )
+    records, peaks = [], []
+    for offloaded in (False, True):
+        loader = LoaderConfig(device="cuda", gradient_checkpointing=True, offload_activations=offloaded)
+        policy = build_policy(replace(config, loader=loader))
+        rows = [row(policy, seed, [(64, 64, 8), (0, 0, 900 + seed)]) for seed in range(16)]
+        with closing((PolicyLearner if phase == 1 else Phase2Learner)(policy, config)) as learner:
+            for _ in range(2):  # the second finds what the first one allocated
+                held = torch.cuda.memory_allocated()
+                torch.cuda.reset_peak_memory_stats()
+                record = learner.loss_and_gradients(Batch(rows, [1.0, -0.5] * 8))
+            peaks.append(torch.cuda.max_memory_allocated() - held)
+            records.append(record)
+        del learner, policy
+    plain, other = records
+    assert other.metrics["loss"] == pytest.approx(plain.metrics["loss"], rel=1e-6, abs=1e-7)
+    for name, wanted in plain.gradients.items():
+        assert float((other.gradients[name] - wanted).norm()) <= 1e-5 * float(wanted.norm()), name
+    saved = (layers - 2) * sum(map(len, rows)) * width * 4
+    assert peaks[0] - peaks[1] == pytest.approx(saved, rel=0.2)
+
+
+@pytest.mark.parametrize("offloaded", [False, True])
 @pytest.mark.parametrize("learner", ["legacy", "phase2"])
-def test_no_micro_batch_waits_for_the_one_before(learner: str, weights: Path, tmp_path: Path) -> None:
+def test_no_micro_batch_waits_for_the_one_before(learner: str, offloaded: bool, weights: Path, tmp_path: Path) -> None:
     """More micro-batches, but no more questions that the CPU has to wait for the GPU with."""
     from trainers.areal.process import prepare_process
     from trainers.areal.train.phase2_learner import Phase2Learner
@@ -197,7 +244,7 @@ def test_no_micro_batch_waits_for_the_one_before(learner: str, weights: Path, tm
         config = TrainConfig(
             backend="legacy" if learner == "legacy" else "areal",
             phase=2,
-            loader=LoaderConfig(device="cuda"),
+            loader=LoaderConfig(device="cuda", gradient_checkpointing=offloaded, offload_activations=offloaded),
             model=ModelConfig(path=str(weights), dtype="bfloat16"),
             lora=LoraConfig(enabled=True, r=4),
             optim=OptimConfig(micro_batch_tokens=budget),

@@ -163,6 +163,12 @@ def test_weights_and_optimiser_by_hand() -> None:
     lora = training_memory(SHAPE, TrainingSettings(tokens=1, lora_rank=4))
     assert (lora.weights, lora.trained, lora.gathered) == (2016, 8 * 16, 0)
     assert lora.activations == 3 * 8 * 2 + round(1.4 * (12 * 8 + 10 * 8 + 8 * 4 + 8 * 16))
+    # two inputs on the card, all of them in main memory
+    offloaded = training_memory(SHAPE, TrainingSettings(tokens=1, lora_rank=4, offloading=True))
+    assert lora.activations - offloaded.activations == (3 - 2) * 8 * 2
+    assert offloaded.host - lora.host == 3 * 16
+    nine = [training_memory(SHAPE, TrainingSettings(tokens=9, offloading=each)).host for each in (False, True)]
+    assert nine[1] - nine[0] == 3 * 256  # of 144 bytes: pinned memory is a power of two
     # float32 masters beside the bfloat16 model; the first weights of 900 trained parameters in bfloat16
     full = training_memory(SHAPE, TrainingSettings(tokens=1, lora_rank=None, reference=True))
     assert (full.weights, full.trained, full.reference) == (2000, 900 * 16, 1800)

@@ -95,6 +95,12 @@ def test_two_processes_end_with_the_weights_of_one(computed: Any, variant: str) 
     assert difference(one[variant, 2]["weights"], two[variant, 2]["weights"]) < 1e-5
 
 
+def test_layer_inputs_in_main_memory_change_no_weight_of_a_sharded_model(computed: Any) -> None:
+    for results in computed[:2]:
+        weights, offloaded = (results[variant, 2]["weights"] for variant in ("lora", "offloaded"))
+        assert all(torch.equal(weight, offloaded[name]) for name, weight in weights.items())
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_process_without_a_group_of_its_own_does_not_keep_the_others_waiting(computed: Any, variant: str) -> None:
     for results in computed[:2]:

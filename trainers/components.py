@@ -142,6 +142,7 @@ def build_policy(config: TrainConfig, *, sharded: bool = False) -> PolicyModel:
         attn_implementation=loader.attn_implementation,
         load_in_4bit=loader.load_in_4bit,
         gradient_checkpointing=loader.gradient_checkpointing,
+        offload_activations=loader.offload_activations,
         compiled=loader.compile,
         max_length=max(model.max_length, config.optim.micro_batch_tokens),
         lora=LoraSpec(lora.r, lora.alpha, lora.dropout, lora.target_modules, config.seed) if lora.enabled else None,

@@ -51,6 +51,11 @@ def blocks_of(model: Any) -> list[nn.Module]:
     return [module for module in model.modules() if type(module).__name__ in model._no_split_modules]
 
 
+def language_model_of(model: Any) -> Any:
+    """Of a model with eyes or without: what has `layers`, and a `config` that they share."""
+    return getattr(model.model, "language_model", model.model)
+
+
 def ends_of(model: Any) -> list[nn.Module]:
     """What stands around the layers and is used on its own: the vision tower's remainder, and, where their weights are
     not one, the embedding and the head."""

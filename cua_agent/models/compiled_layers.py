@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cua_agent.models.architecture import language_model_of
+
 _READ_BY_A_LAYER = ("attention_mask", "position_embeddings", "cu_seq_lens_q", "max_length_q")
 """Of everything that is handed down to the layers. What else there is would be looked at before every call."""
 
@@ -30,7 +32,7 @@ def compile_layers(model: Any) -> None:
     """Compile the decoder layers of `model` in place, for it and its copies. Compiling itself happens when packed rows
     come for the first time."""
     allow_compiling()
-    for layer in getattr(model.model, "language_model", model.model).layers:
+    for layer in language_model_of(model).layers:
         stock = type(layer).forward
         if stock not in _compiled:
             _compiled[stock] = torch.compile(stock, dynamic=True)

@@ -21,6 +21,7 @@ from cua_agent.models.fast_norms import use_fast_norms
 from cua_agent.models.fast_vision import use_fast_vision
 from cua_agent.models.fingerprint import fingerprint
 from cua_agent.models.lora import LoraSpec, attach_lora, load_adapter, load_adapter_weights, saved_spec
+from cua_agent.models.offloading import offload_inputs
 from cua_agent.models.packed_attention import use_packed_attention
 from cua_agent.models.pixels import image_processor
 from cua_agent.models.policy import NO_TOKEN, PolicyModel, SpecialTokens, Unread
@@ -52,6 +53,7 @@ class _Manner:
     attn_implementation: str
     load_in_4bit: bool
     gradient_checkpointing: bool
+    offload_activations: bool
     compiled: bool
     max_length: int
     unread: bool
@@ -67,6 +69,7 @@ def load_policy(
     attn_implementation: str = "sdpa",
     load_in_4bit: bool = False,
     gradient_checkpointing: bool = False,
+    offload_activations: bool = False,
     compiled: bool = False,
     max_length: int = 2048,
     lora: LoraSpec | None = None,
@@ -81,7 +84,8 @@ def load_policy(
     With `lora` a fresh adapter is trained and the rest is frozen; without it all weights are trained, and
     `keep_reference` keeps a frozen copy of them for `PolicyModel.reference`; `freeze_vision` leaves the vision tower as
     it is. A saved adapter is itself what is trained further: its own rank and targets hold, not those of `lora`.
-    `device_map` (accelerate) replaces `device`. `gradient_checkpointing` recomputes activations in training mode,
+    `device_map` (accelerate) replaces `device`. `gradient_checkpointing` recomputes activations in training mode; with
+    `offload_activations` the layers' inputs, which it keeps, lie in main memory (`cua_agent.models.offloading`).
     `compiled` puts torch.compile to the language model's layers (Unsloth: lets it compile what it does).
     `loader="unsloth"` trains adapters only; it alone loads 4-bit weights and reads `max_length`, the most tokens of a
     forward pass. `unread` leaves the model's weights on disk, for who shards it to read (`PolicyModel.unread`);
@@ -95,6 +99,8 @@ def load_policy(
         raise ValueError("weights stay unread with loader=peft and without a device_map only")
     if load_in_4bit and loader != "unsloth":
         raise ValueError("loader.load_in_4bit=true needs loader=unsloth")
+    if offload_activations and (loader != "peft" or not gradient_checkpointing):
+        raise ValueError("loader.offload_activations=true needs loader=peft and loader.gradient_checkpointing=true")
     check_device(device)
     if device.startswith("cuda"):
         torch.backends.cuda.enable_cudnn_sdp(False)  # it plans 0.1 s for every new length, and lengths rarely repeat
@@ -111,6 +117,7 @@ def load_policy(
         attn_implementation,
         load_in_4bit,
         gradient_checkpointing,
+        offload_activations,
         compiled,
         max_length,
         unread,
@@ -200,6 +207,8 @@ def _load_with_peft(
         model.model.visual.requires_grad_(False)
     if manner.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
+    if manner.offload_activations:
+        offload_inputs(model)
     model.name_or_path = source.name  # what an adapter names as its base: "tiny" rather than where it lies here
     if files is None:
         return _with_adapter(model, source, lora), None

@@ -3,7 +3,7 @@
 A training card holds the weights, or, where several share them, its shard and what is gathered for the block at work;
 of what is trained, float32 weights, gradients and AdamW's two moments (16 bytes a parameter); and the activations of
 one forward pass of T tokens. A layer keeps `_KEPT` bytes a token for its backward pass: with checkpointing, of one
-layer at a time, beside the inputs of all.
+layer at a time, beside the inputs of all, or of two where they are offloaded to main memory.
 """
 
 from __future__ import annotations
@@ -84,6 +84,7 @@ class TrainingSettings:
     dtype: Dtype = "bfloat16"
     lora_rank: int | None = 16
     checkpointing: bool = True
+    offloading: bool = False
     freeze_vision: bool = True
     reference: bool = False
     sampling_copy: bool = False
@@ -189,7 +190,9 @@ def training_memory(shape: ModelShape, settings: TrainingSettings) -> TrainingMe
     head = shape.head * bytes_each if sharing else 0
     whole = shape.parameters * bytes_each
     kept = layer_bytes(shape, settings.dtype, adapter=rank is not None) * settings.tokens
-    inputs = shape.layers * shape.width * bytes_each * settings.tokens if settings.checkpointing else 0
+    layer_input = shape.width * bytes_each * settings.tokens
+    inputs = layer_input * (min(2, shape.layers) if settings.offloading else shape.layers)
+    offloaded = shape.layers * _pinned(layer_input) if settings.offloading else 0
     held = inputs if settings.checkpointing else shape.layers * kept
     at_work = round((1 + _BACKWARD) * kept) if settings.checkpointing else round(_BACKWARD * kept)
     return TrainingMemory(
@@ -201,8 +204,13 @@ def training_memory(shape: ModelShape, settings: TrainingSettings) -> TrainingMe
         logits=held + head + HEAD_ROWS * shape.vocabulary * _LOGIT_BYTES,
         sampling_copy=whole if settings.sampling_copy else 0,
         process=round(_PROCESS + (_COMMUNICATION if sharing else 0)),
-        host=round(_HOST) + shape.largest_tensor * bytes_each,
+        host=round(_HOST) + shape.largest_tensor * bytes_each + offloaded,
     )
+
+
+def _pinned(size: int) -> int:
+    """What PyTorch takes for `size` bytes of pinned memory: a power of two."""
+    return 1 << (size - 1).bit_length()
 
 
 def layer_bytes(shape: ModelShape, dtype: Dtype, *, adapter: bool) -> int:

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from cua_agent.models.architecture import language_model_of
+
 PACKED_SDPA = "packed_sdpa"
 """Stands for "sdpa" in a model's configuration: the same, but for rows with `packed_rows`."""
 
@@ -30,7 +32,7 @@ def use_packed_attention(model: Any) -> None:
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
-    config = _config(model)
+    config = language_model_of(model).config
     if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
         return
     AttentionInterface.register(PACKED_SDPA, packed_causal_attention)
@@ -40,7 +42,7 @@ def use_packed_attention(model: Any) -> None:
 
 def takes_packed_rows(model: Any) -> bool:
     """Whether `use_packed_attention` was applied to `model`, or to what it is a copy of."""
-    return bool(_config(model)._attn_implementation == PACKED_SDPA)
+    return bool(language_model_of(model).config._attn_implementation == PACKED_SDPA)
 
 
 def packed_rows(lengths: Sequence[int], device: torch.device) -> dict[str, Any]:
@@ -119,11 +121,6 @@ def attend_within(
         outputs.append(part.transpose(1, 2).reshape(1, stop - start, *query.shape[1::2]))
         start = stop
     return torch.cat(outputs, dim=1)
-
-
-def _config(model: Any) -> Any:
-    """The configuration that the language model and its layers share."""
-    return getattr(model.model, "language_model", model.model).config
 
 
 def _varlen_kernel(query: Tensor) -> Callable[..., Any] | None:

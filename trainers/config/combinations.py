@@ -62,6 +62,16 @@ def _loader_problems(config: TrainConfig) -> Iterator[str]:
             f"loader.device=mps with backend=areal phase={config.phase}: FSDP trains on CPUs and CUDA devices; set "
             "loader.device=cpu, phase=1 or backend=legacy"
         )
+    if loader.offload_activations and not loader.gradient_checkpointing:
+        yield (
+            "loader.offload_activations=true with loader.gradient_checkpointing=false: it moves what that keeps; set "
+            "loader.gradient_checkpointing=true or loader.offload_activations=false"
+        )
+    if loader.offload_activations and loader.name == "unsloth":
+        yield (
+            "loader.offload_activations=true with loader.name=unsloth: its gradient checkpointing offloads by itself; "
+            "set loader=peft or loader.offload_activations=false"
+        )
     if loader.compile and not loader.device.startswith("cuda"):
         yield (
             f"loader.compile=true with loader.device={loader.device}: compiling gains nothing there; set "

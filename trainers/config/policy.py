@@ -59,6 +59,11 @@ class LoaderConfig:
     gradient_checkpointing: bool = Field(
         default=False, description="recompute activations in the backward pass: less memory, more time"
     )
+    offload_activations: bool = Field(
+        default=False,
+        description="with gradient_checkpointing: what it keeps of every layer lies in main memory until the backward "
+        "pass",
+    )
     compile: bool = Field(
         default=False, description="torch.compile the layers: on a GPU faster updates, the first takes a minute more"
     )

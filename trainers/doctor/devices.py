@@ -100,8 +100,8 @@ def judge_memory(needed: TrainingMemory, cache: int, free: int, *, on_cpu: bool,
     )
     said = f"about {_gib(training + cache)} needed{each} ({parts}), {_gib(free)} free"
     remedy = (
-        "a smaller model, lora.enabled=true, loader.gradient_checkpointing=true, a shorter model.max_length, or more "
-        "cards (docs/gpu.md)"
+        "a smaller model, lora.enabled=true, loader.gradient_checkpointing=true, with it "
+        "loader.offload_activations=true, a shorter model.max_length, or more cards (docs/gpu.md)"
     )
     if training > free:
         return error(said, remedy)
@@ -123,7 +123,8 @@ def host_memory(context: Context) -> Finding:
     free = psutil.virtual_memory().available
     said = f"{_gib(free)} free, a process takes up to {_gib(needed)}" + (f", {processes} run" if processes > 1 else "")
     if processes * needed > free:
-        return warning(said, "fewer processes (n_gpus), or a machine with more memory")
+        remedy = "fewer processes (n_gpus), or a machine with more memory"
+        return warning(said, "loader.offload_activations=false, " * config.loader.offload_activations + remedy)
     return ok(said)
 
 

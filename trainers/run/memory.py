@@ -17,6 +17,7 @@ def training_settings(config: TrainConfig, cards: int = 1) -> TrainingSettings:
         dtype=config.model.dtype,
         lora_rank=config.lora.r if config.lora.enabled else None,
         checkpointing=config.loader.gradient_checkpointing,
+        offloading=config.loader.offload_activations,
         freeze_vision=config.model.freeze_vision,
         reference=config.loss.kl_coefficient > 0,
         sampling_copy=sharded and config.inference.name == "local",
