@@ -3,32 +3,32 @@
     python benchmarks/bench_long_tasks.py --seeds 0 1 2
 
 Every run is `experiment=pocket_long` on one thread, without refills, so that each plays as many episodes: steps times
-groups times their size. A row of the table is a recipe: success on held-out seeds at the start and at the end of each,
-and means. A run takes about ten minutes on a quiet core; `--jobs` of them go on at a time.
+groups times their size. `demonstrations` begins with a clone of the expert, of 960 turns in about 108 episodes. A row
+is a recipe: success on held-out seeds at the start and at the end of each, and means. A run takes about ten minutes on
+a quiet core; `--jobs` of them go on at a time.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 from statistics import fmean
 
+from own_commands import run_python
 from rich.console import Console
 from rich.table import Table
 
-ROOT = Path(__file__).parents[1]
 BACKEND = "backend=legacy"
 DIFFICULTY, REPLAY, CREDIT = "sampling.strategy=difficulty", "replay.share=0.25", "advantage.credit=gigpo"
-FORK = "advantage.credit=fork"
+FORK, HALF_RATE = "advantage.credit=fork", "optim.learning_rate=1e-4"
+DEMONSTRATIONS = "demonstrations"
 RECIPES = {
     "plain": (),
+    "plain-half-rate": (HALF_RATE,),
     "difficulty": (DIFFICULTY,),
     "replay": (REPLAY,),
     "credit": (CREDIT,),
@@ -36,7 +36,14 @@ RECIPES = {
     "difficulty+fork": (DIFFICULTY, FORK),
     "difficulty+replay": (DIFFICULTY, REPLAY),
     "all": (DIFFICULTY, REPLAY, CREDIT),
+    "credit-half-rate": (CREDIT, HALF_RATE),
+    "entropy-half-rate": ("loss.entropy_coefficient=0.03", HALF_RATE),
+    DEMONSTRATIONS: (HALF_RATE,),
 }
+CLONED = (
+    *("steps=30", "batch=32", "learning_rate=2e-4", "warmup=5", "descriptions=0", "workers=0"),
+    *("threads=1", "eval.episodes=1"),
+)
 
 
 def train(directory: Path, recipe: str, seed: int, further: Sequence[str]) -> dict[str, float]:
@@ -47,10 +54,11 @@ def train(directory: Path, recipe: str, seed: int, further: Sequence[str]) -> di
         "logging.record_groups=0", "logging.record_evaluations=false",
         f"seed={seed}", f"output_dir={directory}", f"run_name={recipe}-{seed}",
     ]  # fmt: skip
-    command = [sys.executable, str(ROOT / "train.py"), *keys, *RECIPES[recipe], *further]
-    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{recipe}, seed {seed}: {done.stderr[-500:]}")
+    if recipe == DEMONSTRATIONS:
+        start = directory / f"clone-{seed}"
+        run_python("-m", "trainers.clone", "experiment=pocket_long", *CLONED, f"seed={seed}", f"out={start}")
+        keys.append(f"model.path={start}")
+    run_python("train.py", *keys, *RECIPES[recipe], *further)
     summary: dict[str, float] = json.loads((directory / f"{recipe}-{seed}" / "summary.json").read_text())
     return summary
 
@@ -66,7 +74,7 @@ def main() -> None:
     options = parser.parse_args()
     wanted = list(product(options.recipes, options.seeds))
     with ThreadPoolExecutor(options.jobs) as pool:
-        done = pool.map(lambda each: train(options.out, *each, options.further), wanted)
+        done = pool.map(lambda each: train(options.out.absolute(), *each, options.further), wanted)
         summaries = dict(zip(wanted, done, strict=True))
     table = Table("recipe", "start", "end, by seed", "end, mean", "minutes")
     for recipe in options.recipes:

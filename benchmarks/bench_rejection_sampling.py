@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from own_commands import run_python
+
 BACKEND = "backend=legacy"
 PLAYED = (
     *("optim.learning_rate=1e-30", "rollout.max_refills=0", "eval.baseline=false", "eval.every_steps=0"),
@@ -54,10 +52,12 @@ def rounds(args: argparse.Namespace, seed: int) -> list[float]:
     for number in range(args.rounds):
         keys = [f"seed={1000 * number + seed}", f"model.path={model}", *args.further]
         name = f"played-{number}"
-        run("train.py", BACKEND, *PLAYED, f"max_steps={args.steps}", f"output_dir={folder}", f"run_name={name}", *keys)
+        run_python(
+            "train.py", BACKEND, *PLAYED, f"max_steps={args.steps}", f"output_dir={folder}", f"run_name={name}", *keys
+        )
         runs.append(str(folder / name))
         out = folder / f"clone-{number}"
-        run(
+        run_python(
             *("-m", "trainers.clone", f"source=[{','.join(runs)}]", f"out={out}", f"steps={args.updates}"),
             *(f"learning_rate={args.rate}", "warmup=10", "workers=0"),
             *(f"eval.episodes={args.episodes}", *keys),
@@ -65,16 +65,6 @@ def rounds(args: argparse.Namespace, seed: int) -> list[float]:
         model = str(out)
         successes.append(json.loads((out / "clone.json").read_text())["success"]["all"]["success"]["mean"])
     return successes
-
-
-def run(*words: str) -> None:
-    """Raises `RuntimeError` when it fails."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *words], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(words)}: {done.stderr[-500:]}")
 
 
 if __name__ == "__main__":

@@ -78,8 +78,8 @@ class LossSums:
         device = other.sums.device
         return LossSums(
             self.tokens + other.tokens,
-            self.sums.to(device) + other.sums,
-            torch.maximum(self.ratio_max.to(device), other.ratio_max),
+            self.sums.to(device, non_blocking=True) + other.sums,
+            torch.maximum(self.ratio_max.to(device, non_blocking=True), other.ratio_max),
             self.has_kl or other.has_kl,
         )
 
