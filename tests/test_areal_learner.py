@@ -1,5 +1,6 @@
 """AReaL's engine computes what plain torch computes: loss, gradients, weights, checkpoints."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -81,3 +82,17 @@ def test_loss_gradients_and_five_updates_equal_plain_torch(base: TrainConfig, va
         assert difference(ours.trained_weights(), theirs.trained_weights()) == 0
         ours.update(batch), theirs.update(batch)
         assert difference(ours.trained_weights(), theirs.trained_weights()) < 1e-6
+
+
+def test_nothing_of_the_images_outlives_an_update(base: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def half_way(*_: object) -> None:
+        raise RuntimeError("half-way")
+
+    with both(replace(base, areal=ArealConfig(packed_tokens=150))) as (_, learner):
+        batch, threads = ragged_batch(learner._policy), threading.active_count()
+        learner.update(batch)
+        assert threading.active_count() == threads and learner._actor._images.gi_frame is None
+        monkeypatch.setattr("trainers.areal.train.phase2_learner.grpo_loss", half_way)
+        with pytest.raises(RuntimeError, match="half-way"):
+            learner.update(batch)
+        assert threading.active_count() == threads and learner._actor._images.gi_frame is None

@@ -123,3 +123,21 @@ def test_a_picture_is_drawn_of_what_was_measured(tmp_path: Path) -> None:
     assert delayed[0] == repeat(10.0, alone) and undelayed == [repeat(30.0, None)]
     draw(delayed, undelayed, tmp_path / "backends.png")
     assert (tmp_path / "backends.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_recipe_with_demonstrations_clones_them_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import bench_long_tasks
+
+    commands: list[tuple[str, ...]] = []
+
+    def note(*words: str) -> None:
+        commands.append(words)
+        if words[0] == "train.py":
+            (tmp_path / "demonstrations-3").mkdir()
+            (tmp_path / "demonstrations-3" / "summary.json").write_text('{"eval_success_end": 0.5}')
+
+    monkeypatch.setattr(bench_long_tasks, "run_python", note)
+    assert bench_long_tasks.train(tmp_path, "demonstrations", 3, ["max_steps=2"]) == {"eval_success_end": 0.5}
+    clone, run = commands
+    assert clone[:2] == ("-m", "trainers.clone") and f"out={tmp_path}/clone-3" in clone and "seed=3" in clone
+    assert {f"model.path={tmp_path}/clone-3", "optim.learning_rate=1e-4", "max_steps=2"} <= set(run)

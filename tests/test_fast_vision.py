@@ -14,8 +14,13 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import Qwen3VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
 
-from cua_agent.models.fast_vision import packed_attention, use_fast_vision
+from cua_agent.models.fast_vision import bring_grids, packed_attention, use_fast_vision
+from cua_agent.models.loaders import load_policy
 from cua_agent.models.pixels import image_bytes, pixel_values
+from tests.policy_rows import ragged_batch
+from trainers.config import LossConfig
+from trainers.grpo.batching import micro_batches
+from trainers.grpo.forward import score_tokens
 
 SMALL, WIDE, TALL = (64, 64), (32, 96), (128, 64)
 
@@ -142,3 +147,44 @@ def test_a_copy_sees_with_weights_of_its_own(directory: str, processor: Qwen2VLI
             parameter.add_(0.1)
         assert torch.equal(embed(twin.model.visual, processor, [SMALL, SMALL])[0], before)
         assert not torch.equal(embed(model.model.visual, processor, [SMALL, SMALL])[0], before)
+
+
+def test_the_whole_model_scores_as_transformers_own_does(directory: str) -> None:
+    """Placeholders, deeper features and positions, after sampling has asked for them."""
+    scores, gradients = [], []
+    for attention in ("sdpa", "eager"):
+        policy = load_policy(directory, attn_implementation=attention)
+        [micro] = micro_batches(policy, ragged_batch(policy), LossConfig(), 1 << 20)
+        with torch.inference_mode():
+            score_tokens(policy, micro, 1.0)
+        scored = score_tokens(policy, micro, 1.0).logprobs
+        scored.sum().backward()
+        scores.append(scored)
+        gradients.append({n: p.grad for n, p in policy.model.named_parameters() if p.grad is not None})
+    torch.testing.assert_close(scores[0], scores[1], rtol=0, atol=1e-5)
+    assert gradients[0].keys() == gradients[1].keys() and any("deepstack" in name for name in gradients[0])
+    for name, wanted in gradients[1].items():
+        torch.testing.assert_close(gradients[0][name], wanted, rtol=1e-3, atol=1e-4 * float(wanted.abs().max()))
+
+
+def test_frames_and_a_wrong_number_of_placeholders_are_as_transformers_has_them(directory: str) -> None:
+    stock, fast = (Qwen3VLForConditionalGeneration.from_pretrained(directory) for _ in range(2))
+    use_fast_vision(fast)
+    grid = torch.tensor([[2, 4, 4]])
+    assert torch.equal(*(tower.fast_pos_embed_interpolate(grid) for tower in (fast.model.visual, stock.model.visual)))
+    ids = torch.full((1, 3), stock.config.image_token_id)
+    embedded = torch.zeros(1, 3, stock.config.text_config.hidden_size)
+    for model in (stock, fast):
+        with pytest.raises(ValueError, match="features"):
+            model.model.get_placeholder_mask(ids, embedded, image_features=embedded[0, :2])
+
+
+def test_a_tower_that_is_not_fast_is_brought_its_grids(directory: str) -> None:
+    """By name or in order, to where the patches are: here a device that holds nothing."""
+    model = Qwen3VLForConditionalGeneration.from_pretrained(directory)
+    bring_grids(model)
+    tower, seen = model.model.visual, []
+    tower.forward = lambda patches, grid_thw: seen.append((patches.device.type, grid_thw.device.type))
+    patches, grid = torch.zeros(16, 8, device="meta"), torch.tensor([[1, 4, 4]])
+    tower(patches, grid_thw=grid), tower(patches, grid)
+    assert seen == [("meta", "meta")] * 2

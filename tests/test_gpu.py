@@ -253,7 +253,7 @@ def test_no_micro_batch_waits_for_the_one_before(learner: str, offloaded: bool, 
         with closing((PolicyLearner if learner == "legacy" else Phase2Learner)(build_policy(config), config)) as ours:
             batch = ragged_batch(ours._policy)
             ours.update(batch)
-            asked.append(questions(lambda ours=ours, batch=batch: ours.update(batch)))
+            asked.append(synchronisations(lambda ours=ours, batch=batch: ours.update(batch)))
     assert len(asked[0]) == len(asked[1]), "\n".join(asked[1])
 
 
@@ -261,13 +261,13 @@ ONCE = ("areal/utils/data.py", torch.cuda.__file__)
 """AReaL copies all micro-batches to the device before the first; the meter begins."""
 
 
-def questions(work: Callable[[], object]) -> list[str]:
-    """Where this thread waits for the GPU in `work`, `ONCE` left out."""
+def synchronisations(work: Callable[[], object]) -> list[str]:
+    """Where the CPU waits for the GPU in `work`, `ONCE` left out; threads that prepare do not count."""
     asked: list[str] = []
 
     def note(message: Warning | str, _category: object, file: str, line: int, *_: object) -> None:
-        here = threading.current_thread() is threading.main_thread() and not file.endswith(ONCE)
-        if here and "synchronizing" in str(message):
+        beside = threading.current_thread().name.startswith("ThreadPoolExecutor")  # prepares the next micro-batch
+        if not beside and not file.endswith(ONCE) and "synchronizing" in str(message):
             asked.append(f"{file}:{line}")
 
     with warnings.catch_warnings():

@@ -14,7 +14,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from cua_agent.models.architecture import language_model_of
 from cua_agent.models.loaders import load_policy
 from cua_agent.models.lora import LoraSpec
-from cua_agent.models.offloading import _Lane
+from cua_agent.models.offloading import _CopyStream
 from cua_agent.models.policy import PolicyModel
 from tests.policy_rows import ragged_batch
 from tests.tiny_random import build
@@ -111,7 +111,7 @@ def test_the_newest_input_alone_waits_for_the_backward_pass(weights: Path, lora:
     assert held == [LAYERS, 1]
 
 
-class LateLane(_Lane):
+class LateCopies(_CopyStream):
     """A side stream that copies at the last moment: when the compute stream waits for it. What is given up before, and
     what is read before, is seen."""
 
@@ -134,17 +134,17 @@ class LateLane(_Lane):
 
 
 @pytest.fixture
-def lane(monkeypatch: pytest.MonkeyPatch) -> LateLane:
-    lane = LateLane()
-    monkeypatch.setattr("cua_agent.models.offloading._lane", lambda _: lane)
-    return lane
+def copies(monkeypatch: pytest.MonkeyPatch) -> LateCopies:
+    copies = LateCopies()
+    monkeypatch.setattr("cua_agent.models.offloading._copy_stream", lambda _: copies)
+    return copies
 
 
-def test_nothing_is_read_or_given_up_before_it_is_copied(weights: Path, lane: LateLane) -> None:
+def test_nothing_is_read_or_given_up_before_it_is_copied(weights: Path, copies: LateCopies) -> None:
     plain, offloaded = (policy_of(weights, LoraSpec(r=4), offloaded=each) for each in (False, True))
     on_the_way: list[int] = []
     for layer in language_model_of(offloaded.base_model).layers:
-        layer.register_forward_pre_hook(lambda *_: on_the_way.append(len(lane.pending) - lane.done))
+        layer.register_forward_pre_hook(lambda *_: on_the_way.append(len(copies.pending) - copies.done))
     wanted, found = losses_of(plain), losses_of(offloaded)
     assert on_the_way == len(found) * LAYERS * [1]  # what the layer itself was given
     on_the_way.clear()
@@ -155,7 +155,7 @@ def test_nothing_is_read_or_given_up_before_it_is_copied(weights: Path, lane: La
     assert on_the_way == len(found) * [*(LAYERS - 1) * [1], 0]  # what the layer below was given, and nothing below all
 
 
-def test_a_graph_that_is_dropped_takes_its_inputs_along(weights: Path, lane: LateLane) -> None:
+def test_a_graph_that_is_dropped_takes_its_inputs_along(weights: Path, copies: LateCopies) -> None:
     policy = policy_of(weights, None, offloaded=True)
     seen, _ = inputs_seen(policy)
     first, second, *_ = losses_of(policy)
@@ -163,7 +163,7 @@ def test_a_graph_that_is_dropped_takes_its_inputs_along(weights: Path, lane: Lat
     torch.autograd.grad(first, last.mlp.down_proj.weight)  # the layer below is on its way back by now
     del first, second, _
     assert count(seen) == 0
-    assert lane.done == len(lane.pending)
+    assert copies.done == len(copies.pending)
 
 
 def test_what_is_not_trained_is_not_copied(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,8 +3,9 @@
 transformers' Qwen-VL towers attend image by image unless the attention implementation takes packed sequences ("flash"),
 and build position embeddings image by image. Here images of equal size become one batch for PyTorch's scaled dot
 product, through transformers' own extension point, and positions are built once per size. On a CPU an image that is
-there several times (episodes of a group begin on one screen, and screens recur) is computed once. Nor is a GPU asked
-for anything, so that the CPU goes ahead of it, as long as grids are in main memory. The numbers are the same.
+there several times (episodes of a group begin on one screen, and screens recur) is computed once. A GPU is not asked
+for anything, so that the CPU goes ahead of it, where grids are in main memory (FSDP of several processes moves them to
+the card). The numbers are the same.
 """
 
 from __future__ import annotations
@@ -53,12 +54,12 @@ def _once_per_size(embed: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Ten
 
 def _interpolated_positions(tower: Any, grid: Tensor) -> Tensor:
     """The tower's learned positions, between which an image of this `grid` [1, 3] lies: [patches, width]."""
-    [[_, rows, columns]] = grid.tolist()
+    [[frames, rows, columns]] = grid.tolist()
     table = tower.pos_embed.weight
     corners, weights = _bilinear(tower.num_grid_per_side, tower.config.spatial_merge_size, rows, columns, table.device)
     four = tower.pos_embed(corners) * weights.to(table.dtype)[:, :, None]
     positions: Tensor = four[0] + four[1] + four[2] + four[3]
-    return positions
+    return positions.repeat(frames, 1)
 
 
 @lru_cache(maxsize=64)
@@ -75,30 +76,53 @@ def _bilinear(side: int, merge: int, rows: int, columns: int, device: torch.devi
     patches = torch.arange(rows * columns).view(rows // merge, merge, columns // merge, merge)
     order = patches.transpose(1, 2).flatten()
     stacked = (torch.stack([each.flatten() for each in four])[:, order] for four in (corners, weights))
-    indices, shares = (values.to(device, non_blocking=True) for values in stacked)
+    indices, shares = (values.to(device, non_blocking=device.type == "cuda") for values in stacked)
     return indices.long(), shares
 
 
 def _placeholder_masks(
     backbone: Any,
-    input_ids: Tensor,
+    input_ids: Tensor | None,
     inputs_embeds: Tensor,
-    image_features: Tensor | None = None,  # noqa: ARG001 - part of transformers' interface
-    video_features: Tensor | None = None,  # noqa: ARG001
+    image_features: Tensor | None = None,
+    video_features: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Where the features of images and videos go, bool as `inputs_embeds`. transformers counts them here; a row whose
-    placeholders do not match its images has no positions (`PolicyModel.positions` raises)."""
+    """Where the features of images and videos go, bool as `inputs_embeds`. transformers counts them here, which a GPU
+    would have to be waited for; a row whose placeholders do not match its images has no positions there either
+    (`PolicyModel.positions` raises)."""
+    if input_ids is None or not inputs_embeds.is_cuda:
+        stock: tuple[Tensor, Tensor] = type(backbone).get_placeholder_mask(
+            backbone, input_ids, inputs_embeds, image_features, video_features
+        )
+        return stock
     image, video = (
-        (input_ids == token)[..., None].expand_as(inputs_embeds)
+        (input_ids == token)[..., None].expand_as(inputs_embeds).to(inputs_embeds.device)
         for token in (backbone.config.image_token_id, backbone.config.video_token_id)
     )
     return image, video
 
 
 def _add_at(hidden_states: Tensor, places: Tensor, features: Tensor) -> Tensor:
-    """`hidden_states` [B, L, width] with `features` [n, width] added where `places` [B, L] is set."""
-    spread = torch.zeros_like(hidden_states)
-    return hidden_states + spread.masked_scatter(places[..., None].expand_as(spread), features.to(spread.dtype))
+    """`hidden_states` [B, L, width] with `features` [n, width], n > 0, added where `places` [B, L] is set."""
+    places, features = places.to(hidden_states.device), features.to(hidden_states)
+    numbers = (places.flatten().cumsum(0) - 1).clamp(min=0)
+    return torch.where(places[..., None], hidden_states + features[numbers].view_as(hidden_states), hidden_states)
+
+
+def bring_grids(model: Any) -> None:
+    """Let the vision tower of `model`, if it has one that is not fast, take grids in main memory as well: its kernels
+    want them where the patches are."""
+    towers = [module for name, module in model.named_modules() if name.rpartition(".")[2] == "visual"]
+    if not towers or getattr(towers[0].config, "_attn_implementation", None) == PACKED_ATTENTION:
+        return
+
+    def moved(_: Any, given: tuple[Any, ...], options: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        patches = given[0] if given else options["hidden_states"]
+        if "grid_thw" in options:
+            return given, {**options, "grid_thw": options["grid_thw"].to(patches.device)}
+        return (patches, given[1].to(patches.device), *given[2:]), options
+
+    towers[0].register_forward_pre_hook(moved, with_kwargs=True)
 
 
 def _look_once(tower: Any, hidden_states: Tensor, grid_thw: Tensor, **options: Any) -> Any:
@@ -157,14 +181,15 @@ def packed_attention(
     `cu_seq_lens_q` int32 [n + 1] holds the images' boundaries. transformers' `max_length_q` is a tensor on the device,
     which every block would wait for; the longest image is looked up once for all blocks.
     """
-    boundaries, longest = _where(cu_seq_lens_q, query.device)
+    boundaries, longest = _boundaries_on(query.device, cu_seq_lens_q)
     return attend_within(query, key, value, boundaries, longest, causal=False, scaling=scaling), None
 
 
-def _where(boundaries: Tensor, device: torch.device) -> tuple[Tensor, int]:
+def _boundaries_on(device: torch.device, boundaries: Tensor) -> tuple[Tensor, int]:
     """`boundaries`, which every block of the tower is handed in turn, on `device`, and the longest sequence between."""
-    known: tuple[Tensor, int] | None = getattr(boundaries, "known", None)
+    known: tuple[Tensor | None, int] | None = getattr(boundaries, "known", None)
     if known is None:
-        known = boundaries.to(device, non_blocking=True), int(torch.diff(boundaries).max())
-        boundaries.known = known  # type: ignore[attr-defined]
-    return known
+        moved = None if boundaries.device == device else boundaries.to(device, non_blocking=device.type == "cuda")
+        boundaries.known = known = moved, int(torch.diff(boundaries).max())  # type: ignore[attr-defined]
+    moved, longest = known
+    return (boundaries if moved is None else moved), longest

@@ -18,7 +18,7 @@ from cua_agent.models.compiled_layers import allow_compiling, compile_layers
 from cua_agent.models.errors import DeviceMissing, UnsupportedModel
 from cua_agent.models.families import reply_prefix
 from cua_agent.models.fast_norms import use_fast_norms
-from cua_agent.models.fast_vision import use_fast_vision
+from cua_agent.models.fast_vision import bring_grids, use_fast_vision
 from cua_agent.models.fingerprint import fingerprint
 from cua_agent.models.lora import LoraSpec, attach_lora, load_adapter, load_adapter_weights, saved_spec
 from cua_agent.models.offloading import offload_inputs
@@ -127,6 +127,7 @@ def load_policy(
         if loader == "unsloth"
         else _load_with_peft(source, manner, lora, freeze_vision)
     )
+    bring_grids(model)
     special = special_tokens(reader.tokenizer, model.config, getattr(model, "generation_config", None))
     _check_patches(path, reader.image_processor, model.config)
     policy = PolicyModel(

@@ -3,7 +3,8 @@
 Gradient checkpointing keeps the input of every layer, [1, T, width], on the card: 36 x 128 MiB for 16,384 tokens of an
 8B model in bfloat16, however many cards share the model. Here there are those of two layers at a time. It costs as much
 pinned main memory as it saves (each input rounded up to a power of two, by PyTorch, which keeps that memory and hands
-it out again), and a copy each way, made while a layer computes. Nothing is computed that checkpointing would not
+it out again), up to twice as much where the CPU is a micro-batch ahead, and a copy each way, made while a layer
+computes. Nothing is computed that checkpointing would not
 compute, and the numbers are the same.
 """
 
@@ -56,8 +57,8 @@ class _Anchor(torch.autograd.Function):
 class _Restore(torch.autograd.Function):
     @staticmethod
     def forward(_: Any, _anchor: Tensor, kept: _LayerInput) -> Tensor:
-        assert kept.here is not None
-        return kept.here.detach()
+        assert kept.on_device is not None
+        return kept.on_device.detach()
 
     @staticmethod
     def backward(_: Any, *gradients: Tensor) -> tuple[Tensor, None]:
@@ -65,51 +66,50 @@ class _Restore(torch.autograd.Function):
 
 
 class _LayerInput:
-    """The input of one layer: `here`, on the device, until the next layer begins and again while its own is computed
-    again, which happens inside this as a context; else as a copy in main memory only.
+    """The input of one layer: `on_device` until the next layer begins and again while its own is computed again, which
+    happens inside this as a context; else as a copy in main memory only.
 
-    `here` is the compute stream's memory, which the side stream reads or writes. So the compute stream waits until it
-    has `moved` before it reads what came back, and before the memory is given up. (With `record_stream` instead, memory
-    would be free for others only when the GPU has got there, and the CPU, which asks for it, is many layers ahead.)
+    `on_device` is the compute stream's memory, which the side stream reads or writes. So the compute stream waits until
+    it has `moved` before it reads what came back, and before the memory is given up. (With `record_stream` instead,
+    memory would be free for others only when the GPU has got there, and the CPU, which asks for it, is many layers
+    ahead.)
     """
 
-    here: Tensor | None = None
+    on_device: Tensor | None = None
 
     def __init__(self, hidden_states: Tensor) -> None:
-        self._lane = lane = _lane(hidden_states.device)
-        self._below, lane.newest = lane.newest, weakref.ref(self)
-        if (below := self._below()) is not None:
-            below.leave()
-        self._copy = torch.empty(hidden_states.shape, dtype=hidden_states.dtype, pin_memory=lane.stream is not None)
-        here = hidden_states.detach()
-        self._moved = lane.move(here, self._copy)
-        self.here = here
+        self._copies = copies = _copy_stream(hidden_states.device)
+        self._previous, copies.newest = copies.newest, weakref.ref(self)
+        if (previous := self._previous()) is not None:
+            previous.release()
+        self._copy = torch.empty(hidden_states.shape, dtype=hidden_states.dtype, pin_memory=copies.stream is not None)
+        self.on_device = hidden_states.detach()
+        self._moved = copies.move(self.on_device, self._copy)
 
     def __enter__(self) -> None:
-        self.come_back()
-        self._lane.wait(self._moved)
-        if (below := self._below()) is not None:
-            below.come_back()  # the next to be computed again
+        self.fetch()
+        self._copies.wait(self._moved)
+        if (previous := self._previous()) is not None:
+            previous.fetch()  # the next to be computed again
 
     def __exit__(self, *_: object) -> None:
-        self.leave()
+        self.release()
 
-    def come_back(self) -> None:
-        """Begin to, unless it is here."""
-        if self.here is None:
-            here = torch.empty_like(self._copy, device=self._lane.device)
-            self._moved = self._lane.move(self._copy, here)
-            self.here = here
+    def fetch(self) -> None:
+        """Begin to bring it back, unless it is there."""
+        if self.on_device is None:
+            self.on_device = torch.empty_like(self._copy, device=self._copies.device)
+            self._moved = self._copies.move(self._copy, self.on_device)
 
-    def leave(self) -> None:
-        if self.here is not None:
-            self._lane.wait(self._moved)
-            self.here = None
+    def release(self) -> None:
+        if self.on_device is not None:
+            self._copies.wait(self._moved)
+            self.on_device = None
 
-    __del__ = leave  # of a graph that is dropped, what was on its way
+    __del__ = release  # of a graph that is dropped, what was on its way
 
 
-class _Lane:
+class _CopyStream:
     """Between `device` and main memory: on CUDA a stream beside the one that computes, elsewhere plain copies."""
 
     def __init__(self, device: torch.device) -> None:
@@ -123,18 +123,19 @@ class _Lane:
         if self.stream is None:
             target.copy_(source)
             return None
-        self.stream.wait_stream(torch.cuda.current_stream(self.device))
+        self._compute = torch.cuda.current_stream(self.device)
+        self.stream.wait_stream(self._compute)
         with torch.cuda.stream(self.stream):
             target.copy_(source, non_blocking=True)
             moved: torch.cuda.Event = self.stream.record_event()
         return moved
 
     def wait(self, moved: torch.cuda.Event | None) -> None:
-        """Let the compute stream wait, not the CPU."""
+        """Let the compute stream wait, not the CPU, whichever thread drops the last reference."""
         if moved is not None:
-            torch.cuda.current_stream(self.device).wait_event(moved)
+            self._compute.wait_event(moved)
 
 
 @cache
-def _lane(device: torch.device) -> _Lane:
-    return _Lane(device)
+def _copy_stream(device: torch.device) -> _CopyStream:
+    return _CopyStream(device)

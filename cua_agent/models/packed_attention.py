@@ -48,7 +48,9 @@ def takes_packed_rows(model: Any) -> bool:
 def packed_rows(lengths: Sequence[int], device: torch.device) -> dict[str, Any]:
     """The model's arguments that say where sequences of these `lengths` lie in its one row; no mask is built."""
     ends = torch.tensor(lengths).cumsum(0)
-    boundaries = torch.cat([torch.zeros(1, dtype=torch.int64), ends]).int().to(device, non_blocking=True)
+    boundaries = (
+        torch.cat([torch.zeros(1, dtype=torch.int64), ends]).int().to(device, non_blocking=device.type == "cuda")
+    )
     return {
         "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.int64, device=device),  # one of 4 dimensions is left alone
         "cu_seq_lens_q": boundaries,

@@ -14,6 +14,7 @@ def check_combinations(config: TrainConfig) -> None:
     """Raise `ConfigError` on the first combination that cannot work."""
     problems = chain(
         _loader_problems(config),
+        _layer_problems(config),
         _model_problems(config),
         _fork_problems(config),
         _vllm_problems(config),
@@ -62,6 +63,11 @@ def _loader_problems(config: TrainConfig) -> Iterator[str]:
             f"loader.device=mps with backend=areal phase={config.phase}: FSDP trains on CPUs and CUDA devices; set "
             "loader.device=cpu, phase=1 or backend=legacy"
         )
+
+
+def _layer_problems(config: TrainConfig) -> Iterator[str]:
+    """How layers are computed, and what is kept of them."""
+    loader = config.loader
     if loader.offload_activations and not loader.gradient_checkpointing:
         yield (
             "loader.offload_activations=true with loader.gradient_checkpointing=false: it moves what that keeps; set "

@@ -82,6 +82,11 @@ class MicroBatch:
         return self.trained_at // self.input_ids.shape[1]
 
 
+def places_of(mask: Tensor) -> Tensor:
+    """int64 [N]: where `mask`, laid end to end, is set."""
+    return mask.flatten().nonzero()[:, 0]
+
+
 def weigh_rows(batch: Batch, config: LossConfig) -> list[Row]:
     """Attach to every trajectory the coefficient that `config.normalisation` gives its tokens in this batch."""
     trajectories = batch.trajectories
@@ -165,6 +170,6 @@ def collate(policy: PolicyModel, rows: Sequence[Row]) -> MicroBatch:
         image_bytes=image_bytes,
         image_grid_thw=image_grid_thw,
         lengths=tuple(len(t) for t in trajectories),
-        trained_at=loss_mask.flatten().nonzero()[:, 0],
+        trained_at=places_of(loss_mask),
         actions=action_tokens(input_ids, loss_mask, policy.special.call_id),
     )

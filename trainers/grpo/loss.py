@@ -75,16 +75,16 @@ class LossSums:
     has_kl: bool = False
 
     def __add__(self, other: LossSums) -> LossSums:
-        device = other.sums.device
+        device = other.sums.device if self.sums.is_cpu else self.sums.device
         return LossSums(
             self.tokens + other.tokens,
-            self.sums.to(device, non_blocking=True) + other.sums,
-            torch.maximum(self.ratio_max.to(device, non_blocking=True), other.ratio_max),
+            _on(device, self.sums) + _on(device, other.sums),
+            torch.maximum(_on(device, self.ratio_max), _on(device, other.ratio_max)),
             self.has_kl or other.has_kl,
         )
 
     def with_losses(self, loss: Tensor, policy_loss: Tensor) -> LossSums:
-        """The same with a micro-batch's shares of the batch's losses, 0-d."""
+        """The same with a micro-batch's shares of the batch's losses, 0-d: the first two of `_SUMMED`."""
         shares = torch.stack([loss.detach(), policy_loss.detach()]).double()
         return replace(self, sums=torch.cat([shares, self.sums[len(shares) :]]))
 
@@ -121,6 +121,10 @@ class LossSums:
         if of["thoughts"]:
             means["entropy_thought"] = (of["entropy"] - of["action_entropy"]) / of["thoughts"]
         return means
+
+
+def _on(device: torch.device, sums: Tensor) -> Tensor:
+    return sums.to(device, non_blocking=device.type == "cuda")
 
 
 @dataclass(frozen=True)

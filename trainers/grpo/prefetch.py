@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from typing import TypeVar
@@ -12,7 +12,7 @@ import torch
 T = TypeVar("T")
 
 
-def prefetched(makers: Iterable[Callable[[], T]], device: torch.device) -> Iterator[T]:
+def prefetched(makers: Iterable[Callable[[], T]], device: torch.device) -> Generator[T, None, None]:
     """What each of `makers` makes, in order, each made in a thread while the one before is worked on.
 
     On a CUDA `device` makers have a stream of their own: a copy in the stream of the work would come after it, and hold

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
 from functools import partial
 from typing import Any
 
@@ -25,13 +25,14 @@ from cua_agent.models.mrope import mrope_positions
 from cua_agent.models.packed_attention import packed_rows, takes_packed_rows
 from cua_agent.models.policy import PolicyModel
 from trainers.areal.tensors import TensorDict
-from trainers.areal.train.micro_batches import images_ahead, note_places, numbered_images, text_positions
+from trainers.areal.train.micro_batches import Images, images_ahead, note_places, numbered_images, text_positions
 from trainers.areal.train.scoring_head import ScoringHead, at_every_position
 from trainers.config import OptimConfig
 from trainers.distributed.sharded_tensors import clip_gradients, read_into, sharded_like, whole
 from trainers.distributed.torch_process_group import init_default_group
 from trainers.grpo.learner import warmup_factor
 from trainers.grpo.master_weights import MasterWeights
+from trainers.grpo.prefetch import prefetched
 
 PACKED_SAFELY = ("sdpa", "eager")
 """Attention that reads sequence boundaries from positions; flash attention takes AReaL's cu_seqlens."""
@@ -56,6 +57,7 @@ class FSDPPolicyActor(FSDPPPOActor):  # type: ignore[misc]
         self._modules = list(policy.model.modules())
         self._entropy_gradient = entropy_gradient
         self._warmup_steps = optim.warmup_steps * optim.updates_per_batch
+        self._images: Generator[Images | None, None, None] = prefetched([], policy.device)
         self._loaded_in = {name: parameter.dtype for name, parameter in policy.trainable_parameters()}
 
     def initialize(self, addr: str | None, ft_spec: FinetuneSpec, *_: Any, **__: Any) -> None:
@@ -170,15 +172,21 @@ class FSDPPolicyActor(FSDPPPOActor):  # type: ignore[misc]
         inputs |= self._head.ask(inputs["input_ids"], inputs.pop("predicts_at"))
         if self.config.attn_impl not in PACKED_SAFELY:
             return self._with_images(inputs), context
-        plain, visual = text_positions(lengths).to(self.device, non_blocking=True), self.policy.reads_images
-        positions = inputs["position_ids"].long() if visual else plain
-        if takes_packed_rows(self.policy.base_model):
+        visual, packed = self.policy.reads_images, takes_packed_rows(self.policy.base_model)
+        positions = inputs["position_ids"].long() if visual else text_positions(lengths).to(self.device)
+        if packed:
             inputs |= packed_rows(lengths, self.device)
-            inputs["position_ids"] = positions
         else:
             inputs["attention_mask"] = None  # AReaL's says that there is nothing to mask, also between sequences
-            inputs["position_ids"] = torch.cat([plain[None], positions]) if visual else plain
+        if visual and not packed:
+            positions = torch.cat([text_positions(lengths).to(self.device)[None], positions])
+        inputs["position_ids"] = positions
         return self._with_images(inputs), context
+
+    def forward_backward_batch(self, *args: Any, **kwargs: Any) -> None:
+        """AReaL's; nothing of the images is kept beyond it."""
+        with closing(self._images):
+            super().forward_backward_batch(*args, **kwargs)
 
     def _with_images(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """What the model is given: `inputs`, which live as long as the batch, and their images."""

@@ -6,7 +6,7 @@ it is given something again it does nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -15,6 +15,7 @@ from areal.utils.data import MicroBatchList
 from torch import Tensor
 
 from trainers.areal.tensors import TensorDict
+from trainers.grpo.batching import places_of
 from trainers.grpo.prefetch import prefetched
 
 
@@ -27,19 +28,14 @@ class Images(NamedTuple):
 
 
 def note_places(batch: MicroBatchList) -> None:
-    """Add `trained_at` int64 [N], the positions that predict a trained token, to what the loss is given of a
-    micro-batch, and to the forward pass's `predicts_at`, the same, and `lengths` of its sequences, padding included.
-    One place at least to predict at, because every process has to run its head."""
+    """Add `trained_at` int64 [N], where its `loss_mask` is set, to what the loss is given of a micro-batch, and to what
+    the forward pass is given `predicts_at`, the positions before trained tokens, and `lengths` of its sequences,
+    padding included. One place at least to predict at, because every process has to run its head."""
     for own, padded in zip(batch.mbs, batch.padded_mbs or (), strict=True):
         own["trained_at"] = places_of(own["loss_mask"])
         predicts = places_of(padded.pop("predicts"))
         padded["predicts_at"] = predicts if len(predicts) else predicts.new_zeros(1)
         padded["lengths"] = sequence_lengths(padded["cu_seqlens"])
-
-
-def places_of(mask: Tensor) -> Tensor:
-    """int64 [N]: where `mask`, laid end to end, is set."""
-    return mask.reshape(-1).nonzero()[:, 0]
 
 
 def sequence_lengths(cu_seqlens: Tensor) -> tuple[int, ...]:
@@ -66,7 +62,9 @@ def numbered_images(batch: TensorDict) -> tuple[TensorDict, list[Tensor]]:
     return {**batch, "multi_modal_input": numbered}, [row.get("pixel_values") for row in rows]
 
 
-def images_ahead(batch: MicroBatchList, pixels: Sequence[Tensor], device: torch.device) -> Iterator[Images | None]:
+def images_ahead(
+    batch: MicroBatchList, pixels: Sequence[Tensor], device: torch.device
+) -> Generator[Images | None, None, None]:
     """The images of one micro-batch after the other, None where there are none, which reach `device` one micro-batch
     ahead of the work. They are taken out of `batch`, which has numbers of rows for their `pixels`."""
     held = [(padded.pop("pixel_values", None), padded.pop("image_grid_thw", None)) for padded in batch.padded_mbs or ()]
