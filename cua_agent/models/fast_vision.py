@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from cua_agent.models.packed_attention import attend_within
+from cua_agent.models.transfer import sent
 
 PACKED_ATTENTION = "packed_sdpa_flash"  # transformers hands packed sequences to names that contain "flash"
 
@@ -76,7 +77,7 @@ def _bilinear(side: int, merge: int, rows: int, columns: int, device: torch.devi
     patches = torch.arange(rows * columns).view(rows // merge, merge, columns // merge, merge)
     order = patches.transpose(1, 2).flatten()
     stacked = (torch.stack([each.flatten() for each in four])[:, order] for four in (corners, weights))
-    indices, shares = (values.to(device, non_blocking=device.type == "cuda") for values in stacked)
+    indices, shares = (sent(values, device) for values in stacked)
     return indices.long(), shares
 
 
@@ -189,7 +190,7 @@ def _boundaries_on(device: torch.device, boundaries: Tensor) -> tuple[Tensor, in
     """`boundaries`, which every block of the tower is handed in turn, on `device`, and the longest sequence between."""
     known: tuple[Tensor | None, int] | None = getattr(boundaries, "known", None)
     if known is None:
-        moved = None if boundaries.device == device else boundaries.to(device, non_blocking=device.type == "cuda")
+        moved = None if boundaries.device == device else sent(boundaries, device)
         boundaries.known = known = moved, int(torch.diff(boundaries).max())  # type: ignore[attr-defined]
     moved, longest = known
     return (boundaries if moved is None else moved), longest

@@ -4,8 +4,7 @@ Gradient checkpointing keeps the input of every layer, [1, T, width], on the car
 8B model in bfloat16, however many cards share the model. Here there are those of two layers at a time. It costs as much
 pinned main memory as it saves (each input rounded up to a power of two, by PyTorch, which keeps that memory and hands
 it out again), up to twice as much where the CPU is a micro-batch ahead, and a copy each way, made while a layer
-computes. Nothing is computed that checkpointing would not
-compute, and the numbers are the same.
+computes. Nothing is computed that checkpointing would not compute, and the numbers are the same.
 """
 
 from __future__ import annotations

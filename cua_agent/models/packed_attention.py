@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from cua_agent.models.architecture import language_model_of
+from cua_agent.models.transfer import sent
 
 PACKED_SDPA = "packed_sdpa"
 """Stands for "sdpa" in a model's configuration: the same, but for rows with `packed_rows`."""
@@ -48,9 +49,7 @@ def takes_packed_rows(model: Any) -> bool:
 def packed_rows(lengths: Sequence[int], device: torch.device) -> dict[str, Any]:
     """The model's arguments that say where sequences of these `lengths` lie in its one row; no mask is built."""
     ends = torch.tensor(lengths).cumsum(0)
-    boundaries = (
-        torch.cat([torch.zeros(1, dtype=torch.int64), ends]).int().to(device, non_blocking=device.type == "cuda")
-    )
+    boundaries = sent(torch.cat([torch.zeros(1, dtype=torch.int64), ends]).int(), device)
     return {
         "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.int64, device=device),  # one of 4 dimensions is left alone
         "cu_seq_lens_q": boundaries,

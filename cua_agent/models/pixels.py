@@ -20,6 +20,7 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageP
 
 from cua_agent.actions import Coordinates, Space
 from cua_agent.models.families import ImageSizes
+from cua_agent.models.transfer import sent
 
 UINT8_LEVELS = 256
 CHANNELS = 3
@@ -77,7 +78,7 @@ def pixel_values(processor: Any, pixels: Tensor, grids: Tensor) -> Tensor:
     sizes = [count * rows * columns for (_, rows, columns), count in groups]
     parts = zip(torch.split(pixels, sizes), groups, strict=True)
     planes = torch.cat([_patches(processor, part, grid[1:], count) for part, (grid, count) in parts])
-    table = torch.from_numpy(_normalisation_table(processor)).to(pixels.device, non_blocking=pixels.is_cuda)
+    table = sent(torch.from_numpy(_normalisation_table(processor)), pixels.device)
     values = torch.stack([table[channel][planes[:, channel].int()] for channel in range(CHANNELS)], dim=1)
     # A still image: every frame shows the same.
     return values[:, :, None].expand(-1, -1, processor.temporal_patch_size, -1).reshape(len(values), -1)

@@ -14,6 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from cua_agent.models.transfer import sent
 from trainers.config import LossConfig
 from trainers.grpo.kl import ESTIMATORS
 from trainers.grpo.objectives import TokenLosses, token_losses
@@ -78,8 +79,8 @@ class LossSums:
         device = other.sums.device if self.sums.is_cpu else self.sums.device
         return LossSums(
             self.tokens + other.tokens,
-            _on(device, self.sums) + _on(device, other.sums),
-            torch.maximum(_on(device, self.ratio_max), _on(device, other.ratio_max)),
+            sent(self.sums, device) + sent(other.sums, device),
+            torch.maximum(sent(self.ratio_max, device), sent(other.ratio_max, device)),
             self.has_kl or other.has_kl,
         )
 
@@ -121,10 +122,6 @@ class LossSums:
         if of["thoughts"]:
             means["entropy_thought"] = (of["entropy"] - of["action_entropy"]) / of["thoughts"]
         return means
-
-
-def _on(device: torch.device, sums: Tensor) -> Tensor:
-    return sums.to(device, non_blocking=device.type == "cuda")
 
 
 @dataclass(frozen=True)
